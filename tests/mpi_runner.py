@@ -1,0 +1,105 @@
+"""Start ranks of a script under mpiexec from a test, with a hard limit on the time they may take."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a job ended: its exit status, stdout and stderr of all ranks together, timed out or not."""
+
+    status: int
+    output: str
+    timed_out: bool
+
+
+def find_mpiexec() -> str | None:
+    """The mpiexec that belongs to this Python (MPI wheels put it beside it), else PATH's, else None."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("mpiexec")
+
+
+def require_mpi() -> str:
+    """mpiexec's path; skips the calling test when there is no mpi4py or no mpiexec."""
+    if importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("mpi4py is not installed")
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        pytest.skip("no mpiexec beside this Python or on PATH: pip install '.[mpich]'")
+    return mpiexec
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without any rank's variables, with the checkout importable."""
+    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
+    prefixes = ("PMI_", "PMIX_", "OMPI_COMM_", "MPI_LOCAL")
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in dropped and not key.startswith(prefixes)
+    }
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH", "")]))
+    # Ranks outnumber cores in tests: one BLAS thread each, or spinning threads starve the others.
+    env.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    env.update(PRTE_MCA_rmaps_default_mapping_policy=":oversubscribe")
+    env.update(extra or {})
+    return env
+
+
+def run_command(
+    command: Sequence[str], timeout: float = 60.0, env: Mapping[str, str] | None = None
+) -> Finished:
+    """Run `command`; after `timeout` seconds kill its whole process group and say so.
+
+    Output goes to a file and not to a pipe: a pipe that a surviving grandchild holds open would
+    keep us reading after the command itself has ended.
+    """
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=clean_environment(env),
+            start_new_session=True,
+        )
+        timed_out = False
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+        out.seek(0)
+        return Finished(process.returncode, out.read().decode(errors="replace"), timed_out)
+
+
+def run_ranks_of(
+    script: str | os.PathLike[str],
+    n: int,
+    *arguments: str,
+    timeout: float = 60.0,
+    env: Mapping[str, str] | None = None,
+) -> Finished:
+    """Run `n` ranks of a Python script under mpiexec; skips the test where there is no MPI."""
+    command = [require_mpi(), "-n", str(n), sys.executable, os.fspath(script), *arguments]
+    return run_command(command, timeout, env)
