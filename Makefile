@@ -1,0 +1,57 @@
+# What a checkout needs: `make help` lists the targets. Each installs what it needs into $(VENV).
+#   make demo PYTHON=python3.13 ARGS="--steps 300"
+
+PYTHON ?= python3
+VENV ?= .venv
+PARITY_VENV ?= .venv-parity
+TORCH ?= torch==2.13.0
+ARGS ?=
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# A stamp is named after its interpreter: another PYTHON makes another environment.
+STAMP := $(VENV)/.installed-$(notdir $(PYTHON))
+DEV_STAMP := $(VENV)/.dev-$(notdir $(PYTHON))
+PARITY_STAMP := $(PARITY_VENV)/.installed-$(notdir $(PYTHON))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test parity lint bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+demo: $(STAMP) ## train a small GPT on 2 ranks and show what it writes
+	$(VENV)/bin/disttorch-run --nproc-per-node 2 examples/train_gpt.py $(ARGS)
+
+test: $(STAMP) ## run the tests that need neither PyTorch nor a GPU
+	$(VENV)/bin/python -m pytest -m "not parity and not gpu" $(ARGS)
+
+parity: $(PARITY_STAMP) ## compare with PyTorch, in an environment of its own
+	$(PARITY_VENV)/bin/python -m pytest -m parity $(ARGS)
+
+lint: $(DEV_STAMP) ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: $(STAMP) ## measure, and print the figures
+	@for script in benchmarks/[!_]*.py; do \
+		echo "== $$script"; $(VENV)/bin/python $$script $(ARGS) || exit 1; \
+	done
+
+clean: ## remove environments and caches, but no run folder
+	rm -rf $(VENV) $(PARITY_VENV) build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python $(PIP_INSTALL) -e ".[mpich,examples,test]"
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(VENV)/bin/python $(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+$(PARITY_STAMP): pyproject.toml
+	$(PYTHON) -m venv --clear $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python $(PIP_INSTALL) -e ".[mpich,test]" "$(TORCH)"
+	@touch $@
