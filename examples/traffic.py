@@ -1,7 +1,8 @@
 """Bytes that gradient reduction moves, beside the least that any algorithm must move.
 
-Each of n ranks has to send and receive 2 * P * (n - 1) / n bytes to all-reduce P bytes (Patarasu
-and Yuan 2009): a ring does exactly that.
+To all-reduce S bytes, each of n ranks has to send at least 2 S (n-1)/n bytes, which a ring does
+(Patarasuk and Yuan 2009). The least for one step of data-parallel training is that bound for the
+P bytes of all gradients; reducing a gradient twice, or in pieces with padding, shows as more.
 """
 
 from __future__ import annotations
@@ -14,36 +15,44 @@ from disttorch import nn
 
 
 class Traffic:
-    """Counts the bytes per rank of the collectives that run inside :meth:`step`."""
+    """Counts what the all_reduce calls inside :meth:`step` were given."""
 
     def __init__(self) -> None:
-        self.bytes = 0
         self.steps = 0
+        self.calls = 0.0
+        self.bytes = 0.0  # handed over, by this rank
+        self.bound = 0.0  # the least this rank must send for them
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Count what moves inside this block as one step."""
-        before = _bytes_so_far()
+        """Count what is reduced inside this block as one step."""
+        before = _reduced_so_far()
         yield
-        self.bytes += _bytes_so_far() - before
+        after = _reduced_so_far()
         self.steps += 1
+        self.calls += after["calls"] - before["calls"]
+        self.bytes += after["transport_bytes"] - before["transport_bytes"]
+        self.bound += after["lower_bound_bytes"] - before["lower_bound_bytes"]
 
     def bytes_per_step(self) -> float:
-        """Return the mean over the steps so far, in bytes."""
+        """Return the bytes that a rank handed to all_reduce, mean over the steps so far."""
         return self.bytes / max(self.steps, 1)
 
-    def report(self, payload: int, ranks: int) -> str:
-        """Return one line: what moved per step beside the minimum for ``payload`` bytes."""
-        least = 2 * payload * (ranks - 1) / ranks
+    def report(self, gradients: int, ranks: int) -> str:
+        """Return one line: what was reduced per step beside the minimum for ``gradients`` bytes."""
+        steps = max(self.steps, 1)
+        least = 2 * gradients * (ranks - 1) / ranks
         return (
-            f"reduced per step and rank: {self.bytes_per_step() / 1e6:.3f} MB; "
-            f"theoretical minimum 2P(n-1)/n = {least / 1e6:.3f} MB "
-            f"(P = {payload / 1e6:.3f} MB of gradients, n = {ranks})"
+            f"reduced per step: {self.bytes / steps / 1e6:.3f} MB in {self.calls / steps:g} calls, "
+            f"for which a rank must send {self.bound / steps / 1e6:.3f} MB; theoretical minimum "
+            f"2P(n-1)/n = {least / 1e6:.3f} MB (P = {gradients / 1e6:.3f} MB of gradients, "
+            f"n = {ranks})"
         )
 
 
-def _bytes_so_far() -> int:
-    return sum(entry["wire_bytes"] for entry in dist.ledger().values())
+def _reduced_so_far() -> dict[str, float]:
+    nothing = {"calls": 0, "transport_bytes": 0, "lower_bound_bytes": 0.0}
+    return dist.ledger().get("all_reduce", nothing)
 
 
 def gradient_bytes(model: nn.Module) -> int:
