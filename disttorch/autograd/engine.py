@@ -1,0 +1,422 @@
+"""Backward: walk the recorded nodes from newest to oldest, passing gradients along their edges.
+
+Ordinary backward moves raw arrays and builds no graph. With ``create_graph`` the same gradient
+rules run on tensors, and what they do is recorded like any other operation.
+
+A leaf's gradient is finished, and its hooks run, as soon as the last node that feeds it is done,
+while older nodes are still waiting: this is what lets a gradient travel while backward goes on.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from ..backend import namespace_of, ndarray
+from ..tensor import Tensor, current_node, wrap
+from .graph import PackedTensor, bump_version
+from .modes import state
+
+_by_seq = attrgetter("seq")
+
+
+class _Execution:
+    """One backward pass: the pending gradients and what to do with finished ones."""
+
+    def __init__(self, roots, grads, retain_graph, create_graph, inputs, accumulate):
+        self.retain_graph, self.create_graph = retain_graph, create_graph
+        self.ops = tensor_ops() if create_graph else None
+        self.pending: dict = {}  # Node -> gradient (or list of them); ids of leaves -> gradient
+        self.owned: dict = {}  # like pending: whether the gradient is ours to change or keep
+        self.captured: dict = {}  # input index -> gradient, where gradients are returned
+        self.accumulate = accumulate
+        self.nodes, self.waiting = _reachable(roots)
+        self.only = None
+        self.capture_nodes: dict = {}
+        self.capture_leaves: dict = {}
+        if inputs is not None:
+            self._restrict_to(inputs)
+        for (target, nr), g in zip(roots, grads):
+            self._add(target, nr, g, False)
+            if isinstance(target, Tensor):
+                self.waiting[id(target)][1] -= 1
+
+    # ------------------------------------------------------------- set-up
+    def _restrict_to(self, inputs):
+        """Keep to nodes on a path to ``inputs``; note where their gradients are taken off."""
+        for index, t in enumerate(inputs):
+            node = current_node(t)
+            if node is None:
+                self.capture_leaves.setdefault(id(t), []).append(index)
+            else:
+                self.capture_nodes.setdefault(node, []).append((t._out_nr, index))
+        needed = set()
+        for node in reversed(self.nodes):  # oldest first: the inputs of a node come before it
+            if node in self.capture_nodes:
+                needed.add(node)
+                continue
+            for target, _ in node.edges:
+                if target in needed if not isinstance(target, Tensor) else (
+                    id(target) in self.capture_leaves
+                ):
+                    needed.add(node)
+                    break
+        self.only = needed
+
+    # ------------------------------------------------------------- the walk
+    def run(self):
+        for leaf, count in list(self.waiting.values()):
+            if count == 0:
+                self._finish_leaf(leaf)
+        for node in self.nodes:
+            g = self.pending.pop(node, None)
+            if self.only is not None and node not in self.only:
+                self._skip(node)
+            elif g is None:
+                self._skip(node)
+            else:
+                self._step(node, g)
+        return self.captured
+
+    def _skip(self, node):
+        for target, _ in node.edges:
+            self._leaf_done(target)
+
+    def _step(self, node, g):
+        owned = self.owned.pop(node, False)
+        if node.metas is not None:
+            g = tuple(g)
+        if node.pre_hooks or node.hooks or node.retain or node in self.capture_nodes:
+            g = self._at_output(node, g)
+            owned = False
+            if node in self.capture_nodes and self.only is not None:
+                if not any(self._leads_on(target) for target, _ in node.edges):
+                    self._skip(node)
+                    return
+        F = self.ops or raw_ops(g if node.metas is None else next(x for x in g if x is not None))
+        grads = self._call(node, g, F)
+        if node.post_hooks:
+            grads = self._after(node, g, grads)
+        edges = node.edges
+        if not self.retain_graph:
+            node.release()
+        for (target, nr), d in zip(edges, grads):
+            if d is not None:
+                # An array made by the rule is ours; one handed through, a view or shared is not
+                fresh = d is not g or owned and len(grads) == 1
+                self._add(target, nr, d, fresh and self._is_fresh(d, grads))
+            self._leaf_done(target)
+
+    def _call(self, node, g, F):
+        try:
+            if self.create_graph:
+                return node.backward(g, F)
+            previous, state.enabled = state.enabled, False
+            try:
+                grads = node.backward(g, F)
+            finally:
+                state.enabled = previous
+        except Exception as error:
+            if node.trace:
+                error.add_note(f"in the backward of {node.name()}, whose forward was:\n{node.trace}")
+            raise
+        if state.anomaly and state.check_nan:
+            _check_nan(node, grads)
+        return grads
+
+    @staticmethod
+    def _is_fresh(d, grads) -> bool:
+        if d.__class__ is not ndarray:
+            return False
+        return d.base is None and (len(grads) == 1 or sum(x is d for x in grads) == 1)
+
+    def _leads_on(self, target) -> bool:
+        if isinstance(target, Tensor):
+            return id(target) in self.capture_leaves
+        return target in self.only
+
+    # ------------------------------------------------------------- gradients on their way
+    def _add(self, target, nr, d, fresh):
+        """Add gradient ``d`` to what output ``nr`` of ``target`` has received so far."""
+        if isinstance(target, Tensor):
+            shape, dtype = target._data.shape, target._data.dtype
+            key = id(target)
+        else:
+            metas = target.metas
+            if metas is None:
+                shape, dtype = target.shape, target.dtype
+            else:
+                shape, dtype = metas[nr]
+            key = target
+        if self.create_graph:
+            if d._data.shape != shape or d._data.dtype != dtype:
+                d = self.ops.fit_gradient(d, shape, dtype)
+        elif d.__class__ is not ndarray or d.shape != shape or d.dtype != dtype:
+            d, fresh = _fit_array(d, shape, dtype), False
+        pending = self.pending
+        if key is not target or metas is None:
+            before = pending.get(key)
+            if before is None:
+                pending[key], self.owned[key] = d, fresh
+            else:
+                pending[key] = self._sum(before, d, self.owned[key])
+                self.owned[key] = not self.create_graph
+        else:
+            slots = pending.get(key)
+            if slots is None:
+                slots = pending[key] = [None] * len(metas)
+            slots[nr] = d if slots[nr] is None else self._sum(slots[nr], d, False)
+
+    def _sum(self, a, b, may_change_a):
+        if self.create_graph:
+            return self.ops.add(a, b)
+        if may_change_a:
+            a += b
+            return a
+        if a.dtype.itemsize == 2:
+            return raw_ops(a).add(a, b)
+        return _as_array(a + b, a)
+
+    def _leaf_done(self, target):
+        """One of the edges into a leaf is done; after the last its gradient is whole."""
+        if isinstance(target, Tensor):
+            entry = self.waiting[id(target)]
+            entry[1] -= 1
+            if entry[1] == 0:
+                self._finish_leaf(target)
+
+    def _finish_leaf(self, leaf):
+        g = self.pending.pop(id(leaf), None)
+        if g is None:
+            return
+        owned = self.owned.pop(id(leaf), False)
+        if leaf._hooks:
+            g, owned = self._run_hooks(leaf._hooks, g), False
+        for index in self.capture_leaves.get(id(leaf), ()):
+            self.captured[index] = self._as_tensor(g)
+        if self.accumulate and (not self.capture_leaves and not self.capture_nodes
+                                or id(leaf) in self.capture_leaves):
+            self._accumulate(leaf, g, owned)
+
+    def _accumulate(self, leaf, g, owned):
+        grad = leaf._grad
+        if self.create_graph:
+            leaf._grad = g if grad is None else self.ops.add(grad, g)
+        elif grad is None:
+            if not owned or not g.flags.c_contiguous:
+                # Someone else holds this memory, and optimizers change gradients in place
+                g = namespace_of(g).array(g, copy=True, order="C")
+            leaf._grad = wrap(g)
+        elif grad._data.flags.writeable:
+            xp = namespace_of(g)
+            xp.add(grad._data, g, out=grad._data)
+            bump_version(grad)
+        else:
+            leaf._grad = wrap(grad._data + g)
+        if leaf._acc_hooks:
+            previous, state.enabled = state.enabled, self.create_graph
+            try:
+                for hook in list(leaf._acc_hooks.values()):
+                    hook(leaf)
+            finally:
+                state.enabled = previous
+
+    # ------------------------------------------------------------- hooks
+    def _as_tensor(self, g) -> Tensor:
+        return g if self.create_graph else wrap(g)
+
+    def _run_hooks(self, hooks, g):
+        """Tensor hooks, in order of registration; one that returns a tensor replaces the gradient."""
+        t = self._as_tensor(g)
+        previous, state.enabled = state.enabled, self.create_graph
+        try:
+            for hook in list(hooks.values()):
+                result = hook(t)
+                if result is not None:
+                    if not isinstance(result, Tensor):
+                        raise TypeError(
+                            f"hook returned {type(result).__name__}; expected a Tensor or None"
+                        )
+                    if result._data.shape != t._data.shape:
+                        raise RuntimeError(
+                            f"hook has changed the size of value: {list(t._data.shape)} to "
+                            f"{list(result._data.shape)}"
+                        )
+                    t = result
+        finally:
+            state.enabled = previous
+        return t if self.create_graph else t._data
+
+    def _at_output(self, node, g):
+        """Everything that looks at the gradient of a node's outputs before the node runs."""
+        grads = [g] if node.metas is None else list(g)
+        if node.hooks:
+            for nr, hooks in node.hooks.items():
+                if grads[nr] is not None:
+                    grads[nr] = self._run_hooks(hooks, grads[nr])
+        if node.retain:
+            for nr, ref in node.retain.items():
+                t = ref()
+                if t is not None and grads[nr] is not None:
+                    t._grad = self._as_tensor(
+                        grads[nr] if self.create_graph else grads[nr].copy()
+                    ) if t._grad is None else self._as_tensor(self._sum(
+                        t._grad if self.create_graph else t._grad._data, grads[nr], False))
+        if node.pre_hooks:
+            tensors = tuple(None if x is None else self._as_tensor(x) for x in grads)
+            for hook in list(node.pre_hooks.values()):
+                result = hook(tensors)
+                if result is not None:
+                    tensors = result if isinstance(result, tuple) else (result,)
+            grads = [None if x is None else (x if self.create_graph else x._data) for x in tensors]
+        for nr, index in self.capture_nodes.get(node, ()):
+            if grads[nr] is not None:
+                self.captured[index] = self._as_tensor(grads[nr])
+                if self.accumulate:
+                    self._keep_on(index, grads[nr])
+        return grads[0] if node.metas is None else tuple(grads)
+
+    def _keep_on(self, index, g):
+        t = self.input_tensors[index]
+        g = self._as_tensor(g if self.create_graph else g.copy())
+        t._grad = g if t._grad is None else self._as_tensor(
+            self._sum(t._grad if self.create_graph else t._grad._data,
+                      g if self.create_graph else g._data, False))
+
+    input_tensors: tuple = ()
+
+    def _after(self, node, g, grads):
+        outs = (g,) if node.metas is None else g
+        ins = tuple(None if d is None else self._as_tensor(d) for d in grads)
+        outs = tuple(None if d is None else self._as_tensor(d) for d in outs)
+        for hook in list(node.post_hooks.values()):
+            result = hook(ins, outs)
+            if result is not None:
+                ins = result if isinstance(result, tuple) else (result,)
+        return tuple(None if d is None else (d if self.create_graph else d._data) for d in ins)
+
+
+def _reachable(roots):
+    """(nodes newest first, ``{id(leaf): [leaf, edges that lead to it]}``)."""
+    nodes, leaves, stack = set(), {}, []
+    for target, _ in roots:
+        if isinstance(target, Tensor):
+            leaves.setdefault(id(target), [target, 0])[1] += 1
+        elif target not in nodes:
+            nodes.add(target)
+            stack.append(target)
+    while stack:
+        for target, _ in stack.pop().edges:
+            if isinstance(target, Tensor):
+                entry = leaves.get(id(target))
+                if entry is None:
+                    leaves[id(target)] = [target, 1]
+                else:
+                    entry[1] += 1
+            elif target not in nodes:
+                nodes.add(target)
+                stack.append(target)
+    return sorted(nodes, key=_by_seq, reverse=True), leaves
+
+
+def _as_array(value, like):
+    return value if value.__class__ is like.__class__ else namespace_of(like).asarray(value)
+
+
+def _fit_array(d, shape, dtype):
+    """Undo broadcasting by summing; a real value takes the real part of a complex gradient."""
+    xp = namespace_of(d)
+    d = xp.asarray(d)
+    if d.shape != shape:
+        d = xp.sum_rows_to(d, shape)
+    if d.dtype != dtype:
+        if d.dtype.kind == "c" and dtype.kind != "c":
+            d = d.real
+        d = d.astype(dtype)
+    return d
+
+
+def _check_nan(node, grads):
+    for i, d in enumerate(grads):
+        if d is not None:
+            a = d._data if isinstance(d, Tensor) else d
+            if namespace_of(a).isnan(a).any():
+                raise RuntimeError(
+                    f"Function '{node.name()}' returned nan values in its {i}th output."
+                    + (f" Its forward was:\n{node.trace}" if node.trace else "")
+                )
+
+
+def _root_gradient(t: Tensor, g, create_graph):
+    if g is None:
+        if t._data.size != 1:
+            raise RuntimeError(
+                "grad can be implicitly created only for scalar outputs "
+                f"(this one has shape {list(t._data.shape)})"
+            )
+        return wrap(namespace_of(t._data).ones_like(t._data))
+    if not isinstance(g, Tensor):
+        raise TypeError(f"gradients can be either Tensors or None, but got {type(g).__name__}")
+    if g._data.shape != t._data.shape:
+        raise RuntimeError(
+            f"Mismatch in shape: grad_output[0] has a shape of {g.shape} and output[0] has a "
+            f"shape of {t.shape}."
+        )
+    return g
+
+
+def run_backward(
+    tensors, grad_tensors, retain_graph, create_graph, inputs=None, accumulate=True
+) -> dict:
+    """Propagate gradients from ``tensors`` down the graph.
+
+    Args:
+        tensors: where to start; each must require grad.
+        grad_tensors: their gradients, or None for scalars (1).
+        retain_graph: keep saved values for another backward.
+        create_graph: record the gradient computation itself.
+        inputs: stop at these tensors; None means all leaves.
+        accumulate: add to ``.grad``; otherwise return the gradients of ``inputs``.
+
+    Returns:
+        ``{index in inputs: gradient}``, for those reached.
+    """
+    roots, grads = [], []
+    for i, (t, g) in enumerate(zip(tensors, grad_tensors)):
+        if not t.requires_grad:
+            raise RuntimeError(
+                f"element {i} of tensors does not require grad and does not have a grad_fn"
+            )
+        g = _root_gradient(t, g, create_graph)
+        node = current_node(t)
+        roots.append((t, 0) if node is None else (node, t._out_nr))
+        grads.append(g if create_graph else g._data)
+    execution = _Execution(roots, grads, retain_graph, create_graph, inputs, accumulate)
+    if inputs is not None:
+        execution.input_tensors = inputs
+    if not create_graph:
+        return execution.run()
+    previous, state.enabled = state.enabled, True
+    try:
+        return execution.run()
+    finally:
+        state.enabled = previous
+
+
+# ops sits above autograd and registers its two faces here: the operations on tensors, and for a
+# given array the same operations on raw arrays.
+_providers: dict = {}
+
+
+def register_ops(tensor_namespace, raw_for_array) -> None:
+    _providers["tensor"], _providers["raw"] = tensor_namespace, raw_for_array
+
+
+def tensor_ops():
+    return _providers["tensor"]
+
+
+def raw_ops(array):
+    return _providers["raw"](array)
+
+
+__all__ = ["PackedTensor", "raw_ops", "register_ops", "run_backward", "tensor_ops"]

@@ -1,0 +1,95 @@
+"""Random bits on the CPU: a Philox counter generator whose whole state is one small byte array.
+
+Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) makes its stream
+from a key and a counter, so a state is a few integers and streams with different keys never meet.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+
+_FIELDS = 4 + 2 + 4 + 3  # counter, key, buffer, (position, has_uint32, uinteger)
+
+
+class Generator:
+    """A stream of random numbers on the CPU.
+
+    Args:
+        seed: any integer; equal seeds give equal streams on every machine.
+    """
+
+    def __init__(self, seed: int):
+        self.manual_seed(seed)
+
+    def manual_seed(self, seed: int) -> None:
+        self.initial_seed = int(seed)
+        self._bits = np.random.Philox(key=self.initial_seed % (1 << 64))
+        self.numpy = np.random.Generator(self._bits)
+
+    def seed(self) -> int:
+        """Reseed from the system's entropy; returns the new seed."""
+        self.manual_seed(secrets.randbits(63))
+        return self.initial_seed
+
+    def get_state(self) -> np.ndarray:
+        """The state as uint8 ``[112]``: 13 words of the stream, then the initial seed."""
+        s = self._bits.state
+        words = [*s["state"]["counter"], *s["state"]["key"], *s["buffer"]]
+        words += [s["buffer_pos"], s["has_uint32"], s["uinteger"], self.initial_seed % (1 << 64)]
+        return np.array([int(w) for w in words], dtype=np.uint64).view(np.uint8).copy()
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Continue from a state that ``get_state`` returned.
+
+        Raises:
+            RuntimeError: if the array is not such a state.
+        """
+        if state.dtype != np.uint8 or state.size != 8 * (_FIELDS + 1):
+            raise RuntimeError(
+                f"RNG state must be a uint8 tensor of {8 * (_FIELDS + 1)} bytes, "
+                f"got {state.dtype} of {state.size}"
+            )
+        words = np.ascontiguousarray(state).view(np.uint64)
+        self.manual_seed(int(words[13]))
+        self._bits.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": words[:4].copy(), "key": words[4:6].copy()},
+            "buffer": words[6:10].copy(),
+            "buffer_pos": int(words[10]),
+            "has_uint32": int(words[11]),
+            "uinteger": int(words[12]),
+        }
+
+    def random(self, shape, dtype):
+        """Uniform on [0, 1): float64 or float32."""
+        return self.numpy.random(shape, dtype=dtype)
+
+    def standard_normal(self, shape, dtype):
+        return self.numpy.standard_normal(shape, dtype=dtype)
+
+    def standard_exponential(self, shape, dtype):
+        return self.numpy.standard_exponential(shape, dtype=dtype)
+
+    def integers(self, low: int, high: int, shape):
+        """int64 uniform on [low, high)."""
+        return self.numpy.integers(low, high, shape)
+
+    def permutation(self, n: int):
+        return self.numpy.permutation(n)
+
+    def bernoulli_mask(self, keep: float, shape):
+        """Boolean, True with probability ``keep``, from 16 random bits an element.
+
+        The probability is exact to 2**-16; four elements share one 64-bit draw, which makes a
+        dropout mask several times cheaper than comparing uniform floats.
+        """
+        n = 1
+        for s in shape:
+            n *= s
+        bits = self._bits.random_raw((n + 3) // 4).view(np.uint16)[:n]
+        threshold = round(keep * 65536)
+        if threshold >= 65536:
+            return np.ones(shape, np.bool_)
+        return (bits < threshold).reshape(shape)

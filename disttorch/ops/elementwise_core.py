@@ -1,0 +1,241 @@
+"""Calls of elementwise ops: broadcasting, type promotion, Python numbers, and a short fast path.
+
+Two tensors of the same float type, or one and a Python number, are by far the most frequent call,
+and the arithmetic of a small tensor costs less than looking at its arguments. ``BinaryOp`` therefore
+checks for exactly that case first and leaves everything else to the general path.
+"""
+
+from __future__ import annotations
+
+
+
+from ..autograd.modes import state
+from ..backend import CPU, dtypes, namespace_of, ndarray
+from ..tensor import Tensor
+from .core import (
+    F32,
+    F64,
+    REGISTRY,
+    Op,
+    Plan,
+    _asarray,
+    _new,
+    argument_error,
+    device_error,
+    make_node,
+    write_out,
+)
+
+FAST = (F32, F64)
+
+
+class ElementwiseOp(Op):
+    """An op on broadcast elements.
+
+    Args:
+        kind: "same" computes in the promoted type; "float" takes integers to the default float
+            type first; "compare" gives bool from the promoted type.
+        free: operands that broadcast but take no part in promotion (a condition).
+    """
+
+    def __init__(self, forward, *, kind="same", refuses_bool=None, free=(), **options):
+        self.kind, self.refuses_bool = kind, refuses_bool
+        super().__init__(forward, **options)
+        self.free = frozenset(self.params.index(n) for n in free)
+
+    def apply(self, args):
+        raw, tensors, numbers = list(args), [], []
+        for i in self.slots:
+            t = raw[i]
+            if isinstance(t, Tensor):
+                tensors.append(i)
+                raw[i] = t._data
+            elif t is None and i in self.optional:
+                continue
+            elif isinstance(t, (int, float, complex)):
+                numbers.append(i)
+            elif isinstance(t, CPU.generic):  # a NumPy scalar counts as a Python number
+                raw[i] = t.item()
+                numbers.append(i)
+            else:
+                raise argument_error(self, i, t)
+        if not tensors:
+            raise argument_error(self, self.slots[0], args[self.slots[0]])
+        first = raw[tensors[0]]
+        for i in tensors:
+            if raw[i].__class__ is not first.__class__:
+                raw[i] = self._same_device(first, raw, i, tensors)
+        xp = CPU if first.__class__ is ndarray else namespace_of(first)
+        promoted = [i for i in tensors if i not in self.free]
+        dtype = dtypes.result_type([raw[i] for i in promoted], [raw[i] for i in numbers])
+        if self.kind == "float" and dtype.category < dtypes.FLOAT:
+            dtype = dtypes.get_default_dtype()
+        if dtype is dtypes.bool and self.refuses_bool:
+            raise RuntimeError(self.refuses_bool)
+        args = self._cast(xp, args, raw, promoted, numbers, dtype)
+        mask = 0
+        for i in tensors:
+            t = args[i]
+            if t._rg or (t._base is not None and t._base._rg):
+                mask |= 1 << i
+        try:
+            out = self._forward(xp, raw)
+        except ValueError as error:
+            raise broadcast_error([raw[i] for i in tensors], error) from None
+        aux = None
+        if self.aux:
+            out, aux = out
+        return self.finish(xp, args, mask, out, aux)
+
+    def _same_device(self, first, raw, i, tensors):
+        """A 0-dim CPU tensor may meet a GPU tensor; any other mix is an error."""
+        if raw[i].ndim == 0 and namespace_of(raw[i]) is CPU:
+            return namespace_of(first).asarray(raw[i])
+        raise device_error(self.name, first, raw[i])
+
+    def _cast(self, xp, args, raw, tensors, numbers, dtype):
+        """Bring all operands to the computing type, recorded where gradients flow through."""
+        args = list(args)
+        for i in tensors:
+            if raw[i].dtype != dtype.np:
+                if (args[i]._rg or args[i]._base is not None) and state.enabled:
+                    args[i] = REGISTRY["to_dtype"].apply((args[i], dtype))
+                    raw[i] = args[i]._data
+                else:
+                    raw[i] = raw[i].astype(dtype.np)
+        for i in numbers:
+            if dtype.category <= dtypes.INT:
+                # wraps around like PyTorch instead of NumPy's OverflowError
+                raw[i] = xp.asarray(raw[i]).astype(dtype.np)
+        return tuple(args)
+
+
+class BinaryOp(ElementwiseOp):
+    """An elementwise op of two operands, with a short path for the frequent case."""
+
+    def __init__(self, forward, *, ufunc=None, **options):
+        self.ufunc = ufunc
+        super().__init__(forward, tensors=("input", "other"), **options)
+
+    def _make_call(self):
+        apply, function = self.apply, getattr(CPU, self.ufunc) if self.ufunc else None
+        plans, rules_at = self.plans, self
+
+        def call(input, other, *, out=None):
+            if input.__class__ is not Tensor and not isinstance(input, Tensor):
+                result = apply((input, other))
+                return result if out is None else write_out(result, out, self.name)
+            a = input._data
+            dtype = a.dtype
+            if other.__class__ is Tensor or isinstance(other, Tensor):
+                b = other._data
+                if (
+                    b.dtype is not dtype or dtype not in FAST or out is not None
+                    or a.__class__ is not ndarray or b.__class__ is not ndarray
+                ):
+                    result = apply((input, other))
+                    return result if out is None else write_out(result, out, self.name)
+                mask = 2 if other._rg or other._base is not None and other._base._rg else 0
+            elif (
+                (other.__class__ is float or other.__class__ is int)
+                and (dtype is F32 or dtype is F64) and out is None and a.__class__ is ndarray
+            ):
+                b, mask = other, 0
+            else:
+                result = apply((input, other))
+                return result if out is None else write_out(result, out, self.name)
+            if function is None or state.inference:
+                return apply((input, other))
+            try:
+                r = function(a, b)
+            except ValueError as error:
+                raise broadcast_error([a, b], error) from None
+            if r.__class__ is not ndarray:
+                r = _asarray(r)
+            result = _new(Tensor)
+            result._data = r
+            if input._rg or input._base is not None and input._base._rg:
+                mask |= 1
+            if mask and state.enabled and rules_at.rule_slots:
+                plan = plans.get(mask)
+                if plan is None:
+                    plan = plans[mask] = Plan(rules_at, mask)
+                result._node = make_node(plan, (input, other), result, r, None)
+                result._rg = True
+            return result
+
+        return call
+
+
+def broadcast_error(arrays, error):
+    """PyTorch's words for shapes that do not broadcast; other errors pass through."""
+    shapes = [a.shape for a in arrays if hasattr(a, "shape")]
+    width = max((len(s) for s in shapes), default=0)
+    for k in range(1, width + 1):
+        sizes = [s[-k] for s in shapes if len(s) >= k and s[-k] != 1]
+        if len(set(sizes)) > 1:
+            a, b = [s[-k] if len(s) >= k else 1 for s in shapes[:2]] if len(shapes) == 2 else sizes[:2]
+            return RuntimeError(
+                f"The size of tensor a ({a}) must match the size of tensor b ({b}) at "
+                f"non-singleton dimension {width - k}"
+            )
+    return error
+
+
+class UnaryOp(ElementwiseOp):
+    """An elementwise op of one operand without parameters."""
+
+    def __init__(self, forward, *, ufunc=None, **options):
+        self.ufunc = ufunc
+        super().__init__(forward, tensors=("input",), **options)
+
+    def _make_call(self):
+        apply, name = self.apply, self.name
+        function = getattr(CPU, self.ufunc) if self.ufunc else None
+        owner, plans = self, self.plans
+
+        def call(input, *, out=None):
+            if out is not None:
+                return write_out(apply((input,)), out, name)
+            if function is None or not isinstance(input, Tensor) or state.inference:
+                return apply((input,))
+            a = input._data
+            if a.__class__ is not ndarray or a.dtype not in FAST:
+                return apply((input,))
+            r = function(a)
+            if r.__class__ is not ndarray:
+                r = _asarray(r)
+            result = _new(Tensor)
+            result._data = r
+            if (input._rg or input._base is not None and input._base._rg) and state.enabled:
+                if owner.rule_slots:
+                    plan = plans.get(1)
+                    if plan is None:
+                        plan = plans[1] = Plan(owner, 1)
+                    result._node = make_node(plan, (input,), result, r, None)
+                    result._rg = True
+            return result
+
+        return call
+
+
+def elementwise(tensors=("input",), **options):
+    """Decorator that registers an elementwise op with parameters or several operands."""
+
+    def register(forward):
+        return ElementwiseOp(forward, tensors=tensors, **options)
+
+    return register
+
+
+def unary(**options):
+    """Decorator that registers an elementwise op of one operand."""
+    return lambda forward: UnaryOp(forward, **options)
+
+
+def binary(**options):
+    """Decorator that registers an elementwise op of ``input`` and ``other``."""
+    return lambda forward: BinaryOp(forward, **options)
+
+
+__all__ = ["BinaryOp", "ElementwiseOp", "UnaryOp", "binary", "broadcast_error", "elementwise", "unary"]

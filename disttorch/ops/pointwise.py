@@ -1,0 +1,209 @@
+"""Pointwise functions: exponentials, trigonometry, and the activations they build."""
+
+from __future__ import annotations
+
+from .elementwise_core import elementwise, unary
+from .samples import case, unary_cases
+
+
+def _function(name, ufunc, rule, doc, low=-2.0, high=2.0, avoid=(), **options):
+    """Register a NumPy ufunc with its gradient rule."""
+
+    def forward(xp, input):
+        return getattr(xp, ufunc)(input)
+
+    forward.__name__, forward.__doc__ = name, doc
+    made = unary(ufunc=ufunc, kind="float", inplace=True,
+                 samples=unary_cases(low, high, avoid), **options)(forward)  # fmt: skip
+    made.grad("input")(rule)
+    return made
+
+
+exp = _function("exp", "exp", lambda F, g, out: g * F.conj(out), "e to the power input.")
+exp2 = _function("exp2", "exp2", lambda F, g, out: g * F.conj(out) * 0.6931471805599453,
+                 "2 to the power input.")  # fmt: skip
+expm1 = _function("expm1", "expm1", lambda F, g, out: g * F.conj(out + 1),
+                  "exp(input) − 1, exact near 0.")  # fmt: skip
+log = _function("log", "log", lambda F, g, input: g / F.conj(input), "Natural logarithm.", 0.2)
+log2 = _function("log2", "log2", lambda F, g, input: g / F.conj(input * 0.6931471805599453),
+                 "Logarithm to base 2.", 0.2)  # fmt: skip
+log10 = _function("log10", "log10", lambda F, g, input: g / F.conj(input * 2.302585092994046),
+                  "Logarithm to base 10.", 0.2)  # fmt: skip
+log1p = _function("log1p", "log1p", lambda F, g, input: g / F.conj(input + 1),
+                  "log(1 + input), exact near 0.", -0.5)  # fmt: skip
+sqrt = _function("sqrt", "sqrt", lambda F, g, out: g / F.conj(out * 2), "Square root.", 0.2)
+sin = _function("sin", "sin", lambda F, g, input: g * F.conj(F.cos(input)), "Sine.")
+cos = _function("cos", "cos", lambda F, g, input: -g * F.conj(F.sin(input)), "Cosine.")
+tan = _function("tan", "tan", lambda F, g, out: g * F.conj(out * out + 1), "Tangent.", -1.0, 1.0)
+asin = _function("asin", "arcsin", lambda F, g, input: g * F.conj(F.rsqrt(1 - input * input)),
+                 "Inverse sine.", -0.9, 0.9)  # fmt: skip
+acos = _function("acos", "arccos", lambda F, g, input: -g * F.conj(F.rsqrt(1 - input * input)),
+                 "Inverse cosine.", -0.9, 0.9)  # fmt: skip
+atan = _function("atan", "arctan", lambda F, g, input: g / F.conj(input * input + 1),
+                 "Inverse tangent.")  # fmt: skip
+sinh = _function("sinh", "sinh", lambda F, g, input: g * F.conj(F.cosh(input)), "Hyperbolic sine.")
+cosh = _function("cosh", "cosh", lambda F, g, input: g * F.conj(F.sinh(input)),
+                 "Hyperbolic cosine.")  # fmt: skip
+tanh = _function("tanh", "tanh", lambda F, g, out: g * F.conj(1 - out * out), "Hyperbolic tangent.")
+asinh = _function("asinh", "arcsinh", lambda F, g, input: g * F.conj(F.rsqrt(input * input + 1)),
+                  "Inverse hyperbolic sine.")  # fmt: skip
+acosh = _function("acosh", "arccosh", lambda F, g, input: g * F.conj(F.rsqrt(input * input - 1)),
+                  "Inverse hyperbolic cosine.", 1.3, 3.0)  # fmt: skip
+atanh = _function("atanh", "arctanh", lambda F, g, input: g / F.conj(1 - input * input),
+                  "Inverse hyperbolic tangent.", -0.9, 0.9)  # fmt: skip
+
+
+@unary(kind="float", inplace=True, samples=unary_cases(0.2, 3.0))
+def rsqrt(xp, input):
+    """1 / sqrt(input)."""
+    return 1 / xp.sqrt(input)
+
+
+@rsqrt.grad("input")
+def _(F, g, out):
+    return g * F.conj(out * out * out * -0.5)
+
+
+@unary(kind="float", inplace=True, samples=unary_cases())
+def erf(xp, input):
+    """The error function."""
+    return xp.erf(input)
+
+
+@erf.grad("input")
+def _(F, g, input):
+    return g * (F.exp(-(input * input)) * 1.1283791670955126)
+
+
+@unary(kind="float", inplace=True, samples=unary_cases(-4, 4))
+def sigmoid(xp, input):
+    """1 / (1 + exp(−input)), without overflow."""
+    if input.dtype.kind == "c":
+        return 1 / (1 + xp.exp(-input))
+    out = xp.tanh(input * input.dtype.type(0.5))
+    return out * input.dtype.type(0.5) + input.dtype.type(0.5)
+
+
+@sigmoid.grad("input")
+def _(F, g, out):
+    return g * F.conj(out * (1 - out))
+
+
+@unary(kind="float", samples=unary_cases(-4, 4))
+def log_sigmoid(xp, input):
+    """log(sigmoid(input)) = min(input, 0) − log1p(exp(−|input|))."""
+    return xp.minimum(input, 0) - xp.log1p(xp.exp(-xp.absolute(input)))
+
+
+@log_sigmoid.grad("input")
+def _(F, g, input):
+    return g * F.sigmoid(-input)
+
+
+@unary(inplace=True, samples=unary_cases(avoid=(0.0,)))
+def relu(xp, input):
+    """max(input, 0)."""
+    return xp.maximum(input, input.dtype.type(0))
+
+
+@relu.grad("input")
+def _(F, g, out):
+    return g * F.gt(out, 0)
+
+
+@unary(kind="float", inplace=True, samples=unary_cases(-4, 4))
+def silu(xp, input):
+    """input·sigmoid(input) (swish)."""
+    half = input.dtype.type(0.5)
+    out = xp.tanh(input * half)
+    out = out * half + half
+    return out * input
+
+
+@silu.grad("input")
+def _(F, g, input):
+    s = F.sigmoid(input)
+    return g * (s * (1 + input * (1 - s)))
+
+
+@elementwise(kind="float", samples=lambda m: [
+    case(m(3, 4)), case(m(5), approximate="tanh"), case(m()), case(m(0, 3)), case(m(70, 3)),
+])  # fmt: skip
+def gelu(xp, input, approximate="none"):
+    """input·Φ(input), Φ the normal distribution function; "tanh" approximates it.
+
+    Hendrycks & Gimpel, "Gaussian error linear units", arXiv:1606.08415.
+    """
+    if approximate not in ("none", "tanh"):
+        raise RuntimeError(f"approximate argument must be either none or tanh, got {approximate!r}")
+    return xp.gelu(input, approximate)
+
+
+@gelu.fast_grad("input")
+def _(F, g, needs, input, approximate):
+    return (F.xp.gelu_backward(g, input, approximate),)
+
+
+@gelu.compose
+def _(input, approximate="none"):
+    if approximate == "none":
+        return input * 0.5 * (1 + erf.call(input * 0.7071067811865476))
+    return input * 0.5 * (1 + tanh.call(0.7978845608028654 * (input + 0.044715 * input * input * input)))
+
+
+@elementwise(inplace=True, samples=lambda m: [
+    case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.2)])  # fmt: skip
+def leaky_relu(xp, input, negative_slope=0.01):
+    """input where positive, else negative_slope·input."""
+    return xp.where(input > 0, input, input * input.dtype.type(negative_slope))
+
+
+@leaky_relu.grad("input")
+def _(F, g, input, negative_slope):
+    return F.where(F.gt(input, 0), g, g * negative_slope)
+
+
+@elementwise(inplace=True, kind="float", samples=lambda m: [
+    case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.7)])  # fmt: skip
+def elu(xp, input, alpha=1.0):
+    """input where positive, else alpha·(exp(input) − 1)."""
+    return xp.where(input > 0, input, xp.expm1(xp.minimum(input, 0)) * input.dtype.type(alpha))
+
+
+@elu.grad("input")
+def _(F, g, input, alpha):
+    negative = F.exp(F.clamp(input, None, 0)) * alpha
+    return F.where(F.gt(input, 0), g, g * negative)
+
+
+@elementwise(kind="float", samples=lambda m: [
+    case(m(3, 4)), case(m(5), 2.0, 1.0), case(m(5, low=-30, high=30))])  # fmt: skip
+def softplus(xp, input, beta=1.0, threshold=20.0):
+    """log(1 + exp(beta·input)) / beta; linear where beta·input exceeds the threshold."""
+    z = input * input.dtype.type(beta)
+    soft = (xp.maximum(z, 0) + xp.log1p(xp.exp(-xp.absolute(z)))) / input.dtype.type(beta)
+    return xp.where(z > threshold, input, soft)
+
+
+@softplus.grad("input")
+def _(F, g, input, beta, threshold):
+    z = input * beta
+    return F.where(F.gt(z, threshold), g, g * F.sigmoid(z))
+
+
+@unary(method=True, samples=unary_cases())
+def conj(xp, input):
+    """The complex conjugate; real numbers unchanged."""
+    return xp.conjugate(input) if input.dtype.kind == "c" else input
+
+
+@conj.grad("input")
+def _(F, g):
+    return F.conj(g)
+
+
+COMPOSITES = {
+    "arcsin": asin.call, "arccos": acos.call, "arctan": atan.call, "arcsinh": asinh.call,
+    "arccosh": acosh.call, "arctanh": atanh.call,
+}  # fmt: skip
+INPLACE = tuple(COMPOSITES)
