@@ -1,4 +1,4 @@
-"""Start ranks of a script under mpiexec from a test, with a hard limit on the time they may take."""
+"""Start ranks of a script under mpiexec from a test, with a hard limit on their time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Finished:
-    """How a job ended: its exit status, stdout and stderr of all ranks together, timed out or not."""
+    """How a job ended: exit status, stdout and stderr of all ranks together, timed out or not."""
 
     status: int
     output: str
@@ -28,7 +28,7 @@ class Finished:
 
 
 def find_mpiexec() -> str | None:
-    """The mpiexec that belongs to this Python (MPI wheels put it beside it), else PATH's, else None."""
+    """The mpiexec beside this Python (where MPI wheels put theirs), else PATH's, else None."""
     beside = Path(sys.executable).parent / "mpiexec"
     return str(beside) if os.access(beside, os.X_OK) else shutil.which("mpiexec")
 

@@ -1,0 +1,138 @@
+"""One rank's end by an error ends the whole job.
+
+Without this, an uncaught exception makes a rank leave through MPI_Finalize, which waits for the
+other ranks, which wait for this one: the job hangs. `install` closes every way out of Python:
+
+- an uncaught exception (KeyboardInterrupt too) reaches `sys.excepthook`;
+- an error in one of our own threads reaches `threading.excepthook`;
+- SystemExit reaches no hook at all. What the interpreter does read, just before it ends, is the
+  exception's `code`; `_watch_exit_code` puts a property in front of that attribute, and a handler
+  that runs at exit acts on what was read there.
+
+Every way prints the error with its rank once, then calls `abort` and never comes back.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+OUR_THREADS = "collectives "
+INTERRUPTED = 130  # what a shell reports for SIGINT
+
+
+class _ExitCode:
+    """The code with which the interpreter is being left, where SystemExit is the reason."""
+
+    seen = False
+    value: Any = None
+
+    @classmethod
+    def status(cls) -> int:
+        """The process's exit status, by Python's rules: None is 0, a message is 1."""
+        if not cls.seen or cls.value is None:
+            return 0
+        return cls.value & 0xFF if isinstance(cls.value, int) else 1
+
+
+def install(rank: int, abort: Callable[[int], None], finish: Callable[[], None]) -> None:
+    """Take over this process's ways out. Call once, in the main thread.
+
+    Args:
+        rank: for messages.
+        abort: ends all ranks with an exit status; may return, we then leave by ourselves.
+        finish: called at a good end, before the interpreter is taken down; may raise.
+    """
+    owner = os.getpid()
+    previous_hook, previous_thread_hook = sys.excepthook, threading.excepthook
+
+    def end(status: int) -> None:
+        _flush()
+        abort(status)
+        os._exit(status)
+
+    def on_exception(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if os.getpid() != owner:  # a forked child is no rank: its end is its parent's affair
+            previous_hook(kind, error, trace)
+            return
+        report(rank, "".join(traceback.format_exception(kind, error, trace)))
+        end(INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1)
+
+    def on_thread_exception(args: threading.ExceptHookArgs) -> None:
+        ours = args.thread is not None and args.thread.name.startswith(OUR_THREADS)
+        if not ours or args.exc_value is None:
+            previous_thread_hook(args)  # an ordinary thread's error does not end a process
+            return
+        on_exception(args.exc_type, args.exc_value, args.exc_traceback)
+
+    def at_exit() -> None:
+        if os.getpid() != owner:
+            return
+        # Set by the interpreter when an exception went to a hook that someone put over ours.
+        uncaught = getattr(sys, "last_value", None) is not None and not sys.flags.interactive
+        status = 1 if uncaught else _ExitCode.status()
+        if status:
+            report(rank, f"exits with status {status}; ending the other ranks")
+            end(status)
+        try:
+            finish()
+        except BaseException as error:
+            on_exception(type(error), error, error.__traceback__)
+
+    sys.excepthook = on_exception
+    threading.excepthook = on_thread_exception
+    _watch_exit_code()
+    atexit.register(at_exit)
+
+
+def report(rank: int, text: str) -> None:
+    """Write `text` to stderr in one piece, each line marked with the rank."""
+    lines = text.rstrip("\n").split("\n")
+    _flush()
+    sys.stderr.write("".join(f"[rank {rank}] {line}\n" for line in lines))
+    _flush()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # closed or missing: nothing can be shown there anyway
+
+
+def _watch_exit_code() -> None:
+    """Make `_ExitCode` learn the code of the SystemExit that ends the interpreter.
+
+    The interpreter reads `code` of that exception after every Python frame has gone, which tells
+    this read from all others. The attribute belongs to a built-in type whose dictionary is only
+    read-only by its proxy. Where that is not so (another interpreter than CPython), codes given
+    to `sys.exit` are still seen.
+    """
+    system_exit_dict = gc.get_referents(SystemExit.__dict__)[0]
+    member = system_exit_dict["code"]
+
+    def get_code(error: SystemExit) -> Any:
+        code = member.__get__(error, SystemExit)
+        if sys._getframe().f_back is None and threading.current_thread() is threading.main_thread():
+            _ExitCode.seen, _ExitCode.value = True, code
+        return code
+
+    def exit_with_instance(status: Any = None, /) -> None:
+        """Exit the interpreter by raising SystemExit(status)."""
+        # Up to Python 3.11 the built-in raises a bare value, which has no `code` to be read.
+        raise SystemExit(status)
+
+    system_exit_dict["code"] = property(get_code, member.__set__, doc=member.__doc__)
+    ctypes.pythonapi.PyType_Modified(ctypes.py_object(SystemExit))  # drop cached look-ups
+    sys.exit = exit_with_instance  # type: ignore[assignment]
