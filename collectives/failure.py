@@ -14,12 +14,17 @@ Every way prints the error with its rank once, then calls `abort` and never come
 
 from __future__ import annotations
 
+import array
 import atexit
 import ctypes
+import fcntl
 import gc
 import os
+import stat
 import sys
+import termios
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
@@ -56,6 +61,7 @@ def install(rank: int, abort: Callable[[int], None], finish: Callable[[], None])
 
     def end(status: int) -> None:
         _flush()
+        _let_output_through()
         abort(status)
         os._exit(status)
 
@@ -109,6 +115,31 @@ def _flush() -> None:
             stream.flush()
         except (OSError, ValueError, AttributeError):
             pass  # closed or missing: nothing can be shown there anyway
+
+
+def _let_output_through(limit: float = 1.0, grace: float = 0.05) -> None:
+    """Wait until mpiexec has taken what we printed; it drops what is in its pipes on an abort.
+
+    Args:
+        limit: seconds to wait for the pipes to be read empty.
+        grace: seconds for mpiexec to pass on what it has read.
+    """
+    deadline = time.monotonic() + limit
+    for fd in (1, 2):
+        while _unread_bytes(fd) and time.monotonic() < deadline:
+            time.sleep(0.005)
+    time.sleep(grace)
+
+
+def _unread_bytes(fd: int) -> int:
+    """Bytes in the pipe behind `fd` that nobody has read yet; 0 if it is no pipe."""
+    count = array.array("i", [0])
+    try:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            fcntl.ioctl(fd, termios.FIONREAD, count)
+    except OSError:
+        return 0  # closed
+    return count[0]
 
 
 def _watch_exit_code() -> None:
