@@ -38,7 +38,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A glob that names four small files of predictable text."""
     folder = tmp_path_factory.mktemp("text")
     for part in range(4):
-        lines = (f"line {i} of {part}: the cat sat on mat {i * i % 7}" for i in range(120))
+        lines = (f"line {i} of {part}: the old cat sat on mat {i * i % 7}" for i in range(120))
         (folder / f"part-{part}.txt").write_text("\n".join(lines), encoding="utf-8")
     return str(folder / "*.txt")
 
