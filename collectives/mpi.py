@@ -138,7 +138,7 @@ class MPIGroup(Group):
             self._comm.Reduce(_spec(buffer), None, _OPS[op], root)
 
     def _reduce_scatter(self, out: Array, buffer: Array, op: ReduceOp) -> None:
-        self._comm.Reduce_scatter_block(_spec(buffer), _spec(out), _OPS[op])
+        self._comm.Reduce_scatter_block(self._parts(buffer), _spec(out), _OPS[op])
 
     def _broadcast(self, buffer: Array, root: int) -> None:
         self._comm.Bcast(_spec(buffer), root)
