@@ -256,3 +256,10 @@ class iinfo:
 
     def __repr__(self):
         return f"iinfo(min={self.min:g}, max={self.max:g}, dtype={self.dtype})"
+
+
+__all__ = [
+    "bfloat16", "bool", "cdouble", "cfloat", "complex64", "complex128", "double", "float",
+    "float16", "float32", "float64", "half", "int", "int8", "int16", "int32", "int64", "long",
+    "short", "uint8",
+]  # fmt: skip

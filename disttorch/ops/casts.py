@@ -34,6 +34,17 @@ def _(F, g):
     return g
 
 
+@op(moves=True, method=False, samples=lambda m: [case(m(3, 4).t())], node_name="Clone")
+def clone_contiguous(xp, input):
+    """A row-major copy."""
+    return xp.array(input, order="C", copy=True)
+
+
+@clone_contiguous.grad("input")
+def _(F, g):
+    return g
+
+
 @op(moves=True, method=False, samples=lambda m: [case(m(3, 4))])
 def zeros_like(xp, input):
     return xp.zeros(input.shape, input.dtype)

@@ -191,19 +191,23 @@ def _(F, g, input, beta, threshold):
     return F.where(F.gt(z, threshold), g, g * F.sigmoid(z))
 
 
-@unary(method=True, samples=unary_cases())
-def conj(xp, input):
-    """The complex conjugate; real numbers unchanged."""
-    return xp.conjugate(input) if input.dtype.kind == "c" else input
+@unary(method=False, samples=unary_cases())
+def conjugate(xp, input):
+    return xp.conjugate(input)
 
 
-@conj.grad("input")
+@conjugate.grad("input")
 def _(F, g):
     return F.conj(g)
 
 
+def conj(input):
+    """The complex conjugate; a real tensor is returned as it is."""
+    return conjugate.call(input) if input.dtype.is_complex else input
+
+
 COMPOSITES = {
-    "arcsin": asin.call, "arccos": acos.call, "arctan": atan.call, "arcsinh": asinh.call,
+    "conj": conj, "arcsin": asin.call, "arccos": acos.call, "arctan": atan.call, "arcsinh": asinh.call,
     "arccosh": acosh.call, "arctanh": atanh.call,
 }  # fmt: skip
-INPLACE = tuple(COMPOSITES)
+INPLACE = tuple(n for n in COMPOSITES if n != "conj")

@@ -1,0 +1,217 @@
+"""All operations by name, and their attachment to Tensor.
+
+Importing this package registers every family, gives autograd its two faces of the ops (on tensors,
+and on raw arrays), and makes the Tensor's operators, methods and in-place methods.
+"""
+
+from __future__ import annotations
+
+from ..autograd import engine
+from ..backend import CPU, namespace_of, ndarray
+from ..tensor import Tensor
+from . import (
+    arithmetic,
+    casts,
+    compare,
+    creation,
+    indexing,
+    inplace,
+    join,
+    matmul,
+    nn,
+    pointwise,
+    reduce,
+    tensor_methods,
+    views,
+)
+from . import random as _random
+from .core import REGISTRY
+from .indexing import getitem
+from .inplace import inplace_of, inplace_of_function, setitem
+
+_FAMILIES = (arithmetic, pointwise, compare, casts, reduce, views, join, matmul, indexing, nn,
+             creation, _random, inplace, tensor_methods)  # fmt: skip
+
+
+class _TensorOps:
+    """Every registered op as an attribute, on tensors: what rules see under ``create_graph``."""
+
+    raw = False
+    xp = None
+
+    def __getattr__(self, name):
+        try:
+            call = REGISTRY[name].call
+        except KeyError:
+            raise AttributeError(f"no op is registered under the name {name!r}") from None
+        setattr(self, name, call)
+        return call
+
+    @staticmethod
+    def conj(value):
+        """The conjugate of a tensor or number."""
+        return pointwise.conj(value) if isinstance(value, Tensor) else value.conjugate()
+
+    def fit_gradient(self, g, shape, dtype):
+        """Shape and dtype of the value a gradient belongs to, as recorded operations."""
+        from ..backend import dtypes
+
+        if g._data.shape != shape:
+            g = self.sum_to(g, shape)
+        if g._data.dtype != dtype:
+            g = self.to_dtype(g, dtypes.FROM_NP[dtype])
+        return g
+
+
+class _RawOps:
+    """Every registered op as an attribute, on arrays of one namespace: ordinary backward."""
+
+    raw = True
+
+    def __init__(self, xp):
+        self.xp = xp
+
+    @staticmethod
+    def conj(value):
+        """The conjugate of an array or number."""
+        dtype = getattr(value, "dtype", None)
+        return value if dtype is not None and dtype.kind != "c" else value.conjugate()
+
+    def __getattr__(self, name):
+        try:
+            op = REGISTRY[name]
+        except KeyError:
+            raise AttributeError(f"no op is registered under the name {name!r}") from None
+        xp, raw, defaults = self.xp, op.raw, op.bind
+
+        def call(*args, **kwargs):
+            return raw(xp, *defaults(*args, **kwargs))
+
+        setattr(self, name, call)
+        return call
+
+
+TENSOR_OPS = _TensorOps()
+_cpu_ops = _RawOps(CPU)
+_raw_ops: dict = {}
+
+
+def _raw_ops_for(array) -> _RawOps:
+    if array.__class__ is ndarray:
+        return _cpu_ops
+    xp = namespace_of(array)
+    if xp is CPU:
+        return _cpu_ops
+    return _raw_ops.setdefault(id(xp), _RawOps(xp))
+
+
+engine.register_ops(TENSOR_OPS, _raw_ops_for)
+
+
+# ---------------------------------------------------------------- functions and methods
+def _public() -> dict:
+    """Everything that is a function in PyTorch's top namespace."""
+    found = {}
+    for op in REGISTRY.values():
+        if op.method:
+            found[op.name] = op.call
+    for family in _FAMILIES:
+        found.update(getattr(family, "COMPOSITES", {}))
+        found.update(getattr(family, "FUNCTIONS", {}))
+    found["where"] = tensor_methods.where
+    return found
+
+
+PUBLIC = _public()
+# functional forms that live in nn.functional, not at the top
+FUNCTIONAL = {
+    name: getattr(nn, name)
+    for name in ("softmax", "log_softmax", "layer_norm", "rms_norm", "nll_loss", "cross_entropy",
+                 "dropout", "scaled_dot_product_attention")
+}  # fmt: skip
+FUNCTIONAL |= {"linear": matmul.linear.call, "embedding": indexing.embedding}
+ONLY_FUNCTIONAL = ("gelu", "silu", "leaky_relu", "elu", "softplus", "log_sigmoid")
+globals().update(PUBLIC)
+globals().update(FUNCTIONAL)
+
+
+def _attach_methods() -> None:
+    names = set(PUBLIC) - set(creation.FUNCTIONS) - set(_random.FUNCTIONS) - {"cat", "concat",
+             "concatenate", "stack", "where", "native_dropout"} - set(ONLY_FUNCTIONAL)  # fmt: skip
+    for name in names:
+        setattr(Tensor, name, PUBLIC[name])
+    for op in REGISTRY.values():
+        if op.inplace:
+            setattr(Tensor, op.name + "_", inplace_of(op))
+            PUBLIC.setdefault(op.name + "_", getattr(Tensor, op.name + "_"))
+    for family in _FAMILIES:
+        for name in getattr(family, "INPLACE", ()):
+            setattr(Tensor, name + "_", inplace_of_function(name, family.COMPOSITES[name]))
+        for name, method in getattr(family, "METHODS", {}).items():
+            setattr(Tensor, name, method)
+
+
+def _attach_operators() -> None:
+    r = REGISTRY
+    add, sub, mul, div = (r[n].call for n in ("plain_add", "plain_sub", "mul", "true_divide"))
+    pairs = {
+        "add": add, "sub": sub, "mul": mul, "truediv": div, "floordiv": r["floor_divide"].call,
+        "mod": r["remainder"].call, "pow": r["pow"].call, "matmul": r["matmul"].call,
+        "and": r["bitwise_and"].call, "or": r["bitwise_or"].call, "xor": r["bitwise_xor"].call,
+    }  # fmt: skip
+    for name, call in pairs.items():
+        setattr(Tensor, f"__{name}__", _forward_operator(call))
+        setattr(Tensor, f"__r{name}__", _reflected_operator(call))
+    inplace_names = {"add": "add_", "sub": "sub_", "mul": "mul_", "truediv": "div_",
+                     "floordiv": "floor_divide_", "mod": "remainder_", "pow": "pow_",
+                     "and": "bitwise_and_", "or": "bitwise_or_", "xor": "bitwise_xor_"}  # fmt: skip
+    for name, method in inplace_names.items():
+        setattr(Tensor, f"__i{name}__", getattr(Tensor, method))
+    for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(Tensor, f"__{name}__", _comparison_operator(name, r[name].call))
+    Tensor.__neg__, Tensor.__pos__ = r["neg"].call, lambda self: self
+    Tensor.__abs__, Tensor.__invert__ = r["abs"].call, r["bitwise_not"].call
+    Tensor.__getitem__, Tensor.__setitem__ = getitem, setitem
+
+
+def _is_operand(other) -> bool:
+    return isinstance(other, (Tensor, int, float, complex, CPU.generic))
+
+
+def _forward_operator(call):
+    def operator(self, other):
+        if other.__class__ is Tensor or _is_operand(other):
+            return call(self, other)
+        if isinstance(other, CPU.ndarray):
+            return call(self, creation.from_numpy(other))
+        return NotImplemented
+
+    return operator
+
+
+def _reflected_operator(call):
+    def operator(self, other):
+        if _is_operand(other):
+            return call(other, self)
+        if isinstance(other, CPU.ndarray):
+            return call(creation.from_numpy(other), self)
+        return NotImplemented
+
+    return operator
+
+
+def _comparison_operator(name, call):
+    def operator(self, other):
+        if _is_operand(other):
+            return call(self, other)
+        if isinstance(other, CPU.ndarray):
+            return call(self, creation.from_numpy(other))
+        return NotImplemented
+
+    operator.__name__ = f"__{name}__"
+    return operator
+
+
+_attach_methods()
+_attach_operators()
+Tensor.__hash__ = lambda self: id(self)

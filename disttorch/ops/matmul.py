@@ -1,0 +1,224 @@
+"""Matrix products. Two-dimensional operands become one GEMM, whatever the leading dims.
+
+Shape legend: B batch, N rows of the left, K the summed dim, M columns of the right.
+"""
+
+from __future__ import annotations
+
+from ..tensor import Tensor
+from .core import REGISTRY, op, write_out
+from .samples import case
+
+
+def _check(a, b, name):
+    if a.dtype != b.dtype:
+        raise RuntimeError(
+            f"expected m1 and m2 to have the same dtype, but got: {_c_name(a)} != {_c_name(b)}"
+        )
+
+
+_C_NAMES = {"float32": "float", "float64": "double", "int64": "long", "float16": "c10::Half",
+            "bfloat16": "c10::BFloat16", "int32": "int", "bool": "bool"}  # fmt: skip
+
+
+def _c_name(a):
+    return _C_NAMES.get(a.dtype.name, a.dtype.name)
+
+
+@op(tensors=("input", "other"), samples=lambda m: [
+    case(m(3, 4), m(4, 5)), case(m(4), m(4)), case(m(3, 4), m(4)), case(m(4), m(4, 5)),
+    case(m(2, 3, 4), m(4, 5)), case(m(2, 3, 4), m(2, 4, 5)), case(m(2, 1, 3, 4), m(3, 4, 2)),
+    case(m(2, 3, 4), m(4)), case(m(0, 4), m(4, 5)), case(m(4), m(2, 4, 3)), case(m(3, 0), m(0, 2)),
+])  # fmt: skip
+def matmul(xp, input, other):
+    """The matrix product with PyTorch's broadcasting over leading dims."""
+    a, b = input, other
+    if a.ndim == 0 or b.ndim == 0:
+        raise RuntimeError(
+            f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and {b.ndim}D"
+        )
+    _check(a, b, "matmul")
+    inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
+    if a.shape[-1] != inner:
+        raise RuntimeError(_mismatch(a.shape, b.shape))
+    if a.dtype.kind == "b":
+        raise RuntimeError('"addmm_impl_cpu_" not implemented for \'Bool\'')
+    if b.ndim == 2 and a.ndim > 2:  # B×N×K @ K×M is one product of (B·N)×K with K×M
+        return xp.matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
+    try:
+        return xp.matmul(a, b)
+    except ValueError:
+        raise RuntimeError(_mismatch(a.shape, b.shape)) from None
+
+
+def _mismatch(a, b):
+    if len(a) == 1 and len(b) == 1:
+        return f"inconsistent tensor size, expected tensor {list(a)} and src {list(b)} to have the " \
+               f"same number of elements, but got {a[0]} and {b[0]} elements respectively"
+    if len(b) == 1:
+        return f"size mismatch, got input ({a[-2]}), mat ({a[-2]}x{a[-1]}), vec ({b[0]})"
+    rows = 1
+    for s in a[:-1]:
+        rows *= s
+    if len(a) <= 2 or len(b) == 2:
+        return (f"mat1 and mat2 shapes cannot be multiplied ({rows}x{a[-1]} and "
+                f"{b[-2]}x{b[-1]})")  # fmt: skip
+    return (f"Expected size for first two dimensions of batch2 tensor to be: [{a[0]}, {a[-1]}] but "
+            f"got: [{b[0]}, {b[-2]}].")  # fmt: skip
+
+
+@matmul.grad("input")
+def _(F, g, input, other):
+    a_ndim, b = input.ndim, other
+    if b.ndim == 1:
+        if a_ndim == 1:
+            return g * F.conj(b)
+        return F.unsqueeze(g, -1) * F.conj(b)
+    if a_ndim == 1:
+        g = F.unsqueeze(g, -2)  # 1×M @ M×K
+        return F.sum_to(F.squeeze(F.matmul(g, F.conj(F.transpose(b, -1, -2))), -2), input.shape)
+    return F.sum_to(F.matmul(g, F.conj(F.transpose(b, -1, -2))), tuple(input.shape))
+
+
+@matmul.grad("other")
+def _(F, g, input, other):
+    a, b_ndim = input, other.ndim
+    if a.ndim == 1:
+        if b_ndim == 1:
+            return g * F.conj(a)
+        return F.sum_to(F.unsqueeze(F.conj(a), -1) * F.unsqueeze(g, -2), tuple(other.shape))
+    if b_ndim == 1:
+        g = F.reshape(g, (-1, 1))
+        a2 = F.reshape(a, (-1, a.shape[-1]))
+        return F.reshape(F.matmul(F.conj(F.transpose(a2, 0, 1)), g), (a.shape[-1],))
+    if b_ndim == 2:
+        a2, g2 = F.reshape(a, (-1, a.shape[-1])), F.reshape(g, (-1, g.shape[-1]))
+        return F.matmul(F.conj(F.transpose(a2, 0, 1)), g2)
+    return F.sum_to(F.matmul(F.conj(F.transpose(a, -1, -2)), g), tuple(other.shape))
+
+
+@op(tensors=("input", "weight", "bias"), optional=("bias",), method=False, node_name="Addmm",
+    samples=lambda m: [
+        case(m(3, 4), m(5, 4), m(5)), case(m(2, 3, 4), m(5, 4)), case(m(4), m(5, 4), m(5)),
+        case(m(0, 4), m(5, 4), m(5)),
+    ])  # fmt: skip
+def linear(xp, input, weight, bias=None):
+    """input @ weightᵀ + bias. input: …×K, weight: M×K, bias: M -> …×M."""
+    _check(input, weight, "linear")
+    if weight.ndim == 1:
+        out = input @ weight
+        return out if bias is None else out + bias
+    if input.shape[-1] != weight.shape[1]:
+        rows = input.size // input.shape[-1] if input.shape[-1] else 0
+        raise RuntimeError(
+            f"mat1 and mat2 shapes cannot be multiplied ({rows}x{input.shape[-1]} and "
+            f"{weight.shape[1]}x{weight.shape[0]})"
+        )
+    out = xp.matmul(input.reshape(-1, input.shape[-1]), weight.T)
+    if bias is not None:
+        out += bias
+    return out.reshape(*input.shape[:-1], weight.shape[0])
+
+
+@linear.grad("input")
+def _(F, g, weight):
+    return F.matmul(g, F.conj(weight)) if weight.ndim == 2 else F.unsqueeze(g, -1) * F.conj(weight)
+
+
+@linear.grad("weight")
+def _(F, g, input, weight):
+    a = F.reshape(input, (-1, input.shape[-1]))
+    if weight.ndim == 1:
+        return F.matmul(F.reshape(g, (-1,)), F.conj(a))
+    return F.matmul(F.transpose(F.reshape(g, (-1, g.shape[-1])), 0, 1), F.conj(a))
+
+
+@linear.grad("bias")
+def _(F, g, bias):
+    return F.sum_to(g, tuple(bias.shape))
+
+
+def mm(input: Tensor, mat2: Tensor, *, out=None) -> Tensor:
+    """The product of two matrices."""
+    _need_dims("mm", ("self", input, 2), ("mat2", mat2, 2))
+    return matmul.call(input, mat2, out=out)
+
+
+def bmm(input: Tensor, mat2: Tensor, *, out=None) -> Tensor:
+    """Products of B matrices with B matrices."""
+    _need_dims("bmm", ("batch1", input, 3), ("batch2", mat2, 3))
+    if input._data.shape[0] != mat2._data.shape[0]:
+        raise RuntimeError(
+            f"Expected size for first two dimensions of batch2 tensor to be: "
+            f"[{input._data.shape[0]}, {input._data.shape[2]}] but got: "
+            f"[{mat2._data.shape[0]}, {mat2._data.shape[1]}]."
+        )
+    return matmul.call(input, mat2, out=out)
+
+
+def mv(input: Tensor, vec: Tensor, *, out=None) -> Tensor:
+    """The product of a matrix and a vector."""
+    _need_dims("mv", ("input", input, 2), ("vec", vec, 1))
+    return matmul.call(input, vec, out=out)
+
+
+def dot(input: Tensor, tensor: Tensor, *, out=None) -> Tensor:
+    """The inner product of two vectors."""
+    if input.ndim != 1 or tensor.ndim != 1:
+        raise RuntimeError(
+            f"1D tensors expected, but got {input.ndim}D and {tensor.ndim}D tensors"
+        )
+    return matmul.call(input, tensor, out=out)
+
+
+def outer(input: Tensor, vec2: Tensor, *, out=None) -> Tensor:
+    """The outer product of two vectors."""
+    if input.ndim != 1 or vec2.ndim != 1:
+        raise RuntimeError(f"outer: Expected 1-D argument, got {input.ndim}-D and {vec2.ndim}-D")
+    result = REGISTRY["unsqueeze"].call(input, 1) * vec2
+    return result if out is None else write_out(result, out, "outer")
+
+
+def addmm(input, mat1, mat2, *, beta=1, alpha=1, out=None) -> Tensor:
+    """beta·input + alpha·(mat1 @ mat2)."""
+    _need_dims("addmm", ("mat1", mat1, 2), ("mat2", mat2, 2))
+    return _added(input, matmul.call(mat1, mat2), beta, alpha, out, "addmm")
+
+
+def baddbmm(input, batch1, batch2, *, beta=1, alpha=1, out=None) -> Tensor:
+    """beta·input + alpha·(batch1 @ batch2)."""
+    return _added(input, bmm(batch1, batch2), beta, alpha, out, "baddbmm")
+
+
+def addmv(input, mat, vec, *, beta=1, alpha=1, out=None) -> Tensor:
+    """beta·input + alpha·(mat @ vec)."""
+    return _added(input, mv(mat, vec), beta, alpha, out, "addmv")
+
+
+def addr(input, vec1, vec2, *, beta=1, alpha=1, out=None) -> Tensor:
+    """beta·input + alpha·(vec1 ⊗ vec2)."""
+    return _added(input, outer(vec1, vec2), beta, alpha, out, "addr")
+
+
+def _added(input, product, beta, alpha, out, name):
+    if alpha != 1:
+        product = product * alpha
+    # beta 0 means that input is not even read: its NaNs must not spread
+    result = product if beta == 0 else (input if beta == 1 else input * beta) + product
+    return result if out is None else write_out(result, out, name)
+
+
+def _need_dims(name, *given):
+    for label, t, ndim in given:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}(): argument '{label}' must be Tensor, not {type(t).__name__}")
+        if t.ndim != ndim:
+            kind = {1: "a vector", 2: "a matrix", 3: "a 3D tensor"}[ndim]
+            raise RuntimeError(f"{name}: {label} must be {kind}, got {t.ndim}D tensor")
+
+
+COMPOSITES = {
+    "mm": mm, "bmm": bmm, "mv": mv, "dot": dot, "outer": outer, "ger": outer,
+    "addmm": addmm, "baddbmm": baddbmm, "addmv": addmv, "addr": addr,
+}  # fmt: skip
+INPLACE = ("addmm", "baddbmm", "addmv", "addr")

@@ -1,0 +1,409 @@
+"""Operations of neural networks: softmax, normalisation, dropout, losses, attention."""
+
+from __future__ import annotations
+
+import math
+
+from ..backend import dtypes, namespace_of
+from ..tensor import Tensor
+from .core import REGISTRY, op, wrap_dim
+from .samples import case
+
+_SOFTMAX_CASES = lambda m: [  # noqa: E731
+    case(m(3, 4), 1), case(m(2, 3, 4), 0), case(m(5), -1), case(m(), 0), case(m(0, 3), 1)]  # fmt: skip
+
+
+@op(method=False, samples=_SOFTMAX_CASES, name="softmax_over", node_name="Softmax")
+def _softmax(xp, input, dim):
+    return xp.softmax(input, wrap_dim(dim, input.ndim))
+
+
+@_softmax.grad("input")
+def _(F, g, out, dim):
+    return out * (g - F.sum(g * out, dim, True))
+
+
+@_softmax.fast_grad("input")
+def _(F, g, needs, out, dim):
+    return (F.xp.softmax_backward(g, out, dim),)
+
+
+@op(method=False, samples=_SOFTMAX_CASES, name="log_softmax_over", node_name="LogSoftmax")
+def _log_softmax(xp, input, dim):
+    return xp.log_softmax(input, wrap_dim(dim, input.ndim))
+
+
+@_log_softmax.grad("input")
+def _(F, g, out, dim):
+    return g - F.exp(out) * F.sum(g, dim, True)
+
+
+@_log_softmax.fast_grad("input")
+def _(F, g, needs, out, dim):
+    return (F.xp.log_softmax_backward(g, out, dim),)
+
+
+def _in_dtype(name, input, dtype):
+    if dtype is not None:
+        return REGISTRY["to_dtype"].call(input, dtype)
+    if input.dtype.category < dtypes.FLOAT:
+        raise NotImplementedError(f'"{name}_kernel_impl" not implemented for \'{input.dtype.name}\'')
+    return input
+
+
+def softmax(input: Tensor, dim=None, _stacklevel=3, dtype=None) -> Tensor:
+    """exp(input) / Σ exp(input) over ``dim``; ``dtype`` casts before."""
+    return _softmax.call(_in_dtype("softmax_lastdim", input, dtype), _implicit_dim(input, dim))
+
+
+def log_softmax(input: Tensor, dim=None, _stacklevel=3, dtype=None) -> Tensor:
+    """log of softmax over ``dim``, without underflow."""
+    return _log_softmax.call(_in_dtype("log_softmax_lastdim", input, dtype),
+                             _implicit_dim(input, dim))  # fmt: skip
+
+
+def _implicit_dim(input, dim):
+    return (0 if input.ndim in (0, 1, 3) else 1) if dim is None else dim
+
+
+# ---------------------------------------------------------------- layer norm
+@op(tensors=("input", "weight", "bias"), optional=("weight", "bias"), method=False, aux=True,
+    name="native_layer_norm", node_name="NativeLayerNorm", samples=lambda m: [
+        case(m(3, 4), m(4), m(4), 1, 1e-5), case(m(2, 3, 4), m(3, 4), None, 2, 1e-5),
+        case(m(2, 5), None, None, 1, 1e-3), case(m(0, 4), m(4), m(4), 1, 1e-5),
+    ])  # fmt: skip
+def _layer_norm(xp, input, weight, bias, ndim, eps):
+    width = math.prod(input.shape[-ndim:])
+    rows = xp.ascontiguousarray(input).reshape(-1, width)
+    flat = [None if p is None else p.reshape(-1) for p in (weight, bias)]
+    out, mean, rstd = xp.layer_norm(rows, *flat, eps)
+    return out.reshape(input.shape), (mean, rstd)
+
+
+@_layer_norm.fast_grad("input", "weight", "bias")
+def _(F, g, needs, input, weight, aux, ndim):
+    xp, shape = F.xp, input.shape[-ndim:]
+    width = math.prod(shape)
+    flat = None if weight is None else weight.reshape(-1)
+    # statistics are float32 where the input has 16 bits: compute in their type
+    stat = aux[0].dtype
+    rows = [xp.ascontiguousarray(a).reshape(-1, width).astype(stat, copy=False) for a in (g, input)]
+    flat = None if flat is None else flat.astype(stat, copy=False)
+    gx, gw, gb = xp.layer_norm_backward(*rows, flat, *aux)
+    return gx.reshape(input.shape), gw.reshape(shape), gb.reshape(shape)
+
+
+@_layer_norm.compose
+def _(input, weight, bias, ndim, eps):
+    dims = tuple(range(-ndim, 0))
+    centred = input - REGISTRY["mean"].call(input, dims, True)
+    variance = REGISTRY["mean"].call(centred * centred, dims, True)
+    out = centred * REGISTRY["rsqrt"].call(variance + eps)
+    if weight is not None:
+        out = out * weight
+    return out if bias is None else out + bias
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Tensor:
+    """Normalise over the last dims, of ``normalized_shape``; then scale and shift.
+
+    Ba, Kiros & Hinton, "Layer normalization", arXiv:1607.06450.
+
+    Raises:
+        RuntimeError: if the shapes do not fit.
+    """
+    shape = tuple(normalized_shape)
+    if not shape or input._data.shape[-len(shape):] != shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape "
+            f"[*, {', '.join(map(str, shape))}], but got input of size{list(input._data.shape)}"
+        )
+    for name, p in (("weight", weight), ("bias", bias)):
+        if p is not None and p._data.shape != shape:
+            raise RuntimeError(
+                f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
+                f"{list(p._data.shape)} and normalized_shape = {list(shape)}"
+            )
+    return _layer_norm.call(input, weight, bias, len(shape), eps)
+
+
+def rms_norm(input, normalized_shape, weight=None, eps=None) -> Tensor:
+    """input / sqrt(mean(input²) + eps) over the last dims, then scaled (arXiv:1910.07467)."""
+    dims = tuple(range(-len(tuple(normalized_shape)), 0))
+    if eps is None:
+        eps = dtypes.finfo(input.dtype).eps
+    scale = REGISTRY["rsqrt"].call(REGISTRY["mean"].call(input * input, dims, True) + eps)
+    out = input * scale
+    return out if weight is None else out * weight
+
+
+# ---------------------------------------------------------------- losses
+_REDUCTIONS = ("none", "mean", "sum")
+
+
+@op(tensors=("input", "target", "weight"), optional=("weight",), method=False, aux=True,
+    name="nll_rows", node_name="NllLoss", samples=lambda m: [
+        case(m(4, 3), m.index(3, 4), None, -100, "mean", 0.0),
+        case(m(4, 3), m.index(3, 4), m.constant(3, low=0.5), 1, "sum", 0.0),
+        case(m(4, 3), m.index(3, 4), None, 2, "none", 0.0),
+        case(m(4, 3), m.index(3, 4), m.constant(3, low=0.5), -100, "mean", 0.1),
+    ])  # fmt: skip
+def _nll(xp, input, target, weight, ignore_index, reduction, smoothing):
+    """Loss of log-probabilities N×C at the targets N; aux holds weights of rows and their sum."""
+    classes = input.shape[1]
+    counted = target != ignore_index
+    safe = xp.where(counted, target, 0)
+    if safe.size and (safe.min() < 0 or safe.max() >= classes):
+        bad = target[counted & ((target < 0) | (target >= classes))][0]
+        raise IndexError(f"Target {int(bad)} is out of bounds.")
+    rows = xp.ones(target.shape, input.dtype) if weight is None else weight[safe]
+    rows = xp.where(counted, rows, input.dtype.type(0))
+    picked = input[xp.arange(target.shape[0]), safe]
+    loss = -picked * rows
+    if smoothing:
+        smooth = -input.sum(axis=1) if weight is None else -(input @ weight)
+        smooth = xp.where(counted, smooth, input.dtype.type(0))
+        loss = (1 - smoothing) * loss + smooth * (smoothing / classes)
+    total = rows.sum()
+    if reduction == "sum":
+        loss = loss.sum()
+    elif reduction == "mean":
+        loss = loss.sum() / total
+    return loss, (safe, rows, counted, total)
+
+
+@_nll.grad("input")
+def _(F, g, input, weight, aux, reduction, smoothing):
+    safe, rows, counted, total = aux
+    if reduction == "mean":
+        g = g / total
+    if reduction == "none":
+        g = F.unsqueeze(g, 1)
+    at = F.unsqueeze(safe, 1)
+    grad = F.scatter_add(F.zeros_like(input), 1, at, -F.unsqueeze(rows, 1))
+    if smoothing:
+        each = F.ones_like(input) if weight is None else F.expand(weight, tuple(input.shape))
+        each = F.where(F.unsqueeze(counted, 1), each, F.zeros_like(each))
+        grad = grad * (1 - smoothing) - each * (smoothing / input.shape[1])
+    return g * grad
+
+
+def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None,
+             reduction="mean", _smoothing=0.0) -> Tensor:  # fmt: skip
+    """Negative log likelihood of log-probabilities ``input`` (N×C×…) at class ``target`` (N×…)."""
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    return _class_loss("nll_loss", input, target, weight, ignore_index, reduction, _smoothing)
+
+
+def _class_loss(name, input, target, weight, ignore_index, reduction, smoothing):
+    if input.ndim == 1:
+        rows, flat = REGISTRY["unsqueeze"].call(input, 0), REGISTRY["reshape"].call(target, (1,))
+        loss = _nll.call(rows, flat, weight, ignore_index, reduction, smoothing)
+        return REGISTRY["reshape"].call(loss, ()) if reduction == "none" else loss
+    want = input._data.shape[:1] + input._data.shape[2:]
+    if target._data.shape != want:
+        if target._data.shape[:1] != want[:1]:
+            raise ValueError(
+                f"Expected input batch_size ({want[0]}) to match target batch_size "
+                f"({target._data.shape[0] if target.ndim else 0})."
+            )
+        raise RuntimeError(
+            f"{name}: target of shape {list(target._data.shape)} does not fit an input of shape "
+            f"{list(input._data.shape)}; expected {list(want)}"
+        )
+    if target.dtype.category != dtypes.INT:
+        raise RuntimeError(f"expected scalar type Long but found {target.dtype.name.capitalize()}")
+    if input.ndim > 2:  # N×C×d… -> (N·d…)×C
+        axes = (0, *range(2, input.ndim), 1)
+        input = REGISTRY["reshape"].call(REGISTRY["permute"].call(input, axes), (-1, input._data.shape[1]))
+    flat = REGISTRY["reshape"].call(target, (-1,))
+    loss = _nll.call(input, flat, weight, ignore_index, reduction, smoothing)
+    return REGISTRY["reshape"].call(loss, want) if reduction == "none" else loss
+
+
+def cross_entropy(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None,
+                  reduction="mean", label_smoothing=0.0) -> Tensor:  # fmt: skip
+    """Cross entropy between logits and classes (or class probabilities).
+
+    Args:
+        input: logits, C, N×C or N×C×….
+        target: classes (integers, shape without C), or probabilities of the input's shape.
+        weight: a weight per class, C.
+        ignore_index: targets that do not count.
+        reduction: "mean" (weighted), "sum" or "none".
+        label_smoothing: share of each target spread evenly over the classes.
+    """
+    reduction = legacy_reduction(size_average, reduce, reduction)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise RuntimeError(
+            f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}"
+        )
+    if input._data.shape == target._data.shape and target.dtype.category >= dtypes.FLOAT:
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
+    classes_dim = 0 if input.ndim == 1 else 1
+    logp = log_softmax(input, classes_dim)
+    return _class_loss("cross_entropy", logp, target, weight, ignore_index, reduction,
+                       label_smoothing)  # fmt: skip
+
+
+def _soft_cross_entropy(input, target, weight, reduction, smoothing):
+    dim = 0 if input.ndim == 1 else 1
+    classes = input._data.shape[dim]
+    if smoothing:
+        target = target * (1 - smoothing) + smoothing / classes
+    logp = log_softmax(input, dim)
+    if weight is not None:
+        shape = [1] * input.ndim
+        shape[dim] = classes
+        logp = logp * REGISTRY["reshape"].call(weight, tuple(shape))
+    loss = -REGISTRY["sum"].call(logp * target, dim)
+    if reduction == "none":
+        return loss
+    total = REGISTRY["sum"].call(loss)
+    return total if reduction == "sum" else total / max(input._data.size // classes, 1)
+
+
+def legacy_reduction(size_average, reduce, reduction) -> str:
+    """PyTorch's old ``size_average`` and ``reduce`` flags in today's words."""
+    if size_average is not None or reduce is not None:
+        if reduce is False:
+            return "none"
+        return "sum" if size_average is False else "mean"
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    return reduction
+
+
+# ---------------------------------------------------------------- dropout
+@op(method=False, aux=True, name="native_dropout", node_name="Dropout")
+def _dropout(xp, input, p, generator):
+    """Zero elements with probability p and scale the others by 1/(1 − p)."""
+    if p == 1:
+        return xp.zeros_like(input), (xp.zeros(input.shape, bool),)
+    keep = generator.bernoulli_mask(1 - p, input.shape)
+    return xp.where(keep, input * input.dtype.type(1 / (1 - p)), input.dtype.type(0)), (keep,)
+
+
+@_dropout.grad("input")
+def _(F, g, aux, p):
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    return F.where(aux[0], g * scale, F.zeros_like(g))
+
+
+def dropout(input, p=0.5, training=True, inplace=False) -> Tensor:
+    """In training, zero elements with probability p and scale the rest by 1/(1 − p).
+
+    Srivastava et al., JMLR 15 (2014).
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not training or p == 0.0:
+        return input
+    from .random import default_generator
+
+    result = _dropout.call(input, p, default_generator(input.device).source)
+    return input.copy_(result) if inplace else result
+
+
+# ---------------------------------------------------------------- attention
+@op(tensors=("query", "key", "value"), method=False, aux=True, name="causal_attention",
+    node_name="ScaledDotProductAttention", samples=lambda m: [
+        case(m(2, 2, 5, 3), m(2, 2, 5, 3), m(2, 2, 5, 3), True, 0.6),
+        case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), False, 0.5),
+    ])  # fmt: skip
+def _attention(xp, query, key, value, is_causal, scale):
+    """softmax(q kᵀ·scale) v, B…×T×D, without dropout or mask other than the causal one."""
+    p = xp.matmul(query * query.dtype.type(scale), key.swapaxes(-1, -2))
+    if is_causal:
+        p += _causal_bias(xp, p.shape[-2], p.shape[-1], p.dtype)
+    p = xp.softmax(p, p.ndim - 1)
+    return xp.matmul(p, value), (p,)
+
+
+_causal_cache: dict = {}
+
+
+def _causal_bias(xp, rows, columns, dtype):
+    """0 on and below the diagonal, −inf above, kept between calls."""
+    key = (xp.name, rows, columns, dtype)
+    bias = _causal_cache.get(key)
+    if bias is None:
+        if len(_causal_cache) > 8:
+            _causal_cache.clear()
+        above = xp.arange(rows)[:, None] < xp.arange(columns)[None, :]
+        bias = _causal_cache[key] = xp.where(above, -math.inf, 0.0).astype(dtype)
+    return bias
+
+
+@_attention.fast_grad("query", "key", "value")
+def _(F, g, needs, query, key, value, aux, is_causal, scale):
+    xp, p = F.xp, aux[0]
+    gv = xp.matmul(p.swapaxes(-1, -2), g)
+    gp = xp.matmul(g, value.swapaxes(-1, -2))
+    gs = xp.softmax_backward(gp, p, p.ndim - 1)
+    gs *= query.dtype.type(scale) if query.dtype == gs.dtype else gs.dtype.type(scale)
+    return xp.matmul(gs, key), xp.matmul(gs.swapaxes(-1, -2), query), gv
+
+
+@_attention.compose
+def _(query, key, value, is_causal, scale):
+    scores = REGISTRY["matmul"].call(query * scale, REGISTRY["transpose"].call(key, -1, -2))
+    if is_causal:
+        from ..tensor import wrap
+
+        a = scores._data
+        scores = scores + wrap(_causal_bias(namespace_of(a), a.shape[-2], a.shape[-1], a.dtype))
+    return REGISTRY["matmul"].call(softmax(scores, -1), value)
+
+
+def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0,
+                                 is_causal=False, scale=None, enable_gqa=False) -> Tensor:  # fmt: skip
+    """softmax(query keyᵀ·scale + mask) value (Vaswani et al., arXiv:1706.03762).
+
+    Args:
+        query: …×L×E; key: …×S×E; value: …×S×Ev.
+        attn_mask: bool (True takes part) or added to the scores; broadcasts to …×L×S.
+        dropout_p: applied to the attention weights (also outside training).
+        is_causal: position i sees keys 0..i; excludes ``attn_mask``.
+        scale: default 1/√E.
+        enable_gqa: heads of key and value (dim −3) are repeated to those of query.
+
+    Returns:
+        …×L×Ev.
+    """
+    if attn_mask is not None and is_causal:
+        raise RuntimeError("scaled_dot_product_attention: Explicit attn_mask should not be set "
+                           "when is_causal=True")  # fmt: skip
+    if scale is None:
+        scale = 1 / math.sqrt(query._data.shape[-1])
+    if enable_gqa:
+        repeat = query._data.shape[-3] // key._data.shape[-3]
+        key, value = _repeat_heads(key, repeat), _repeat_heads(value, repeat)
+    if attn_mask is None and not dropout_p:
+        if query._data.shape[:-2] == key._data.shape[:-2] == value._data.shape[:-2]:
+            return _attention.call(query, key, value, is_causal, scale)
+    scores = REGISTRY["matmul"].call(query * scale, REGISTRY["transpose"].call(key, -1, -2))
+    if is_causal:
+        from ..tensor import wrap
+
+        a = scores._data
+        scores = scores + wrap(_causal_bias(namespace_of(a), a.shape[-2], a.shape[-1], a.dtype))
+    elif attn_mask is not None:
+        if attn_mask.dtype is dtypes.bool:
+            scores = REGISTRY["where"].call(attn_mask, scores, -math.inf)
+        else:
+            scores = scores + attn_mask
+    weights = dropout(softmax(scores, -1), dropout_p)
+    return REGISTRY["matmul"].call(weights, value)
+
+
+def _repeat_heads(t, times):
+    shape = t._data.shape
+    t = REGISTRY["unsqueeze"].call(t, -3)
+    t = REGISTRY["expand"].call(t, (*shape[:-2], times, *shape[-2:]))
+    return REGISTRY["reshape"].call(t, (*shape[:-3], shape[-3] * times, *shape[-2:]))
+
+
+COMPOSITES = {"softmax": softmax, "log_softmax": log_softmax, "dropout": dropout,
+              "layer_norm": layer_norm, "rms_norm": rms_norm}  # fmt: skip
+METHODS = {"softmax": softmax, "log_softmax": log_softmax}

@@ -1,0 +1,355 @@
+"""Random numbers: generators per device, and the factories and in-place fills that draw from them."""
+
+from __future__ import annotations
+
+import math
+import secrets
+
+from ..autograd.graph import share_version
+from ..backend import devices, dtypes, namespace_for, namespace_of
+from ..tensor import Tensor, wrap
+from .core import HALF, write_out
+from .creation import _finish, _place
+from .views import sizes
+
+
+class Generator:
+    """A stream of random numbers on one device.
+
+    Args:
+        device: where it makes numbers; default the CPU.
+    """
+
+    def __init__(self, device="cpu"):
+        self.device = devices.device(device)
+        self.source = namespace_for(self.device).make_generator(67280421310721)
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start the stream that belongs to ``seed``; returns self."""
+        self.source.manual_seed(_checked_seed(seed))
+        return self
+
+    def seed(self) -> int:
+        """Start a stream from the system's entropy; returns its seed."""
+        return self.source.seed()
+
+    def initial_seed(self) -> int:
+        """The seed the stream started from."""
+        return self.source.initial_seed
+
+    def get_state(self) -> Tensor:
+        """The state as a uint8 tensor on the CPU."""
+        return wrap(self.source.get_state())
+
+    def set_state(self, state: Tensor) -> None:
+        """Continue from a state; raises RuntimeError if it is none."""
+        if not isinstance(state, Tensor):
+            raise TypeError(f"expected a torch.ByteTensor, but got {type(state).__name__}")
+        self.source.set_state(namespace_of(state._data).to_host(state._data))
+
+    def clone_state(self) -> Generator:
+        """Another generator in the same state."""
+        other = Generator(self.device)
+        other.set_state(self.get_state())
+        return other
+
+
+def _checked_seed(seed) -> int:
+    seed = int(seed)
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise RuntimeError(f"Overflow when unpacking long: seed {seed} needs more than 64 bits")
+    return seed
+
+
+_defaults: dict = {}
+_seed: list = []
+
+
+def default_generator(device: devices.device) -> Generator:
+    """The generator that random functions on a device use when none is given."""
+    key = (device.type, device.index or 0)
+    made = _defaults.get(key)
+    if made is None:
+        made = _defaults[key] = Generator(device)
+        made.manual_seed(_seed[0] if _seed else secrets.randbits(63))
+    return made
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed the default generators of all devices; returns the CPU's."""
+    seed = _checked_seed(seed)
+    _seed[:] = [seed]
+    for made in _defaults.values():
+        made.manual_seed(seed)
+    return default_generator(devices.cpu)
+
+
+def seed() -> int:
+    """Seed all default generators from the system's entropy; returns the seed."""
+    fresh = secrets.randbits(63)
+    manual_seed(fresh)
+    return fresh
+
+
+def initial_seed() -> int:
+    """The seed of the CPU's default generator."""
+    return default_generator(devices.cpu).initial_seed()
+
+
+def get_rng_state() -> Tensor:
+    """The state of the CPU's default generator, a uint8 tensor."""
+    return default_generator(devices.cpu).get_state()
+
+
+def set_rng_state(new_state: Tensor) -> None:
+    """Restore what ``get_rng_state`` returned."""
+    default_generator(devices.cpu).set_state(new_state)
+
+
+# ---------------------------------------------------------------- drawing arrays
+def _source(generator, device):
+    if generator is None:
+        return default_generator(device).source
+    if generator.device.type != device.type:
+        raise RuntimeError(
+            f"Expected a '{device.type}' device type for generator but found "
+            f"'{generator.device.type}'"
+        )
+    return generator.source
+
+
+def _float_type(dtype):
+    """The type to draw in: NumPy draws float32 and float64."""
+    return dtypes.float64.np if dtype == dtypes.float64.np else dtypes.float32.np
+
+
+def _draw(kind, source, shape, dtype):
+    """Standard uniform or normal numbers of any float or complex type."""
+    if dtype.kind == "c":
+        part = dtypes.FROM_NP[dtype].to_real().np
+        scale = math.sqrt(0.5) if kind == "standard_normal" else 1.0
+        draw = getattr(source, kind)
+        return ((draw(shape, part) + 1j * draw(shape, part)) * scale).astype(dtype)
+    out = getattr(source, kind)(shape, _float_type(dtype))
+    if dtype in HALF and kind == "random":
+        # rounding to 16 bits must not reach 1: keep as many bits as the type holds
+        bits = 11 if dtype == dtypes.float16.np else 8
+        out = (out * (1 << bits)).astype("int32") / (1 << bits)
+    return out.astype(dtype, copy=False)
+
+
+def _factory(name, kind):
+    def make(*size, generator=None, out=None, dtype=None, layout=None, device=None,
+             requires_grad=False, pin_memory=False, names=None, **options):  # fmt: skip
+        if "size" in options:
+            size = (options.pop("size"),)
+        if options:
+            raise TypeError(f"{name}() got an unexpected keyword argument '{next(iter(options))}'")
+        dtype = dtype or dtypes.get_default_dtype()
+        if dtype.category < dtypes.FLOAT:
+            raise NotImplementedError(f'"{name}" not implemented for {dtype!r}')
+        if device is None and generator is not None:
+            device = generator.device
+        place = _place(device)
+        array = _draw(kind, _source(generator, place), sizes(size), dtype.np)
+        if out is not None:
+            return write_out(wrap(array), out, name)
+        return _finish(wrap(array), requires_grad)
+
+    make.__name__ = make.__qualname__ = name
+    return make
+
+
+rand = _factory("rand", "random")
+rand.__doc__ = "Uniform numbers on [0, 1)."
+randn = _factory("randn", "standard_normal")
+randn.__doc__ = "Normal numbers of mean 0 and variance 1."
+
+
+def _like(name, maker):
+    def make(input, *, dtype=None, layout=None, device=None, requires_grad=False,
+             memory_format=None, generator=None):  # fmt: skip
+        return maker(input._data.shape, dtype=dtype or input.dtype,
+                     device=input.device if device is None else device,
+                     requires_grad=requires_grad, generator=generator)  # fmt: skip
+
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = f"Like ``{name[:-5]}``, in the input's shape, dtype and device."
+    return make
+
+
+rand_like, randn_like = _like("rand_like", rand), _like("randn_like", randn)
+
+
+def randint(low, high=None, size=None, *, generator=None, out=None, dtype=None, layout=None,
+            device=None, requires_grad=False):  # fmt: skip
+    """Integers uniform on [low, high); ``randint(high, size)`` starts at 0."""
+    if size is None:
+        low, high, size = 0, low, high
+    if low >= high:
+        raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
+    if device is None and generator is not None:
+        device = generator.device
+    place = _place(device)
+    array = _source(generator, place).integers(int(low), int(high), sizes((size,)))
+    array = array.astype((dtype or dtypes.int64).np, copy=False)
+    if out is not None:
+        return write_out(wrap(array), out, "randint")
+    return _finish(wrap(array), requires_grad)
+
+
+def randint_like(input, low, high=None, *, dtype=None, device=None, requires_grad=False):
+    """Integers in the input's shape and dtype."""
+    if high is None:
+        low, high = 0, low
+    return randint(low, high, tuple(input._data.shape), dtype=dtype or input.dtype,
+                   device=input.device if device is None else device,
+                   requires_grad=requires_grad)  # fmt: skip
+
+
+def randperm(n, *, generator=None, out=None, dtype=None, layout=None, device=None,
+             requires_grad=False):  # fmt: skip
+    """A random order of 0..n−1."""
+    if n < 0:
+        raise RuntimeError(f"n must be non-negative, got {n}")
+    place = _place(device)
+    array = _source(generator, place).permutation(int(n)).astype((dtype or dtypes.int64).np, copy=False)
+    if out is not None:
+        return write_out(wrap(array), out, "randperm")
+    return _finish(wrap(array), requires_grad)
+
+
+def bernoulli(input, p=None, *, generator=None, out=None) -> Tensor:
+    """1 with the probability that each element gives (or with ``p``), else 0."""
+    source = _source(generator, input.device)
+    prob = input._data if p is None else p
+    if p is None:
+        xp = namespace_of(prob)
+        if prob.size and not bool(xp.all((prob >= 0) & (prob <= 1))):
+            raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true, but got false.")
+    draw = source.random(input._data.shape, dtypes.float32.np)
+    result = wrap((draw < prob).astype(input._data.dtype))
+    return result if out is None else write_out(result, out, "bernoulli")
+
+
+def multinomial(input, num_samples, replacement=False, *, generator=None, out=None) -> Tensor:
+    """Indices drawn with the (unnormalised) weights of each row.
+
+    Args:
+        input: weights, C or N×C, not negative, with a positive sum.
+        num_samples: how many per row; without replacement at most the number of positive weights.
+    """
+    if input.ndim not in (1, 2):
+        raise RuntimeError(f"prob_dist must be 1 or 2 dim, got {input.ndim}")
+    if num_samples <= 0:
+        raise RuntimeError("cannot sample n_sample <= 0 samples")
+    xp, source = namespace_of(input._data), _source(generator, input.device)
+    weights = input._data.astype(dtypes.float64.np).reshape(-1, input._data.shape[-1])
+    if not bool(xp.all(xp.isfinite(weights))) or bool((weights < 0).any()):
+        raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+    totals = weights.sum(axis=1, keepdims=True)
+    if bool((totals <= 0).any()):
+        raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
+    if replacement:
+        edges = xp.cumsum(weights, axis=1)
+        at = source.random((weights.shape[0], num_samples), dtypes.float64.np) * edges[:, -1:]
+        rows = [xp.searchsorted(e, a, side="right") for e, a in zip(edges, at)]
+        picked = xp.minimum(xp.stack(rows), weights.shape[1] - 1)
+    else:
+        if num_samples > weights.shape[1]:
+            raise RuntimeError(
+                "cannot sample n_sample > prob_dist.size(-1) samples without replacement"
+            )
+        if int((weights > 0).sum(axis=1).min()) < num_samples:
+            raise RuntimeError("invalid multinomial distribution (with replacement=False, not "
+                               "enough non-negative category to sample)")  # fmt: skip
+        # the smallest of exponential variables with these rates come in the right order
+        race = source.standard_exponential(weights.shape, dtypes.float64.np) / weights
+        picked = xp.argsort(race, axis=1)[:, :num_samples]
+    shape = (num_samples,) if input.ndim == 1 else (weights.shape[0], num_samples)
+    result = wrap(picked.astype(dtypes.int64.np).reshape(shape))
+    return result if out is None else write_out(result, out, "multinomial")
+
+
+def normal(mean=0.0, std=1.0, size=None, *, generator=None, out=None, dtype=None, device=None,
+           requires_grad=False) -> Tensor:  # fmt: skip
+    """Normal numbers with the given means and standard deviations (numbers or tensors)."""
+    if size is None:
+        like = next((t for t in (mean, std) if isinstance(t, Tensor)), None)
+        if like is None:
+            raise TypeError("normal() needs `size` when mean and std are numbers")
+        shape = namespace_of(like._data).broadcast_shapes(
+            *(t._data.shape for t in (mean, std) if isinstance(t, Tensor))
+        )
+        device, dtype = like.device, dtype or like.dtype
+    else:
+        shape = sizes((size,))
+    draw = randn(shape, generator=generator, dtype=dtype, device=device)
+    raw = [t._data if isinstance(t, Tensor) else t for t in (mean, std)]
+    result = wrap((draw._data * raw[1] + raw[0]).astype(draw._data.dtype))
+    return _finish(result, requires_grad) if out is None else write_out(result, out, "normal")
+
+
+# ---------------------------------------------------------------- in-place fills
+def _fill(t: Tensor, array) -> Tensor:
+    from .inplace import check_inplace, forget_history
+
+    check_inplace(t, "fill_")
+    t._data[...] = array.astype(t._data.dtype, copy=False)
+    share_version(t)[0] += 1
+    forget_history(t)
+    return t
+
+
+def uniform_(input: Tensor, a=0.0, b=1.0, *, generator=None, **named) -> Tensor:
+    """Fill with uniform numbers on [a, b)."""
+    a, b = named.pop("from", a), named.pop("to", b)
+    if a > b:
+        raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}")
+    draw = _draw("random", _source(generator, input.device), input._data.shape, input._data.dtype)
+    return _fill(input, draw * (b - a) + a)
+
+
+def normal_(input: Tensor, mean=0.0, std=1.0, *, generator=None) -> Tensor:
+    """Fill with normal numbers."""
+    if std < 0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
+    draw = _draw("standard_normal", _source(generator, input.device), input._data.shape,
+                 input._data.dtype)  # fmt: skip
+    return _fill(input, draw * std + mean)
+
+
+def exponential_(input: Tensor, lambd=1.0, *, generator=None) -> Tensor:
+    """Fill with exponential numbers of rate ``lambd``."""
+    source = _source(generator, input.device)
+    draw = source.standard_exponential(input._data.shape, _float_type(input._data.dtype))
+    return _fill(input, draw / lambd)
+
+
+def bernoulli_(input: Tensor, p=0.5, *, generator=None) -> Tensor:
+    """Fill with 1 with probability ``p`` (a number or a tensor), else 0."""
+    prob = p._data if isinstance(p, Tensor) else p
+    draw = _source(generator, input.device).random(input._data.shape, dtypes.float32.np)
+    return _fill(input, draw < prob)
+
+
+def random_(input: Tensor, low=0, high=None, *, generator=None, **named) -> Tensor:
+    """Fill with integers on [low, high); ``random_(high)`` starts at 0."""
+    low, high = named.pop("from", low), named.pop("to", high)
+    if high is None and low:
+        low, high = 0, low
+    if high is None:
+        d = input.dtype
+        high = 2 if d is dtypes.bool else (
+            dtypes.iinfo(d).max if d.category == dtypes.INT else 1 << int(-math.log2(dtypes.finfo(d).eps) + 1))  # fmt: skip
+    draw = _source(generator, input.device).integers(int(low), int(high), input._data.shape)
+    return _fill(input, draw)
+
+
+FUNCTIONS = {
+    f.__name__: f
+    for f in (rand, randn, rand_like, randn_like, randint, randint_like, randperm, bernoulli,
+              multinomial, normal, manual_seed, seed, initial_seed, get_rng_state, set_rng_state)
+}  # fmt: skip
+METHODS = {f.__name__: f for f in (uniform_, normal_, exponential_, bernoulli_, random_)}
+METHODS |= {"bernoulli": bernoulli, "multinomial": multinomial}

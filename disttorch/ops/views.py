@@ -1,0 +1,465 @@
+"""Views: new shapes and orders over the same memory."""
+
+from __future__ import annotations
+
+import math
+
+from ..tensor import Tensor
+from .core import op, wrap_dim
+from .samples import case
+
+
+def check_shape(shape, size: int) -> tuple:
+    """A shape with its −1 filled in.
+
+    Raises:
+        RuntimeError: if the elements do not fit.
+    """
+    shape = tuple(int(s) for s in shape)
+    holes = shape.count(-1)
+    if holes > 1:
+        raise RuntimeError("only one dimension can be inferred")
+    if any(s < -1 for s in shape):
+        bad = next(s for s in shape if s < -1)
+        raise RuntimeError(f"invalid shape dimension {bad}")
+    known = math.prod(s for s in shape if s != -1)
+    if holes:
+        if known == 0:
+            raise RuntimeError(
+                f"cannot reshape tensor of 0 elements into shape {list(shape)} because the "
+                "unspecified dimension size -1 can be any value and is ambiguous"
+            )
+        if size % known:
+            raise RuntimeError(f"shape '{list(shape)}' is invalid for input of size {size}")
+        return tuple(size // known if s == -1 else s for s in shape)
+    if known != size:
+        raise RuntimeError(f"shape '{list(shape)}' is invalid for input of size {size}")
+    return shape
+
+
+@op(view=True, method=False, samples=lambda m: [
+    case(m(3, 4), (4, 3)), case(m(2, 6), (-1, 3, 2)), case(m(), (1, 1)), case(m(0, 3), (3, 0)),
+    case(m(3, 4).t(), (12,)),
+])  # fmt: skip
+def reshape(xp, input, shape):
+    """The same elements in another shape; a view where the memory allows it."""
+    return input.reshape(check_shape(shape, input.size))
+
+
+@reshape.grad("input")
+def _(F, g, input):
+    return F.reshape(g, tuple(input.shape))
+
+
+@op(view=True, method=False, name="view", samples=lambda m: [
+    case(m(3, 4), (4, 3)), case(m(2, 6), (-1, 3, 2))])  # fmt: skip
+def _view(xp, input, shape):
+    shape = check_shape(shape, input.size)
+    if input.flags.c_contiguous:
+        return input.reshape(shape)
+    out = input.view()
+    try:
+        with _setting_shape():
+            out.shape = shape
+    except AttributeError:
+        raise RuntimeError(
+            "view size is not compatible with input tensor's size and stride (at least one "
+            "dimension spans across two contiguous subspaces). Use .reshape(...) instead."
+        ) from None
+    return out
+
+
+def _setting_shape():
+    """NumPy warns that assigning a shape will go away; it is how to ask for a view or an error."""
+    import warnings
+
+    context = warnings.catch_warnings()
+    warnings.simplefilter("ignore", DeprecationWarning)
+    return context
+
+
+@_view.grad("input")
+def _(F, g, input):
+    return F.reshape(g, tuple(input.shape))
+
+
+@op(view=True, method=False, samples=lambda m: [
+    case(m(3, 4), 0, 1), case(m(2, 3, 4), -1, 0), case(m(), 0, -1)])  # fmt: skip
+def transpose(xp, input, dim0, dim1):
+    """Two dims exchanged."""
+    dim0, dim1 = wrap_dim(dim0, input.ndim), wrap_dim(dim1, input.ndim)
+    return input.swapaxes(dim0, dim1) if input.ndim else input.view()
+
+
+@transpose.grad("input")
+def _(F, g, dim0, dim1):
+    return F.transpose(g, dim0, dim1)
+
+
+@op(view=True, method=False, samples=lambda m: [
+    case(m(2, 3, 4), (2, 0, 1)), case(m(2, 3), (-1, 0))])  # fmt: skip
+def permute(xp, input, dims):
+    """The dims in another order."""
+    if len(dims) != input.ndim:
+        raise RuntimeError(
+            "permute(sparse_coo): number of dimensions in the tensor input does not match the "
+            f"length of the desired ordering of dimensions i.e. input.dim() = {input.ndim} is not "
+            f"equal to len(dims) = {len(dims)}"
+        )
+    dims = tuple(wrap_dim(d, input.ndim) for d in dims)
+    if len(set(dims)) != len(dims):
+        raise RuntimeError("permute(): duplicate dims are not allowed.")
+    return input.transpose(dims)
+
+
+@permute.grad("input")
+def _(F, g, dims):
+    n = len(dims)
+    back = [0] * n
+    for i, d in enumerate(dims):
+        back[d % n] = i
+    return F.permute(g, tuple(back))
+
+
+@op(view=True, method=False, samples=lambda m: [
+    case(m(3, 1), (3, 4)), case(m(4), (2, -1, 4)), case(m(), (2, 2)), case(m(1, 3), (-1, 3))])  # fmt: skip
+def expand(xp, input, shape):
+    """Dims of size 1 (and new ones in front) repeated without copying."""
+    shape, lead = tuple(shape), len(shape) - input.ndim
+    if lead < 0:
+        raise RuntimeError(
+            f"expand({_kind(input)}{{{list(input.shape)}}}, size={list(shape)}): the number of "
+            f"sizes provided ({len(shape)}) must be greater or equal to the number of dimensions "
+            f"in the tensor ({input.ndim})"
+        )
+    full = []
+    for i, s in enumerate(shape):
+        have = input.shape[i - lead] if i >= lead else None
+        if s == -1:
+            if have is None:
+                raise RuntimeError(
+                    f"expand({_kind(input)}{{{list(input.shape)}}}, size={list(shape)}): the "
+                    "expanded size of the tensor (-1) isn't allowed in a leading, non-existing "
+                    f"dimension {i}"
+                )
+            s = have
+        elif have not in (None, 1, s):
+            raise RuntimeError(
+                f"The expanded size of the tensor ({s}) must match the existing size ({have}) at "
+                f"non-singleton dimension {i}.  Target sizes: {list(shape)}.  Tensor sizes: "
+                f"{list(input.shape)}"
+            )
+        full.append(s)
+    return xp.broadcast_to(input, tuple(full))
+
+
+def _kind(a):
+    return f"torch.{a.dtype.name}"
+
+
+@expand.grad("input")
+def _(F, g, input):
+    return F.sum_to(g, tuple(input.shape))
+
+
+@op(view=True, samples=lambda m: [case(m(3, 4), 0), case(m(3, 4), -1), case(m(), 0)])
+def unsqueeze(xp, input, dim):
+    """A new dim of size 1 at position ``dim``."""
+    return xp.expand_dims(input, wrap_dim(dim, input.ndim + 1))
+
+
+@unsqueeze.grad("input")
+def _(F, g, input):
+    return F.reshape(g, tuple(input.shape))
+
+
+@op(view=True, samples=lambda m: [
+    case(m(3, 1, 4)), case(m(3, 1, 4), 1), case(m(3, 4), 0), case(m(1, 2, 1), (0, 2)), case(m())])  # fmt: skip
+def squeeze(xp, input, dim=None):
+    """Dims of size 1 removed: all, or those of ``dim`` that have size 1."""
+    if dim is None:
+        return input.squeeze()
+    dims = (dim,) if isinstance(dim, int) else dim
+    drop = tuple(d for d in (wrap_dim(d, input.ndim) for d in dims)
+                 if input.ndim and input.shape[d] == 1)  # fmt: skip
+    return input.squeeze(drop) if drop else input.view()
+
+
+@squeeze.grad("input")
+def _(F, g, input):
+    return F.reshape(g, tuple(input.shape))
+
+
+@op(view=True, method=False, name="slice", samples=lambda m: [
+    case(m(4, 5), (slice(1, 3),)), case(m(4, 5), (2, slice(None, None, 2))),
+    case(m(4, 5, 2), (Ellipsis, 0)), case(m(4), (None, slice(1, None))), case(m(3), (-1,)),
+])  # fmt: skip
+def basic_index(xp, input, index):
+    """Basic indexing (numbers, slices, None, ...): a view."""
+    out = input[index]
+    # an index that leaves one element gives NumPy's scalar, a copy: keep it a 0-dim view
+    return out if isinstance(out, xp.ndarray) else input[(*index, Ellipsis)]
+
+
+@basic_index.grad("input")
+def _(F, g, input, index):
+    return F.slice_backward(g, tuple(input.shape), index)
+
+
+@op(method=False, moves=True, samples=lambda m: [
+    case(m(2, 5), (4, 5), (slice(1, 3),)), case(m(), (3,), (1,))])  # fmt: skip
+def slice_backward(xp, input, shape, index):
+    """Zeros of ``shape`` with ``input`` at ``index`` (basic)."""
+    out = xp.zeros(shape, input.dtype)
+    out[index] = input
+    return out
+
+
+@slice_backward.grad("input")
+def _(F, g, index):
+    return F.slice(g, index)
+
+
+@op(view=True, nout=0, method=False, samples=lambda m: [
+    case(m(5, 2), (2, 3), 0), case(m(2, 4), (1, 3), -1)])  # fmt: skip
+def split_with_sizes(xp, input, split_sizes, dim=0):
+    """Views of consecutive pieces along ``dim``."""
+    dim = wrap_dim(dim, input.ndim)
+    if builtin_sum(split_sizes) != input.shape[dim]:
+        raise RuntimeError(
+            f"split_with_sizes expects split_sizes to sum exactly to {input.shape[dim]} (input "
+            f"tensor's size at dimension {dim}), but got split_sizes={list(split_sizes)}"
+        )
+    lead, pieces, start = (slice(None),) * dim, [], 0
+    for n in split_sizes:
+        pieces.append(input[(*lead, slice(start, start + n))])
+        start += n
+    return tuple(pieces)
+
+
+@split_with_sizes.grad("input")
+def _(F, g, input, split_sizes, dim):
+    shape = list(input.shape)
+    like = next(x for x in g if x is not None)
+    parts = []
+    for n, piece in zip(split_sizes, g):
+        shape[dim] = n
+        parts.append(F.zeros_like(F.expand(F.sum(like), tuple(shape))) if piece is None else piece)
+    return F.cat(parts, dim)
+
+
+@op(view=True, nout=0, samples=lambda m: [case(m(3, 4)), case(m(3, 4), 1)])
+def unbind(xp, input, dim=0):
+    """Views of the slices along ``dim``, without that dim."""
+    dim = wrap_dim(dim, input.ndim)
+    lead = (slice(None),) * dim
+    return tuple(input[(*lead, i, Ellipsis)] for i in range(input.shape[dim]))
+
+
+@unbind.grad("input")
+def _(F, g, dim):
+    like = next(x for x in g if x is not None)
+    return F.stack([F.zeros_like(like) if x is None else x for x in g], dim)
+
+
+@op(view=True, samples=lambda m: [
+    case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), -1, 0, 2)])  # fmt: skip
+def diagonal(xp, input, offset=0, dim1=0, dim2=1):
+    """The diagonal over two dims, as a new last dim: a view."""
+    dim1, dim2 = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
+    out = xp.diagonal(input, offset, dim1, dim2)
+    return _writeable(xp, out)
+
+
+def _writeable(xp, view):
+    """NumPy hands out some views read-only although their base may be written."""
+    if xp.name == "numpy" and not view.flags.writeable:
+        view.flags.writeable = True
+    return view
+
+
+@diagonal.grad("input")
+def _(F, g, input, offset, dim1, dim2):
+    return F.diagonal_scatter(F.zeros_like(input), g, offset, dim1, dim2)
+
+
+@op(tensors=("input", "src"), moves=True, samples=lambda m: [
+    case(m(3, 4), m(3)), case(m(3, 3), m(2), 1)])  # fmt: skip
+def diagonal_scatter(xp, input, src, offset=0, dim1=0, dim2=1):
+    """``input`` with its diagonal replaced by ``src``."""
+    out = input.copy()
+    _writeable(xp, xp.diagonal(out, offset, dim1, dim2))[...] = src
+    return out
+
+
+@diagonal_scatter.grad("input")
+def _(F, g, src, offset, dim1, dim2):
+    return F.diagonal_scatter(g, F.zeros_like(src), offset, dim1, dim2)
+
+
+@diagonal_scatter.grad("src")
+def _(F, g, offset, dim1, dim2):
+    return F.diagonal(g, offset, dim1, dim2)
+
+
+@op(view=True, method=False, name="alias", samples=lambda m: [case(m(3))])
+def alias(xp, input):
+    """A view of the whole."""
+    return input.view()
+
+
+@alias.grad("input")
+def _(F, g):
+    return g
+
+
+# ---------------------------------------------------------------- composites
+builtin_sum = sum
+
+
+def sizes(args) -> tuple:
+    """``f(2, 3)`` and ``f((2, 3))`` alike."""
+    if len(args) == 1 and not isinstance(args[0], int) and hasattr(args[0], "__iter__"):
+        return tuple(int(s) for s in args[0])
+    return tuple(int(s) for s in args)
+
+
+def flatten(input: Tensor, start_dim=0, end_dim=-1) -> Tensor:
+    """Dims start_dim..end_dim as one."""
+    if input.ndim == 0:
+        return reshape.call(input, (1,))
+    start, end = wrap_dim(start_dim, input.ndim), wrap_dim(end_dim, input.ndim)
+    if start > end:
+        raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
+    if start == end:
+        return input
+    shape = input._data.shape
+    return reshape.call(input, shape[:start] + (math.prod(shape[start:end + 1]),) + shape[end + 1:])
+
+
+def unflatten(input: Tensor, dim, sizes) -> Tensor:
+    """One dim as several."""
+    dim, shape = wrap_dim(dim, input.ndim), input._data.shape
+    return reshape.call(input, shape[:dim] + check_shape(sizes, shape[dim]) + shape[dim + 1:])
+
+
+def select(input: Tensor, dim: int, index: int) -> Tensor:
+    """The slice at ``index`` along ``dim``, without that dim.
+
+    Raises:
+        IndexError: if the index is out of range.
+    """
+    dim, n = wrap_dim(dim, input.ndim), input._data.shape[dim]
+    if not -n <= index < n:
+        raise IndexError(
+            f"select(): index {index} out of range for tensor of size {list(input._data.shape)} at "
+            f"dimension {dim}"
+        )
+    return basic_index.call(input, (slice(None),) * dim + (int(index),))
+
+
+def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Elements start..start+length along ``dim``."""
+    dim, n, start = wrap_dim(dim, input.ndim), input._data.shape[dim], int(start)
+    if length < 0:
+        raise RuntimeError("narrow(): length must be non-negative.")
+    if not -n <= start <= n or (start + n if start < 0 else start) + length > n:
+        raise RuntimeError(f"start ({start}) + length ({length}) exceeds dimension size ({n}).")
+    start = start + n if start < 0 else start
+    return basic_index.call(input, (slice(None),) * dim + (slice(start, start + length),))
+
+
+def split(input: Tensor, split_size, dim=0) -> tuple:
+    """Pieces of ``split_size`` (the last may be smaller), or of the listed sizes."""
+    n = input._data.shape[wrap_dim(dim, input.ndim)]
+    if isinstance(split_size, int):
+        if split_size < 0 or (split_size == 0 and n):
+            raise RuntimeError(
+                f"split expects split_size be non-negative, but got split_size={split_size}"
+            )
+        full = n // split_size if split_size else 0
+        rest = n - full * split_size
+        split_size = [split_size] * full + ([rest] if rest or not n else [])
+    return split_with_sizes.call(input, tuple(split_size), dim)
+
+
+def chunk(input: Tensor, chunks: int, dim=0) -> tuple:
+    """At most ``chunks`` pieces of equal size (the last may be smaller)."""
+    if chunks <= 0:
+        raise RuntimeError(f"chunk expects `chunks` to be greater than 0, got: {chunks}")
+    n = input._data.shape[wrap_dim(dim, input.ndim)]
+    size = -(-n // chunks)
+    if size == 0:
+        return split_with_sizes.call(input, (0,) * chunks, dim)
+    return split(input, size, dim)
+
+
+def t(input: Tensor) -> Tensor:
+    """The transpose of a matrix; vectors unchanged."""
+    if input.ndim > 2:
+        raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {input.ndim}D")
+    return transpose.call(input, 0, 1) if input.ndim == 2 else alias.call(input)
+
+
+def movedim(input: Tensor, source, destination) -> Tensor:
+    """Dims moved to new places, the others in order."""
+    source = [source] if isinstance(source, int) else list(source)
+    destination = [destination] if isinstance(destination, int) else list(destination)
+    source = [wrap_dim(d, input.ndim) for d in source]
+    destination = [wrap_dim(d, input.ndim) for d in destination]
+    order = [d for d in range(input.ndim) if d not in source]
+    for to, d in sorted(zip(destination, source)):
+        order.insert(to, d)
+    return permute.call(input, tuple(order))
+
+
+def contiguous(input: Tensor, memory_format=None) -> Tensor:
+    """The same values in row-major memory; itself if they lie so already."""
+    from .casts import clone_contiguous
+
+    return input if input._data.flags.c_contiguous else clone_contiguous.call(input)
+
+
+def expand_as(input: Tensor, other: Tensor) -> Tensor:
+    """Expanded to the shape of ``other``."""
+    return expand.call(input, other._data.shape)
+
+
+def view_as(input: Tensor, other: Tensor) -> Tensor:
+    """Viewed in the shape of ``other``."""
+    return _view.call(input, other._data.shape)
+
+
+def _method_of(made, unpack):
+    def method(self, *args, **kwargs):
+        for key in ("shape", "size", "dims", "sizes"):
+            if key in kwargs:
+                args = (*args, kwargs.pop(key))
+        return made.call(self, unpack(args), **kwargs)
+
+    method.__name__, method.__doc__ = made.name, made.forward.__doc__
+    return method
+
+
+def view(input: Tensor, *shape, **kwargs) -> Tensor:
+    """The same memory in another shape, or with its bytes read as another dtype."""
+    from ..backend import dtypes
+    from ..tensor import wrap
+
+    if "dtype" in kwargs or shape and isinstance(shape[0], dtypes.dtype):
+        return wrap(input._data.view((kwargs.get("dtype") or shape[0]).np))
+    return _view.call(input, sizes(shape or (kwargs["size"],)))
+
+
+COMPOSITES = {
+    "flatten": flatten, "unflatten": unflatten, "select": select, "narrow": narrow, "split": split,
+    "chunk": chunk, "t": t, "movedim": movedim, "moveaxis": movedim, "swapaxes": transpose.call,
+    "swapdims": transpose.call, "transpose": transpose.call, "ravel": flatten,
+    "expand_as": expand_as, "reshape": reshape.call, "permute": permute.call,
+}  # fmt: skip
+METHODS = {
+    "reshape": _method_of(reshape, sizes), "permute": _method_of(permute, sizes),
+    "expand": _method_of(expand, sizes), "view": view, "contiguous": contiguous,
+    "view_as": view_as, "reshape_as": lambda a, b: reshape.call(a, b._data.shape),
+    "split_with_sizes": split_with_sizes.call,
+}  # fmt: skip
