@@ -1,0 +1,76 @@
+"""The last words of a job that failed: which rank, why, and its traceback."""
+
+import re
+import signal
+from dataclasses import dataclass
+
+# MPI_Abort kills everyone before the watcher can tell who called it; MPICH and Open MPI say so.
+MPICH_NOTICE = re.compile(rb"^Abort\(-?\d+\) on node \d+ .*\n?", re.MULTILINE)
+OPENMPI_NOTICE = re.compile(rb"MPI_ABORT was invoked on rank (\d+)")
+
+
+@dataclass
+class Failure:
+    """How a rank failed: `status` is its exit status, or negative the signal that killed it."""
+
+    rank: int
+    host: str
+    time: float
+    status: int
+
+
+def signal_name(number):
+    try:
+        return f"{signal.Signals(number).name} (signal {number})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def exit_status(status):
+    """The launcher's exit status for a rank's `status`: 128 + N for signal N."""
+    return status if status >= 0 else 128 - status
+
+
+def rank_list(ranks):
+    names = [str(rank) for rank in sorted(ranks)]
+    if len(names) == 1:
+        return f"rank {names[0]}"
+    return f"ranks {', '.join(names[:-1])} and {names[-1]}"
+
+
+def failure_sentence(failure, size, also=()):
+    """One sentence on the rank that failed first; `also`: ranks that failed without being told."""
+    if failure.status >= 0:
+        what = f"failed with exit status {failure.status}"
+    else:
+        what = f"was killed by {signal_name(-failure.status)}"
+        if failure.status == -signal.SIGKILL:
+            what += ", which the kernel also sends when memory runs out,"
+    sentence = f"rank {failure.rank} of {size} {what} on host {failure.host}"
+    if also:
+        sentence += f"; {rank_list(also)} failed too"
+    if stopped := size - 1 - len(also):
+        sentence += f"; {stopped} other rank{'s were' if stopped > 1 else ' was'} stopped"
+    return sentence
+
+
+def aborted_by(tails, mpiexec_said):
+    """The rank that called MPI_Abort, or None.
+
+    `tails`: for each rank the last bytes it wrote, where MPICH leaves its notice; `mpiexec_said`:
+    mpiexec's own output, where Open MPI does.
+    """
+    for rank, tail in tails.items():
+        if MPICH_NOTICE.search(tail):
+            return rank
+    if found := OPENMPI_NOTICE.search(mpiexec_said):
+        return int(found[1])
+    return 0 if len(tails) == 1 else None
+
+
+def cleaned(text, child):
+    """Last words without MPICH's line on MPI_Abort (our summary says more) and without the frames
+    of the file `child`, which are below every stack that faulthandler dumps."""
+    frame = f'  File "{child}", line '.encode()
+    lines = MPICH_NOTICE.sub(b"", text).splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.startswith(frame))
