@@ -10,7 +10,7 @@ from .samples import case
 
 
 @op(method=False, moves=True, node_name="ToCopy", samples=lambda m: [
-    case(m(3, 4), dtypes.float32), case(m(), dtypes.float64), case(m(2, 0), dtypes.float32)])  # fmt: skip
+    case(m(3, 4), dtypes.float64), case(m(), dtypes.float64), case(m(2, 0), dtypes.float64)])  # fmt: skip
 def to_dtype(xp, input, dtype):
     """A copy in another dtype."""
     if input.dtype.kind == "c" and dtype.category < dtypes.COMPLEX:

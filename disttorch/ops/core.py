@@ -427,12 +427,12 @@ def _camel(name: str) -> str:
 
 
 def _binder(name, parameters):
-    """A function with the op's Python signature that returns all arguments as a tuple."""
-    scope, parts, star = {}, [], False
+    """A function with the op's Python signature that returns all arguments as a tuple.
+
+    It fills defaults and raises Python's own TypeError for a wrong or missing argument.
+    """
+    scope, parts = {}, []
     for p in parameters:
-        if p.kind is p.KEYWORD_ONLY and not star:
-            parts.append("*")
-            star = True
         if p.default is p.empty:
             parts.append(p.name)
         else:

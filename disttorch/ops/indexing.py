@@ -126,7 +126,7 @@ def _(F, g, input, dim, index):
 
 @op(tensors=("input", "index", "source"), moves=True, inplace=True, samples=lambda m: [
     case(m(3, 4), 0, m.index(3, 5), m(5, 4)), case(m(3, 4), 1, m.index(4, 2), m(3, 2))])  # fmt: skip
-def index_add(xp, input, dim, index, source, *, alpha=1):
+def index_add(xp, input, dim, index, source, alpha=1):
     """``input`` with the slices of ``source`` added at ``index`` along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
     _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "")
@@ -319,7 +319,7 @@ def _(F, g, index, values):
 
 # ---------------------------------------------------------------- embedding
 @op(tensors=("weight", "indices"), method=False, moves=True, samples=lambda m: [
-    case(m(5, 3), m.index(5, 2, 4)), case(m(5, 3), m.index(5, 6), 1), case(m(5, 3), m.index(5, 0))])  # fmt: skip
+    case(m(5, 3), m.index(5, 2, 4)), case(m(5, 3), m.index(5, 0))])  # fmt: skip
 def embedding_lookup(xp, weight, indices, padding_idx=-1):
     """Rows of ``weight`` (V×C) at ``indices`` (any shape): shape × C."""
     if indices.dtype.kind not in "iu":

@@ -5,6 +5,8 @@ Shape legend: B batch, N rows of the left, K the summed dim, M columns of the ri
 
 from __future__ import annotations
 
+import math
+
 from ..tensor import Tensor
 from .core import REGISTRY, op, write_out
 from .samples import case
@@ -44,7 +46,7 @@ def matmul(xp, input, other):
     if a.dtype.kind == "b":
         raise RuntimeError('"addmm_impl_cpu_" not implemented for \'Bool\'')
     if b.ndim == 2 and a.ndim > 2:  # B×N×K @ K×M is one product of (B·N)×K with K×M
-        return xp.matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
+        return xp.matmul(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
     try:
         return xp.matmul(a, b)
     except ValueError:
@@ -65,6 +67,11 @@ def _mismatch(a, b):
                 f"{b[-2]}x{b[-1]})")  # fmt: skip
     return (f"Expected size for first two dimensions of batch2 tensor to be: [{a[0]}, {a[-1]}] but "
             f"got: [{b[0]}, {b[-2]}].")  # fmt: skip
+
+
+def _as_rows(F, a):
+    """All leading dims as one (written out: −1 is ambiguous where a dim is 0)."""
+    return F.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1]))
 
 
 @matmul.grad("input")
@@ -88,11 +95,11 @@ def _(F, g, input, other):
             return g * F.conj(a)
         return F.sum_to(F.unsqueeze(F.conj(a), -1) * F.unsqueeze(g, -2), tuple(other.shape))
     if b_ndim == 1:
-        g = F.reshape(g, (-1, 1))
-        a2 = F.reshape(a, (-1, a.shape[-1]))
+        g = F.reshape(g, (math.prod(g.shape), 1))
+        a2 = _as_rows(F, a)
         return F.reshape(F.matmul(F.conj(F.transpose(a2, 0, 1)), g), (a.shape[-1],))
     if b_ndim == 2:
-        a2, g2 = F.reshape(a, (-1, a.shape[-1])), F.reshape(g, (-1, g.shape[-1]))
+        a2, g2 = _as_rows(F, a), _as_rows(F, g)
         return F.matmul(F.conj(F.transpose(a2, 0, 1)), g2)
     return F.sum_to(F.matmul(F.conj(F.transpose(a, -1, -2)), g), tuple(other.shape))
 
@@ -114,7 +121,8 @@ def linear(xp, input, weight, bias=None):
             f"mat1 and mat2 shapes cannot be multiplied ({rows}x{input.shape[-1]} and "
             f"{weight.shape[1]}x{weight.shape[0]})"
         )
-    out = xp.matmul(input.reshape(-1, input.shape[-1]), weight.T)
+    rows = math.prod(input.shape[:-1])
+    out = xp.matmul(input.reshape(rows, input.shape[-1]), weight.T)
     if bias is not None:
         out += bias
     return out.reshape(*input.shape[:-1], weight.shape[0])
@@ -127,10 +135,10 @@ def _(F, g, weight):
 
 @linear.grad("weight")
 def _(F, g, input, weight):
-    a = F.reshape(input, (-1, input.shape[-1]))
+    a = _as_rows(F, input)
     if weight.ndim == 1:
-        return F.matmul(F.reshape(g, (-1,)), F.conj(a))
-    return F.matmul(F.transpose(F.reshape(g, (-1, g.shape[-1])), 0, 1), F.conj(a))
+        return F.matmul(F.reshape(g, (a.shape[0],)), F.conj(a))
+    return F.matmul(F.transpose(_as_rows(F, g), 0, 1), F.conj(a))
 
 
 @linear.grad("bias")

@@ -122,7 +122,7 @@ def _(F, g, dims):
 
 
 @op(view=True, method=False, samples=lambda m: [
-    case(m(3, 1), (3, 4)), case(m(4), (2, -1, 4)), case(m(), (2, 2)), case(m(1, 3), (-1, 3))])  # fmt: skip
+    case(m(3, 1), (3, 4)), case(m(3, 1), (2, -1, 4)), case(m(), (2, 2)), case(m(1, 3), (-1, 3))])  # fmt: skip
 def expand(xp, input, shape):
     """Dims of size 1 (and new ones in front) repeated without copying."""
     shape, lead = tuple(shape), len(shape) - input.ndim
