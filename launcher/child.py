@@ -37,7 +37,7 @@ DIRECT_VARIABLE = "DISTTORCH_RUN_DIRECT"
 # tracker frees leaked shared memory then); afterwards they are killed.
 LEFTOVER_SECONDS = 0.5
 # For a rank to end by itself after mpiexec killed the front.
-ORPHAN_SECONDS = 0.2
+ORPHAN_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -174,7 +174,7 @@ class Watcher:
         with contextlib.suppress(OSError):
             self.link.send(f"{word} {time.monotonic()} {status}".encode())
         end_leftovers(0.0 if self.alone or self.orphaned else LEFTOVER_SECONDS)
-        while status != 0 and not self.alone and receive(self.link):
+        while status != 0 and not (self.alone or self.orphaned) and receive(self.link):
             # mpiexec kills every rank when the front fails: the launcher, which gives them time to
             # end by themselves, says when (by closing the link).
             pass

@@ -5,8 +5,8 @@ import signal
 from dataclasses import dataclass
 
 # MPI_Abort kills everyone before the watcher can tell who called it; MPICH and Open MPI say so.
-MPICH_NOTICE = re.compile(rb"^Abort\(-?\d+\) on node \d+ .*\n?", re.MULTILINE)
-OPENMPI_NOTICE = re.compile(rb"MPI_ABORT was invoked on rank (\d+)")
+MPICH_NOTICE = re.compile(rb"^Abort\((-?\d+)\) on node \d+ .*\n?", re.MULTILINE)
+OPENMPI_NOTICE = re.compile(rb"MPI_ABORT was invoked on rank (\d+).*?errorcode (-?\d+)", re.DOTALL)
 
 
 @dataclass
@@ -55,17 +55,17 @@ def failure_sentence(failure, size, also=()):
 
 
 def aborted_by(tails, mpiexec_said):
-    """The rank that called MPI_Abort, or None.
+    """(rank, status) of the rank that called MPI_Abort, or None.
 
     `tails`: for each rank the last bytes it wrote, where MPICH leaves its notice; `mpiexec_said`:
     mpiexec's own output, where Open MPI does.
     """
     for rank, tail in tails.items():
-        if MPICH_NOTICE.search(tail):
-            return rank
+        if found := MPICH_NOTICE.search(tail):
+            return rank, int(found[1]) & 0xFF
     if found := OPENMPI_NOTICE.search(mpiexec_said):
-        return int(found[1])
-    return 0 if len(tails) == 1 else None
+        return int(found[1]), int(found[2]) & 0xFF
+    return None
 
 
 def cleaned(text, child):

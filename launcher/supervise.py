@@ -146,6 +146,8 @@ class Job:
         return all(rank.ended for rank in self.ranks.values())
 
     def mpiexec_ended(self):
+        if self.complaint:
+            return
         if cut := [rank for rank in self.ranks.values() if rank.lost or not rank.ended]:
             self.complaint = f"{self.mpiexec_end()} while {len(cut)} ranks were running"
             # It killed them (for MPI_Abort), and they are about to be gone; or someone killed it.
@@ -208,8 +210,8 @@ class Job:
         if not rank.hear():
             self.selector.unregister(rank.link)
             rank.link.close()
-            if rank.lost and self.status is None:
-                self.after(LOST_SECONDS, self.rank_was_lost)
+        if rank.lost:
+            self.after(LOST_SECONDS, self.rank_was_lost)
         if rank.failure and not self.reason:
             self.stop("failure")
         self.let_go()
@@ -261,10 +263,11 @@ class Job:
         self.after(DUMP_SECONDS, lambda: self.stop("timeout"))
 
     def rank_was_lost(self):
-        """A watcher was killed and mpiexec, which should have ended the job for that, did not."""
+        """A front or watcher was killed and mpiexec, which should end the job for that, did not."""
         if not self.reason and self.status is None:
             lost = rank_list(rank.rank for rank in self.ranks.values() if rank.lost)
-            self.complaint = f"the process of {lost} vanished without telling how"
+            name = os.path.basename(self.plan.argv[0])
+            self.complaint = f"{name} lost {lost}: a process between them was killed"
             self.stop("mpiexec")
 
     def stop(self, reason):
@@ -375,10 +378,10 @@ class Job:
     def abort_failure(self):
         """The Failure of the rank that called MPI_Abort, as a list; empty if none said so."""
         said = {number: self.output.tail(number) for number in self.ranks}
-        number = aborted_by(said, self.mpiexec_said)
+        number, status = aborted_by(said, self.mpiexec_said) or (None, 0)
         if number not in self.ranks:
             return []
-        return [Failure(number, self.ranks[number].host, time.monotonic(), self.status)]
+        return [Failure(number, self.ranks[number].host, time.monotonic(), status)]
 
     def mpiexec_end(self):
         name = os.path.basename(self.plan.argv[0])
