@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ FLOATS = ("float32", "float64")
 COMPLEX = ("complex64", "complex128")
 DTYPES = ("bool", *INTEGERS, *HALVES, *FLOATS, *COMPLEX)
 
+_SENDABLE = frozenset(DTYPES)
 _BITWISE = (ReduceOp.BAND, ReduceOp.BOR, ReduceOp.BXOR)
 _ORDERED = (ReduceOp.MIN, ReduceOp.MAX)
 _BOOL_OPS = {ReduceOp.SUM: ReduceOp.MAX, ReduceOp.PRODUCT: ReduceOp.MIN}
@@ -59,6 +61,12 @@ _WORDS: dict[str, np.dtype] = {
     "float16": np.dtype(np.uint16),
     "bfloat16": np.dtype(np.uint16),
 }
+
+
+@cache
+def name_of(dtype: np.dtype) -> str:
+    """`dtype.name`, which NumPy composes anew each time at the cost of a small all-reduce."""
+    return dtype.name
 
 
 def check_array(array: Array, what: str, *, written: bool) -> None:
@@ -74,7 +82,7 @@ def check_array(array: Array, what: str, *, written: bool) -> None:
             f"{what} must be a NumPy array or offer __cuda_array_interface__, "
             f"got {type(array).__name__}"
         )
-    if array.dtype.name not in DTYPES or not array.dtype.isnative:
+    if name_of(array.dtype) not in _SENDABLE or not array.dtype.isnative:
         raise TypeError(
             f"{what} has dtype {array.dtype}, which cannot be sent between ranks; "
             f"supported: {', '.join(DTYPES)} in native byte order"
@@ -115,11 +123,12 @@ class Reduction:
     divisor: int
 
     @classmethod
+    @cache
     def plan(cls, dtype: np.dtype, op: ReduceOp, n: int) -> Reduction:
         """Choose by dtype and op; raises TypeError for a pair without a meaning."""
         if not isinstance(op, ReduceOp):
             raise TypeError(f"op must be a ReduceOp, got {op!r}")
-        name = dtype.name
+        name = name_of(dtype)
         if op in _BITWISE and name not in ("bool", *INTEGERS):
             raise TypeError(f"{op} needs an integer or bool array, got {name}")
         if op in _ORDERED and name in COMPLEX:
@@ -139,9 +148,9 @@ class Reduction:
 
 
 def _wire_dtype(dtype: np.dtype) -> np.dtype:
-    if dtype.name == "bool":
+    if name_of(dtype) == "bool":
         return _WORDS["bool"]
-    return np.dtype(np.float32) if dtype.name in HALVES else dtype
+    return np.dtype(np.float32) if name_of(dtype) in HALVES else dtype
 
 
 class Staged:
@@ -156,7 +165,7 @@ class Staged:
 
     def __init__(self, array: Array, wire: np.dtype | None = None, direct: bool = False) -> None:
         self._array = array
-        self._word: np.dtype = _WORDS.get(array.dtype.name, array.dtype)
+        self._word: np.dtype = _WORDS.get(name_of(array.dtype), array.dtype)
         self._wire: np.dtype = self._word if wire is None else wire
         self._on_device = device.is_device_array(array)
         self._bridge: device.HostBridge | None = None
@@ -183,7 +192,7 @@ class Staged:
         flat = host.reshape(-1) if in_place else host.flatten()
         if self._wire == self._word:
             self._is_copy = not in_place
-            return flat.view(self._word)
+            return flat if flat.dtype == self._word else flat.view(self._word)
         return flat.astype(self._wire)
 
     def store(self, buffer: Array) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 
 def is_device_array(array: Any) -> bool:
     """Whether `array` lives in GPU memory."""
+    if isinstance(array, np.ndarray):
+        return False
     # Ask the type: CuPy's property raises for dtypes that the protocol cannot express (bfloat16).
     return hasattr(type(array), "__cuda_array_interface__")
 

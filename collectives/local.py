@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .buffers import UFUNCS, Array, ReduceOp
+from .buffers import UFUNCS, Array, ReduceOp, name_of
 from .group import Group
 from .work import MismatchError, PolledWork, RankFailedError, Work
 
@@ -327,13 +327,13 @@ class LocalGroup(Group):
             for each in buffers:
                 each[...] = total
 
-        self._meet(_Call("all_reduce", buffer.dtype.name, buffer.size, op), buffer, perform)
+        self._meet(_Call("all_reduce", name_of(buffer.dtype), buffer.size, op), buffer, perform)
 
     def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> None:
         def perform(buffers: list[Array]) -> None:
             buffers[root][...] = _fold(buffers, op)
 
-        self._meet(_Call("reduce", buffer.dtype.name, buffer.size, op, root), buffer, perform)
+        self._meet(_Call("reduce", name_of(buffer.dtype), buffer.size, op, root), buffer, perform)
 
     def _reduce_scatter(self, out: Array, buffer: Array, op: ReduceOp) -> None:
         def perform(pairs: list[tuple[Array, Array]]) -> None:
@@ -341,7 +341,7 @@ class LocalGroup(Group):
             for (target, _), part in zip(pairs, parts):
                 target[...] = part
 
-        call = _Call("reduce_scatter", out.dtype.name, out.size, op)
+        call = _Call("reduce_scatter", name_of(out.dtype), out.size, op)
         self._meet(call, (out, buffer), perform)
 
     def _broadcast(self, buffer: Array, root: int) -> None:
@@ -350,7 +350,7 @@ class LocalGroup(Group):
                 if rank != root:
                     each[...] = buffers[root]
 
-        call = _Call("broadcast", buffer.dtype.name, buffer.size, root=root)
+        call = _Call("broadcast", name_of(buffer.dtype), buffer.size, root=root)
         self._meet(call, buffer, perform)
 
     def _all_gather(self, out: Array, buffer: Array) -> None:
@@ -359,7 +359,7 @@ class LocalGroup(Group):
             for target, _ in pairs:
                 target[...] = whole
 
-        self._meet(_Call("all_gather", out.dtype.name, buffer.size), (out, buffer), perform)
+        self._meet(_Call("all_gather", name_of(out.dtype), buffer.size), (out, buffer), perform)
 
     def _all_to_all(self, out: Array, buffer: Array) -> None:
         def perform(pairs: list[tuple[Array, Array]]) -> None:
@@ -367,7 +367,7 @@ class LocalGroup(Group):
             for rank, (target, _) in enumerate(pairs):
                 target[...] = np.concatenate([part[rank] for part in parts])
 
-        self._meet(_Call("all_to_all", out.dtype.name, buffer.size), (out, buffer), perform)
+        self._meet(_Call("all_to_all", name_of(out.dtype), buffer.size), (out, buffer), perform)
 
     def _gather(self, out: Array | None, buffer: Array, root: int) -> None:
         def perform(pairs: list[tuple[Array | None, Array]]) -> None:
@@ -375,7 +375,7 @@ class LocalGroup(Group):
             assert whole is not None
             whole[...] = np.concatenate([each for _, each in pairs])
 
-        call = _Call("gather", buffer.dtype.name, buffer.size, root=root)
+        call = _Call("gather", name_of(buffer.dtype), buffer.size, root=root)
         self._meet(call, (out, buffer), perform)
 
     def _scatter(self, out: Array, buffer: Array | None, root: int) -> None:
@@ -385,7 +385,7 @@ class LocalGroup(Group):
             for (target, _), part in zip(pairs, whole.reshape(self.size, -1)):
                 target[...] = part
 
-        call = _Call("scatter", out.dtype.name, out.size, root=root)
+        call = _Call("scatter", name_of(out.dtype), out.size, root=root)
         self._meet(call, (out, buffer), perform)
 
     def _barrier(self) -> None:
