@@ -7,12 +7,13 @@ from .elementwise_core import binary, elementwise, unary
 from .samples import binary_cases, case
 
 
-def _comparison(name, function, doc):
+def _comparison(name, function, doc, numbers=(2.5,)):
     def forward(xp, input, other):
         return getattr(xp, function)(input, other)
 
     forward.__name__, forward.__doc__ = name, doc
-    return binary(ufunc=function, kind="compare", samples=binary_cases(), inplace=True)(forward)
+    return binary(ufunc=function, kind="compare", samples=binary_cases(numbers=numbers),
+                  inplace=True)(forward)  # fmt: skip
 
 
 eq = _comparison("eq", "equal", "input == other, elementwise.")
@@ -21,9 +22,9 @@ lt = _comparison("lt", "less", "input < other, elementwise.")
 le = _comparison("le", "less_equal", "input <= other, elementwise.")
 gt = _comparison("gt", "greater", "input > other, elementwise.")
 ge = _comparison("ge", "greater_equal", "input >= other, elementwise.")
-logical_and = _comparison("logical_and", "logical_and", "Both are nonzero.")
-logical_or = _comparison("logical_or", "logical_or", "At least one is nonzero.")
-logical_xor = _comparison("logical_xor", "logical_xor", "Exactly one is nonzero.")
+logical_and = _comparison("logical_and", "logical_and", "Both are nonzero.", ())
+logical_or = _comparison("logical_or", "logical_or", "At least one is nonzero.", ())
+logical_xor = _comparison("logical_xor", "logical_xor", "Exactly one is nonzero.", ())
 
 
 def _predicate(name, doc):

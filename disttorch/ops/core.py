@@ -20,6 +20,7 @@ with other ops, which then is differentiated instead of a rule when a graph is w
 
 from __future__ import annotations
 
+import functools
 import inspect
 import traceback
 
@@ -303,8 +304,10 @@ class Plan:
         wanted = [op.params[i] for i in self.slots]
         if fast and op.fast is not None or op.joint is not None:
             names, rule = op.fast if fast and op.fast is not None else op.joint
+            if rule is not (op.joint or (None, None))[1]:
+                rule = _widening(rule)
             needs = tuple(n in wanted for n in names)
-            arguments = list(inspect.signature(rule).parameters)[3:]
+            arguments = list(inspect.signature(inspect.unwrap(rule)).parameters)[3:]
             take = [names.index(n) for n in wanted]
             return [(rule, needs, arguments, take)], arguments
         if all(n in op.rules for n in wanted):
@@ -349,6 +352,19 @@ class Plan:
 
 def _pick(values, indices):
     return [values[i] for i in indices]
+
+
+def _widening(rule):
+    """A fast rule for 16-bit types: computed in float32; the engine rounds the results."""
+
+    @functools.wraps(rule)
+    def wrapped(F, g, needs, *args):
+        if F.xp.widens_half and g.dtype in HALF:
+            g = g.astype(F32)
+            args = [a.astype(F32) if getattr(a, "dtype", None) in HALF else a for a in args]
+        return rule(F, g, needs, *args)
+
+    return wrapped
 
 
 def _with_tensor_aux(run, position):

@@ -64,7 +64,7 @@ def _(F, g, input, dim, index):
 
 
 @op(tensors=("input", "index", "src"), moves=True, inplace=True, samples=lambda m: [
-    case(m(3, 4), 1, m.index(4, 3, 2), m(3, 2)), case(m(3, 4), 0, m.index(3, 2, 4), m(3, 4)),
+    case(m(3, 4), 1, m.index(4, 3, 2), m(3, 2)), case(m(3, 4), 0, m.index(3, 2, 4), m(2, 4)),
     case(m(5), 0, m.index(5, 9), m(9)),
 ])  # fmt: skip
 def scatter_add(xp, input, dim, index, src):

@@ -85,10 +85,7 @@ def _(F, g, needs, input, weight, aux, ndim):
     xp, shape = F.xp, input.shape[-ndim:]
     width = math.prod(shape)
     flat = None if weight is None else weight.reshape(-1)
-    # statistics are float32 where the input has 16 bits: compute in their type
-    stat = aux[0].dtype
-    rows = [xp.ascontiguousarray(a).reshape(-1, width).astype(stat, copy=False) for a in (g, input)]
-    flat = None if flat is None else flat.astype(stat, copy=False)
+    rows = [xp.ascontiguousarray(a).reshape(-1, width) for a in (g, input)]
     gx, gw, gb = xp.layer_norm_backward(*rows, flat, *aux)
     return gx.reshape(input.shape), gw.reshape(shape), gb.reshape(shape)
 
@@ -341,7 +338,7 @@ def _(F, g, needs, query, key, value, aux, is_causal, scale):
     gv = xp.matmul(p.swapaxes(-1, -2), g)
     gp = xp.matmul(g, value.swapaxes(-1, -2))
     gs = xp.softmax_backward(gp, p, p.ndim - 1)
-    gs *= query.dtype.type(scale) if query.dtype == gs.dtype else gs.dtype.type(scale)
+    gs *= gs.dtype.type(scale)
     return xp.matmul(gs, key), xp.matmul(gs.swapaxes(-1, -2), query), gv
 
 
