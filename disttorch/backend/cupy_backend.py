@@ -1,0 +1,143 @@
+"""The GPU namespace: CuPy's functions by name, plus the kernels that CuPy lacks.
+
+CuPy is imported when a tensor is first put on a GPU. Random numbers are drawn by the CPU's Philox
+stream and copied over, so that their state can be saved like any other.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from . import devices, optim_kernels, plain_kernels, storage
+from .numpy_backend import CPU, bind_kernels
+from .rng import Generator
+
+_NO_CUPY = (
+    'the device "cuda" needs CuPy: pip install "disttorch[cuda12]" (or cuda13); '
+    "importing it failed with: {}"
+)
+
+
+@functools.cache
+def _cupy():
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(_NO_CUPY.format(error)) from None
+    if not cupy.is_available():
+        raise RuntimeError(
+            "No CUDA GPUs are available: CuPy is installed, but it finds no driver or no device"
+        )
+    return cupy
+
+
+def is_available() -> bool:
+    """Whether CuPy is installed and finds a usable GPU. Never raises."""
+    try:
+        return _cupy() is not None
+    except RuntimeError:
+        return False
+
+
+def device_count() -> int:
+    """The number of visible GPUs; 0 without CuPy or a driver."""
+    return _cupy().cuda.runtime.getDeviceCount() if is_available() else 0
+
+
+class GpuGenerator(Generator):
+    """The CPU's Philox stream, delivered to a GPU."""
+
+    def __init__(self, seed, namespace):
+        super().__init__(seed)
+        self.namespace = namespace
+
+    def _deliver(self, array):
+        return self.namespace.from_host(array)
+
+    def random(self, shape, dtype):
+        return self._deliver(super().random(shape, dtype))
+
+    def standard_normal(self, shape, dtype):
+        return self._deliver(super().standard_normal(shape, dtype))
+
+    def standard_exponential(self, shape, dtype):
+        return self._deliver(super().standard_exponential(shape, dtype))
+
+    def integers(self, low, high, shape):
+        return self._deliver(super().integers(low, high, shape))
+
+    def permutation(self, n):
+        return self._deliver(super().permutation(n))
+
+    def bernoulli_mask(self, keep, shape):
+        return self._deliver(super().bernoulli_mask(keep, shape))
+
+
+class CupyNamespace:
+    """CuPy's functions on one device; what an op's forward receives as ``xp``."""
+
+    name = "cupy"
+    widens_half = True
+
+    def __init__(self, index: int):
+        self.cupy = _cupy()
+        count = self.cupy.cuda.runtime.getDeviceCount()
+        if not 0 <= index < count:
+            raise RuntimeError(
+                f"CUDA error: invalid device ordinal: cuda:{index}, but {count} device(s) are visible"
+            )
+        self.index, self.device = index, self.cupy.cuda.Device(index)
+        self.ndarray = self.cupy.ndarray
+        self.array_types = (self.cupy.ndarray,)
+        bind_kernels(self, plain_kernels, optim_kernels, storage)
+
+    def __getattr__(self, name):
+        value = getattr(self.cupy, name)
+        setattr(self, name, value)
+        return value
+
+    def erf(self, x):
+        """The error function."""
+        from cupyx.scipy.special import erf
+
+        return erf(x)
+
+    @staticmethod
+    def device_of(array) -> devices.device:
+        return devices.device("cuda", array.device.id)
+
+    def from_host(self, array):
+        """A copy of a NumPy array on this device."""
+        with self.device:
+            return self.cupy.asarray(array)
+
+    @staticmethod
+    def to_host(array):
+        """A copy of the array in host memory (waits for it)."""
+        return array.get()
+
+    def make_generator(self, seed: int) -> GpuGenerator:
+        return GpuGenerator(seed, self)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all work given to it."""
+        self.device.synchronize()
+
+
+@functools.cache
+def _namespace(index: int) -> CupyNamespace:
+    return CupyNamespace(index)
+
+
+def gpu(device: devices.device | None = None) -> CupyNamespace:
+    """The namespace of a GPU; without an index, of the current one.
+
+    Raises:
+        RuntimeError: if CuPy, a driver or that device is missing.
+    """
+    if device is None or device.index is None:
+        return _namespace(_cupy().cuda.runtime.getDevice())
+    return _namespace(device.index)
+
+
+__all__ = ["CPU", "CupyNamespace", "device_count", "gpu", "is_available"]
