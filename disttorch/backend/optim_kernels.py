@@ -90,7 +90,7 @@ def adam_step(
 ):  # fmt: skip
     """Adam (Kingma & Ba, ICLR 2015); decoupled decay makes it AdamW (Loshchilov & Hutter, 2019).
 
-    ``step`` counts from 1; ``max_exp_avg_sq`` is given for the AMSGrad variant (Reddi et al., 2018).
+    ``step`` counts from 1; ``max_exp_avg_sq`` is given for the AMSGrad variant (Reddi, 2018).
     """
     step_size = lr / (1 - beta1**step)
     root_correction = (1 - beta2**step) ** 0.5

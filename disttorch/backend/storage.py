@@ -41,7 +41,8 @@ def _whole(array):
     distance = _address(array) - _address(root)
     if distance % array.itemsize:
         return None, 0
-    return root.reshape(-1, order="C" if root.flags.c_contiguous else "F"), distance // array.itemsize
+    flat = root.reshape(-1, order="C" if root.flags.c_contiguous else "F")
+    return flat, distance // array.itemsize
 
 
 def _array_below(array):

@@ -1,0 +1,92 @@
+"""Limits on gradients: on their common norm, or on each element."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ... import ops
+from ...autograd import no_grad
+from ...backend import namespace_of
+from ...tensor import Tensor, wrap
+
+
+def _as_list(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+def _grads(parameters) -> list[Tensor]:
+    return [p.grad for p in _as_list(parameters) if p.grad is not None]
+
+
+@no_grad()
+def get_total_norm(
+    tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:  # fmt: skip
+    """The norm of all tensors seen as one vector.
+
+    Args:
+        norm_type: the p of the norm, also ``inf``.
+        error_if_nonfinite: raise if it is nan or infinite.
+        foreach: accepted for compatibility.
+
+    Returns:
+        a 0-dim tensor on the device of the first.
+
+    Raises:
+        RuntimeError: for a nan or infinite norm, if asked for.
+    """
+    tensors, p = _as_list(tensors), float(norm_type)
+    if not tensors:
+        return ops.tensor(0.0)
+    device = tensors[0].device
+    norms = [wrap(namespace_of(t._data).vector_norm(t._data, p)).to(device) for t in tensors]
+    total = norms[0]
+    if len(norms) > 1:
+        stacked = ops.stack([n.to(norms[0].dtype) for n in norms])._data
+        total = wrap(namespace_of(stacked).vector_norm(stacked, p))
+    if error_if_nonfinite and not bool(ops.isfinite(total)):
+        raise RuntimeError(
+            f"The total norm of order {p} for gradients from `parameters` is non-finite, so it "
+            "cannot be clipped. To disable this error and scale the gradients by the non-finite "
+            "norm anyway, set `error_if_nonfinite=False`"
+        )
+    return total
+
+
+@no_grad()
+def clip_grads_with_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, total_norm: Tensor,
+    foreach: bool | None = None,
+) -> None:  # fmt: skip
+    """Scale gradients by max_norm / total_norm where that is below 1, in place."""
+    coefficient = (float(max_norm) / (total_norm + 1e-6)).clamp(max=1.0)
+    for grad in _grads(parameters):
+        grad.mul_(coefficient.to(grad.device))
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0,
+    error_if_nonfinite: bool = False, foreach: bool | None = None,
+) -> Tensor:  # fmt: skip
+    """Scale all gradients together so that their common norm is at most ``max_norm``, in place.
+
+    Arguments as of ``get_total_norm``.
+
+    Returns:
+        the norm before clipping, a 0-dim tensor.
+    """
+    parameters = _as_list(parameters)
+    total = get_total_norm(_grads(parameters), norm_type, error_if_nonfinite)
+    clip_grads_with_norm_(parameters, max_norm, total)
+    return total
+
+
+@no_grad()
+def clip_grad_value_(
+    parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
+) -> None:
+    """Limit every element of the gradients to [−clip_value, clip_value], in place."""
+    limit = float(clip_value)
+    for grad in _grads(parameters):
+        grad.clamp_(-limit, limit)
