@@ -36,8 +36,6 @@ DIRECT_VARIABLE = "DISTTORCH_RUN_DIRECT"
 # Processes that outlive their rank may end by themselves for this long (multiprocessing's resource
 # tracker frees leaked shared memory then); afterwards they are killed.
 LEFTOVER_SECONDS = 0.5
-# For a rank to end by itself after mpiexec killed the front.
-ORPHAN_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -157,7 +155,6 @@ class Watcher:
         self.pid, self.front, self.link = pid, front, link
         self.alone = False  # the launcher is gone
         self.orphaned = False  # the front is gone
-        self.killed = False  # we killed the rank for want of a front
 
     def run(self):
         """Waits for the rank to end; returns its exit code (negative: a signal)."""
@@ -170,7 +167,7 @@ class Watcher:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         while (status := reap(self.pid)) is None:
             self.turn()
-        word = "stopped" if self.killed else "ended"
+        word = "stopped" if self.orphaned else "ended"
         with contextlib.suppress(OSError):
             self.link.send(f"{word} {time.monotonic()} {status}".encode())
         end_leftovers(0.0 if self.alone or self.orphaned else LEFTOVER_SECONDS)
@@ -182,7 +179,7 @@ class Watcher:
 
     def turn(self):
         sources = [self.wakeup] if self.alone else [self.wakeup, self.link]
-        readable, _, _ = select.select(sources, [], [], ORPHAN_SECONDS if self.orphaned else None)
+        readable, _, _ = select.select(sources, [], [])
         if self.wakeup in readable:
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wakeup, 4096)
@@ -190,16 +187,12 @@ class Watcher:
             message = receive(self.link)
             self.alone = not message
             self.signal(int(message.split()[1]) if message else signal.SIGKILL)
-        if self.orphaned and not readable:
-            self.killed = True
-            self.signal(signal.SIGKILL)
 
     def on_sigterm(self):
-        # A rank that called MPI_Abort is about to end by itself and its status names the culprit;
-        # all others must be ended.
+        # mpiexec killed the front, as it would have killed the rank: at once. (A rank whose
+        # MPI_Abort returns would otherwise go on, to fail again in MPI_Finalize.)
         self.orphaned = os.getppid() != self.front
-        if not self.orphaned:
-            self.signal(signal.SIGTERM)
+        self.signal(signal.SIGKILL if self.orphaned else signal.SIGTERM)
 
     def signal(self, signum):
         if signum != signal.SIGQUIT:  # which only asks for a stack dump
@@ -269,7 +262,7 @@ class Rank:
             signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Lines, as on a terminal: a rank that is killed must not take its output with it.
-        sys.stdout.reconfigure(line_buffering=True)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         faulthandler.enable(self.last_words)
         faulthandler.register(signal.SIGQUIT, self.last_words, all_threads=True)
         try:
@@ -311,7 +304,6 @@ def run_script(path, arguments):
     """Does what `python path arguments...` does, in a fresh `__main__`."""
     main_module = types.ModuleType("__main__")
     main_module.__file__ = os.path.abspath(path)
-    main_module.__builtins__ = __builtins__
     sys.modules["__main__"] = main_module
     sys.argv = [path, *arguments]
     if not sys.flags.safe_path:
@@ -326,12 +318,11 @@ def run_module(name, arguments):
     import runpy
 
     main_module = types.ModuleType("__main__")
-    main_module.__builtins__ = __builtins__
     sys.modules["__main__"] = main_module
     sys.argv = ["-m", *arguments]
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
-    runpy._run_module_as_main(name)
+    runpy._run_module_as_main(name)  # type: ignore[attr-defined]
 
 
 def exit_status(error):

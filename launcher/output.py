@@ -19,6 +19,7 @@ from pathlib import Path
 
 CHUNK = 1 << 16
 LONGEST_LINE = 1 << 20  # a longer one is broken, to bound memory
+STREAMS = ("stdout", "stderr")
 TAIL = 4096  # bytes of each stream kept for the report
 WIPE_LINE = b"\r\x1b[K"
 COLOURS = (36, 33, 35, 32, 34, 31)
@@ -156,7 +157,7 @@ class Output:
         if self.log_dir:
             self.log_dir.mkdir(parents=True, exist_ok=True)
             for rank in range(size):
-                for name in ("stdout", "stderr"):
+                for name in STREAMS:
                     path = self.log_dir / f"rank{rank}.{name}.log"
                     self.logs[rank, name] = open(path, "ab", buffering=0)  # noqa: SIM115
 
@@ -169,24 +170,44 @@ class Output:
         stdin = open_stdin() if rank == 0 else os.open(os.devnull, os.O_RDONLY)
         if self.direct:
             return [stdin, os.dup(1), os.dup(2)], [], {}
-        lent, sources, settings = [stdin], [], {}
-        for name, screen in zip(("stdout", "stderr"), self.screens, strict=True):
-            log = self.logs.get((rank, name))
-            prefix = screen.prefix(rank) if self.prefixed else b""
-            if rank not in self.shown:
-                screen = None
-            if rank == 0 and screen and os.isatty(screen.fd):
-                width = len(f"[rank {rank}] ") if self.prefixed else 0
-                read, write, columns = open_terminal(width)
-                settings["columns"] = columns
-                sources.append(LiveSource(read, screen, prefix, log))
-            else:
-                read, write = os.pipe()
-                sources.append(LineSource(read, screen, prefix, log))
-            os.set_blocking(read, False)
-            lent.append(write)
+        if rank == 0 and rank in self.shown and os.isatty(1) and os.isatty(2) and not self.logs:
+            # One terminal for both streams, or their order would be lost.
+            read, write, columns = open_terminal(self.prefix_width(rank))
+            sources = [LiveSource(read, self.screens[0], self.prefix(0, rank))]
+            lent = [stdin, write, os.dup(write)]
+            settings = {"columns": columns}
+        else:
+            lent, sources, settings = [stdin], [], {}
+            for stream in (0, 1):
+                source, write, columns = self.open_stream(stream, rank)
+                sources.append(source)
+                lent.append(write)
+                if columns:
+                    settings["columns"] = columns
+        for source in sources:
+            os.set_blocking(source.fd, False)
         self.streams[rank] = sources
         return lent, sources, settings
+
+    def open_stream(self, stream, rank):
+        """The source of `rank`'s stdout (0) or stderr (1), the rank's end of it, and its columns
+        if that is a terminal."""
+        screen, prefix = self.screens[stream], self.prefix(stream, rank)
+        log = self.logs.get((rank, STREAMS[stream]))
+        if rank not in self.shown:
+            read, write = os.pipe()
+            return LineSource(read, None, prefix, log), write, None
+        if rank == 0 and os.isatty(screen.fd):
+            read, write, columns = open_terminal(self.prefix_width(rank))
+            return LiveSource(read, screen, prefix, log), write, columns
+        read, write = os.pipe()
+        return LineSource(read, screen, prefix, log), write, None
+
+    def prefix(self, stream, rank):
+        return self.screens[stream].prefix(rank) if self.prefixed else b""
+
+    def prefix_width(self, rank):
+        return len(f"[rank {rank}] ") if self.prefixed else 0
 
     def tail(self, rank):
         """The last bytes that `rank` wrote to stdout and to stderr."""
@@ -196,7 +217,7 @@ class Output:
         """Shows `text` (bytes) of `rank` on stderr, line by line, and in its log."""
         if log := self.logs.get((rank, "stderr")):
             log.write(text)
-        self.show_text(text, self.screens[1].prefix(rank) if self.prefixed else b"")
+        self.show_text(text, self.prefix(1, rank))
 
     def show_text(self, text, prefix=b""):
         """Shows `text` (bytes) on stderr, each line after `prefix`."""

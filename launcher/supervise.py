@@ -57,8 +57,8 @@ class Job:
         self.selector = selectors.DefaultSelector()
         self.timers = []  # (time, function)
         self.caught = []  # signals not yet handled
-        self.process = None
-        self.status = None  # mpiexec's exit status
+        self.process: subprocess.Popen | None = None  # mpiexec
+        self.status: int | None = None  # its exit status
         self.mpiexec_said = b""
         self.stopped_at = None
         self.reason = None  # of the stop: "failure", "timeout", "mpiexec" or a signal
@@ -135,6 +135,7 @@ class Job:
 
     def over(self):
         """Whether mpiexec and all ranks have ended."""
+        assert self.process
         if self.status is None:
             self.status = self.process.poll()
             if self.status is None:
@@ -378,13 +379,14 @@ class Job:
     def abort_failure(self):
         """The Failure of the rank that called MPI_Abort, as a list; empty if none said so."""
         said = {number: self.output.tail(number) for number in self.ranks}
-        number, status = aborted_by(said, self.mpiexec_said) or (None, 0)
+        number, status = aborted_by(said, self.mpiexec_said) or (-1, 0)
         if number not in self.ranks:
             return []
         return [Failure(number, self.ranks[number].host, time.monotonic(), status)]
 
     def mpiexec_end(self):
         name = os.path.basename(self.plan.argv[0])
+        assert self.status is not None
         if self.status < 0:
             return f"{name} was killed by {signal_name(-self.status)}"
         return f"{name} ended with exit status {self.status}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 import uuid
 from pathlib import Path
@@ -75,14 +77,29 @@ def wait_for(folder, *names):
         time.sleep(0.01)
 
 
-def run_on_terminal(folder, *arguments, typed=b"", **settings):
-    """Runs disttorch-run on a pseudo-terminal: (status, all that it showed)."""
+def run_on_terminal(folder, *arguments, typed=b"", after="", **settings):
+    """Runs disttorch-run on a pseudo-terminal: (status, all that it showed).
+
+    `typed` is typed once `after` has been shown.
+    """
     ours, theirs = pty.openpty()
-    job = Launcher(folder, *arguments, stdin=theirs, stdout=theirs, stderr=theirs, **settings)
+    job = Launcher(
+        folder,
+        *arguments,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        # The terminal turns ^C into SIGINT only for those whose controlling terminal it is.
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        **settings,
+    )
     os.close(theirs)
-    os.write(ours, typed)
     shown, end = b"", time.monotonic() + LIMIT
     while time.monotonic() < end:
+        if typed and after.encode() in shown:
+            os.write(ours, typed)
+            typed = b""
         if select.select([ours], [], [], 0.1)[0]:
             try:
                 shown += os.read(ours, 65536)

@@ -72,7 +72,8 @@ def test_a_rank_that_fails_ends_the_job(tmp_path, how, status, words, said):
     assert re.fullmatch(r"disttorch-run: rank 1 of 2 .* on host \S+; 1 other rank was stopped",
                         lines[-1])  # fmt: skip
     assert words in lines[-1]
-    assert all(line.startswith("[rank 1] ") for line in lines[:-1]), err
+    if how != "abort":  # in which MPI may have something to say on every rank
+        assert all(line.startswith("[rank 1] ") for line in lines[:-1]), err
     if said:
         assert err.count(said) == 1
     else:
@@ -343,6 +344,6 @@ def test_a_reader_that_goes_away_ends_the_job(tmp_path):
 
 def test_interrupt_on_a_terminal(tmp_path):
     write(tmp_path, "wait.py", "import time\nprint('up')\ntime.sleep(1000)")
-    # The terminal turns ^C into SIGINT for its foreground group only if it is a controlling one.
-    status, shown = run_on_terminal(tmp_path, "-n", 2, "--timeout", "0.5", "wait.py")
-    assert status == 124 and "[rank 1]" in shown
+    status, shown = run_on_terminal(tmp_path, "-n", 1, "wait.py", typed=b"\x03", after="up")
+    assert status == 130
+    assert "stopped by SIGINT" in shown and "Traceback" not in shown
