@@ -136,8 +136,10 @@ globals().update(FUNCTIONAL)
 
 
 def _attach_methods() -> None:
-    names = set(PUBLIC) - set(creation.FUNCTIONS) - set(_random.FUNCTIONS) - {"cat", "concat",
-             "concatenate", "stack", "where", "native_dropout"} - set(ONLY_FUNCTIONAL)  # fmt: skip
+    names = set(PUBLIC) - {"cat", "concat", "concatenate", "stack", "where", "native_dropout"}
+    names -= set(ONLY_FUNCTIONAL)
+    for family in _FAMILIES:
+        names -= set(getattr(family, "FUNCTIONS", {}))
     for name in names:
         setattr(Tensor, name, PUBLIC[name])
     for op in REGISTRY.values():
@@ -149,6 +151,12 @@ def _attach_methods() -> None:
             setattr(Tensor, name + "_", inplace_of_function(name, family.COMPOSITES[name]))
         for name, method in getattr(family, "METHODS", {}).items():
             setattr(Tensor, name, method)
+
+
+def _attach_quick_inplace() -> None:
+    names = {"add_": "plain_add", "sub_": "plain_sub", "mul_": "mul", "div_": "true_divide"}
+    for method, op in names.items():
+        setattr(Tensor, method, inplace.quick_inplace(REGISTRY[op], getattr(Tensor, method)))
 
 
 def _attach_operators() -> None:
@@ -213,5 +221,6 @@ def _comparison_operator(name, call):
 
 
 _attach_methods()
+_attach_quick_inplace()
 _attach_operators()
 Tensor.__hash__ = lambda self: id(self)

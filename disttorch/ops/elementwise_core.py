@@ -23,6 +23,7 @@ from .core import (
     argument_error,
     device_error,
     make_node,
+    type_name,
     write_out,
 )
 
@@ -36,12 +37,18 @@ class ElementwiseOp(Op):
         kind: "same" computes in the promoted type; "float" takes integers to the default float
             type first; "compare" gives bool from the promoted type.
         free: operands that broadcast but take no part in promotion (a condition).
+        lacks: kinds of (promoted) dtypes that it refuses: "b" bool, "i" integers, "f", "c".
+        tensor_only: operands that may not be Python numbers.
     """
 
-    def __init__(self, forward, *, kind="same", refuses_bool=None, free=(), **options):
+    def __init__(self, forward, *, kind="same", refuses_bool=None, free=(), lacks="",
+                 tensor_only=(), **options):  # fmt: skip
         self.kind, self.refuses_bool = kind, refuses_bool
+        self.lacks = frozenset("bifc".index(k) for k in lacks)
+        self._tensor_only = tensor_only
         super().__init__(forward, **options)
         self.free = frozenset(self.params.index(n) for n in free)
+        self.tensor_only = frozenset(self.params.index(n) for n in tensor_only)
 
     def apply(self, args):
         raw, tensors, numbers = list(args), [], []
@@ -52,6 +59,8 @@ class ElementwiseOp(Op):
                 raw[i] = t._data
             elif t is None and i in self.optional:
                 continue
+            elif i in self.tensor_only:
+                raise argument_error(self, i, t)
             elif isinstance(t, (int, float, complex)):
                 numbers.append(i)
             elif isinstance(t, CPU.generic):  # a NumPy scalar counts as a Python number
@@ -68,10 +77,12 @@ class ElementwiseOp(Op):
         xp = CPU if first.__class__ is ndarray else namespace_of(first)
         promoted = [i for i in tensors if i not in self.free]
         dtype = dtypes.result_type([raw[i] for i in promoted], [raw[i] for i in numbers])
+        if self.lacks and dtype.category in self.lacks:
+            raise no_kernel(self.name, dtype)
         if self.kind == "float" and dtype.category < dtypes.FLOAT:
             dtype = dtypes.get_default_dtype()
-        if dtype is dtypes.bool and self.refuses_bool:
-            raise RuntimeError(self.refuses_bool)
+        if self.refuses_bool:
+            self._check_bool(raw, tensors, numbers, dtype)
         args = self._cast(xp, args, raw, promoted, numbers, dtype)
         mask = 0
         for i in tensors:
@@ -86,6 +97,17 @@ class ElementwiseOp(Op):
         if self.aux:
             out, aux = out
         return self.finish(xp, args, mask, out, aux)
+
+    def _check_bool(self, raw, tensors, numbers, dtype):
+        if dtype is dtypes.bool:
+            raise RuntimeError(self.refuses_bool)
+        if any(raw[i].dtype.kind == "b" for i in tensors) or any(
+            isinstance(raw[i], bool) for i in numbers
+        ):
+            raise RuntimeError(
+                "Subtraction, the `-` operator, with a bool tensor is not supported. If you are "
+                "trying to invert a mask, use the `~` or `logical_not()` operator instead."
+            )
 
     def _same_device(self, first, raw, i, tensors):
         """A 0-dim CPU tensor may meet a GPU tensor; any other mix is an error."""
@@ -120,6 +142,7 @@ class BinaryOp(ElementwiseOp):
     def _make_call(self):
         apply, function = self.apply, getattr(CPU, self.ufunc) if self.ufunc else None
         plans, rules_at = self.plans, self
+        takes_numbers = "other" not in self._tensor_only
 
         def call(input, other, *, out=None):
             if input.__class__ is not Tensor and not isinstance(input, Tensor):
@@ -139,6 +162,7 @@ class BinaryOp(ElementwiseOp):
             elif (
                 (other.__class__ is float or other.__class__ is int)
                 and (dtype is F32 or dtype is F64) and out is None and a.__class__ is ndarray
+                and takes_numbers
             ):
                 b, mask = other, 0
             else:
@@ -165,6 +189,11 @@ class BinaryOp(ElementwiseOp):
             return result
 
         return call
+
+
+def no_kernel(name, dtype):
+    """The error for a dtype that an operation is not defined for."""
+    return NotImplementedError(f'"{name}_cpu" not implemented for \'{type_name(dtype)}\'')
 
 
 def broadcast_error(arrays, error):
@@ -238,4 +267,5 @@ def binary(**options):
     return lambda forward: BinaryOp(forward, **options)
 
 
-__all__ = ["BinaryOp", "ElementwiseOp", "UnaryOp", "binary", "broadcast_error", "elementwise", "unary"]
+__all__ = ["BinaryOp", "ElementwiseOp", "UnaryOp", "binary", "broadcast_error", "elementwise", "no_kernel",
+           "unary"]  # fmt: skip
