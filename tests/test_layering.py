@@ -22,10 +22,15 @@ LAYERS = (
     ("tensor",),
     ("autograd",),
     ("ops",),
+    ("printing", "interop", "func", "random"),
+    ("cuda", "backends", "version"),
     ("nn",),
     ("optim",),
+    ("serialization",),
     ("utils",),
+    ("amp", "jit"),
     ("distributed",),
+    ("__main__",),
     ("",),  # disttorch/__init__.py gathers them all
 )
 

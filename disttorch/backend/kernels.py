@@ -9,6 +9,7 @@ Shape legend: R rows, C columns (the reduced, contiguous last axis), N flat elem
 
 from __future__ import annotations
 
+import builtins
 import math
 
 import numpy as np
@@ -17,9 +18,9 @@ _BLOCK = 1 << 15  # elements of a block: 128 KiB of float32, a few temporaries f
 
 
 def _row_blocks(rows: int, width: int):
-    step = max(1, _BLOCK // max(1, width))
+    step = builtins.max(1, _BLOCK // builtins.max(1, width))
     for start in range(0, rows, step):
-        yield slice(start, min(rows, start + step))
+        yield slice(start, builtins.min(rows, start + step))
 
 
 def _rows(a, axis):
@@ -176,7 +177,7 @@ def layer_norm(xp, x, weight, bias, eps):
     rows, width = x.shape
     out = np.empty_like(x)
     mean, rstd = np.empty(rows, x.dtype), np.empty(rows, x.dtype)
-    inverse = x.dtype.type(1 / max(width, 1))
+    inverse = x.dtype.type(1 / (width or 1))
     for b in _row_blocks(rows, width):
         ob = out[b]
         mean[b] = x[b].sum(axis=1) * inverse
@@ -196,7 +197,7 @@ def layer_norm_backward(xp, g, x, weight, mean, rstd):
     rows, width = x.shape
     gx = np.empty_like(x)
     gw, gb = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
-    inverse = x.dtype.type(1 / max(width, 1))
+    inverse = x.dtype.type(1 / (width or 1))
     for b in _row_blocks(rows, width):
         xhat = x[b] - mean[b][:, None]
         xhat *= rstd[b][:, None]
@@ -210,6 +211,41 @@ def layer_norm_backward(xp, g, x, weight, mean, rstd):
         gx[b] -= s1[:, None]
         gx[b] *= rstd[b][:, None]
     return gx, gw, gb
+
+
+def sum(xp, a, axis=None, keepdims=False, dtype=None):
+    """``numpy.sum`` without its Python layers, which cost more than a small sum."""
+    return np.add.reduce(a, axis, dtype, None, keepdims)
+
+
+def max(xp, a, axis=None, keepdims=False):
+    """``numpy.max`` without its Python layers."""
+    return np.maximum.reduce(a, axis, None, None, keepdims)
+
+
+def min(xp, a, axis=None, keepdims=False):
+    """``numpy.min`` without its Python layers."""
+    return np.minimum.reduce(a, axis, None, None, keepdims)
+
+
+def broadcast_to(xp, a, shape):
+    """``numpy.broadcast_to``: a read-only view; quick where ``a`` is contiguous."""
+    if not a.flags.c_contiguous or a.size == 0:
+        return np.broadcast_to(a, shape)
+    lead = len(shape) - a.ndim
+    strides = [0] * lead
+    for i, (n, step) in enumerate(zip(a.shape, a.strides), lead):
+        if n != shape[i]:
+            if n != 1:
+                raise ValueError(f"cannot broadcast {a.shape} to {tuple(shape)}")
+            step = 0
+        strides.append(step)
+    if 0 in shape:
+        return np.broadcast_to(a, shape)
+    # the buffer argument wants no more elements than a has: strides of 0 keep within it
+    out = np.ndarray(shape, a.dtype, a, 0, strides)
+    out.flags.writeable = False
+    return out
 
 
 def add_rows(xp, out, index, rows):

@@ -189,7 +189,7 @@ class Op:
             elif i not in self.numbers or not isinstance(t, (int, float, complex)):
                 raise argument_error(self, i, t)
         xp = CPU if first.__class__ is ndarray else namespace_of(first)
-        out = self._forward(xp, raw)
+        out = self.forward(xp, *raw) if self.moves else self._forward(xp, raw)
         aux = None
         if self.aux:
             out, aux = out
@@ -203,7 +203,8 @@ class Op:
         else:
             if out.__class__ is not xp.ndarray:
                 out = xp.asarray(out)
-            result = wrap(out)
+            result = _new(Tensor)
+            result._data = out
         if mask and state.enabled and self.rule_slots:
             self.record(mask, args, result, out, aux)
         if self.view:
@@ -406,7 +407,8 @@ def mark_views(op, args, result):
     source = args[op.slots[0]]
     several = result.__class__ is tuple
     for i, t in enumerate(result) if several else ((None, result),):
-        if t._data.base is None or not shares(t._data, source._data):
+        memory = t._data.base
+        if memory is None or memory is not source._data and memory is not source._data.base:
             continue
         base = source if source._base is None else source._base
         t._base = base
@@ -420,11 +422,6 @@ def mark_views(op, args, result):
             t._view_kind = "no_grad"
         else:
             t._view_kind = source._view_kind
-
-
-def shares(view, source) -> bool:
-    """Whether ``view`` was made as a view of ``source`` (both arrays)."""
-    return view.base is source or (source.base is not None and view.base is source.base)
 
 
 # ---------------------------------------------------------------- small helpers

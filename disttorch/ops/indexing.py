@@ -187,11 +187,29 @@ def split_index(index):
 
 def getitem(input: Tensor, index) -> Tensor:
     """``input[index]``: a view for numbers, slices, None and ...; a copy for tensors and masks."""
-    index, advanced = split_index(index)
+    kind = index.__class__
+    if kind is int or kind is slice and _is_plain(index):
+        index, advanced = (index,), False
+    else:
+        index, advanced = split_index(index)
     if not advanced:
-        _check_basic(input, index)
-        return basic_index.call(input, index)
+        try:
+            return basic_index.apply((input, index))
+        except IndexError:
+            _check_basic(input, index)
+            raise
     return advanced_index.call(input, _raw_index(input, index))
+
+
+_PLAIN_BOUNDS = (int, type(None))
+
+
+def _is_plain(s: slice) -> bool:
+    return (
+        s.step is None
+        and s.start.__class__ in _PLAIN_BOUNDS
+        and s.stop.__class__ in _PLAIN_BOUNDS
+    )
 
 
 def _check_basic(input, index):

@@ -13,7 +13,7 @@ from ..autograd.modes import state
 from ..backend import CPU, namespace_of, ndarray
 from ..tensor import Tensor, wrap
 from .core import REGISTRY, Op, Plan, check_castable, make_node, op
-from .elementwise_core import ElementwiseOp
+from .elementwise_core import FAST, ElementwiseOp
 from .samples import case
 
 
@@ -424,6 +424,42 @@ def _finish_write(target, result):
 
 def _any_requires_grad(args, kwargs):
     return any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
+
+
+def quick_inplace(made, slow):
+    """``name_`` of a binary op with a ufunc: straight into the memory where no graph is concerned.
+
+    Optimizers live on this call: it takes two float tensors of one dtype, or one and a number.
+    """
+    function = getattr(CPU, made.ufunc)
+
+    def method(self, other, **kwargs):
+        a = self._data
+        if kwargs or a.dtype not in FAST or self._inference:
+            return slow(self, other, **kwargs)
+        if other.__class__ is float or other.__class__ is int:
+            b = other
+        elif isinstance(other, Tensor) and other._data.dtype is a.dtype:
+            b = other._data
+            if state.enabled and other.requires_grad:
+                return slow(self, other)
+        else:
+            return slow(self, other)
+        if a.__class__ is not ndarray or state.enabled and self.requires_grad:
+            return slow(self, other)
+        try:
+            function(a, b, a)
+        except ValueError:
+            return slow(self, other)  # which says what is wrong
+        if self._ver is None:
+            self._ver = [1]
+        else:
+            self._ver[0] += 1
+        return self
+
+    method.__name__ = method.__qualname__ = slow.__name__
+    method.__doc__ = slow.__doc__
+    return method
 
 
 METHODS = {"copy_": copy_, "fill_": fill_, "zero_": zero_}

@@ -15,7 +15,9 @@ def check_shape(shape, size: int) -> tuple:
     Raises:
         RuntimeError: if the elements do not fit.
     """
-    shape = tuple(int(s) for s in shape)
+    shape = tuple(map(int, shape))
+    if math.prod(shape) == size and min(shape, default=0) >= 0:
+        return shape
     holes = shape.count(-1)
     if holes > 1:
         raise RuntimeError("only one dimension can be inferred")
@@ -319,9 +321,9 @@ builtin_sum = sum
 
 def sizes(args) -> tuple:
     """``f(2, 3)`` and ``f((2, 3))`` alike."""
-    if len(args) == 1 and not isinstance(args[0], int) and hasattr(args[0], "__iter__"):
-        return tuple(int(s) for s in args[0])
-    return tuple(int(s) for s in args)
+    if len(args) == 1 and args[0].__class__ is not int and hasattr(args[0], "__iter__"):
+        args = args[0]
+    return tuple(map(int, args))
 
 
 def flatten(input: Tensor, start_dim=0, end_dim=-1) -> Tensor:
