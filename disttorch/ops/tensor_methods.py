@@ -303,7 +303,7 @@ def retain_grad(self) -> None:
 def show(self, *, tensor_contents=None):
     from ..printing import tensor_text
 
-    return tensor_text(self)
+    return tensor_text(self, tensor_contents)
 
 
 def format_of(self, spec):
