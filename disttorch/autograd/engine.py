@@ -9,6 +9,7 @@ while older nodes are still waiting: this is what lets a gradient travel while b
 
 from __future__ import annotations
 
+import threading
 from operator import attrgetter
 
 from ..backend import namespace_of, ndarray
@@ -394,12 +395,59 @@ def run_backward(
     if inputs is not None:
         execution.input_tensors = inputs
     if not create_graph:
-        return execution.run()
+        return _run(execution)
     previous, state.enabled = state.enabled, True
     try:
-        return execution.run()
+        return _run(execution)
     finally:
         state.enabled = previous
+
+
+class _Running(threading.local):
+    """This thread's outermost backward, if one is under way, and what to call at its end."""
+
+    execution: _Execution | None = None
+    callbacks: list = []
+
+
+_running = _Running()
+
+
+def _run(execution: _Execution) -> dict:
+    if _running.execution is not None:  # a hook or a rule started a backward of its own
+        return execution.run()
+    _running.execution, _running.callbacks = execution, []
+    try:
+        found = execution.run()
+        for callback in _running.callbacks:  # one callback may queue another
+            callback()
+        return found
+    finally:
+        _running.execution, _running.callbacks = None, []
+
+
+def queue_callback(callback) -> None:
+    """Call ``callback()`` when this thread's outermost backward has ended without an exception.
+
+    Raises:
+        RuntimeError: if no backward is under way in this thread.
+    """
+    if _running.execution is None:
+        raise RuntimeError("Final callbacks can only be installed during backward pass.")
+    _running.callbacks.append(callback)
+
+
+def backward_is_running() -> bool:
+    """Whether this thread is inside a backward."""
+    return _running.execution is not None
+
+
+def backward_reaches(leaf: Tensor) -> bool:
+    """Whether this thread's outermost backward leads to ``leaf`` and accumulates in it."""
+    execution = _running.execution
+    if execution is None or id(leaf) not in execution.waiting:
+        return False
+    return execution.only is None or id(leaf) in execution.capture_leaves
 
 
 # ops sits above autograd and registers its two faces here: the operations on tensors, and for a
@@ -419,4 +467,7 @@ def raw_ops(array):
     return _providers["raw"](array)
 
 
-__all__ = ["PackedTensor", "raw_ops", "register_ops", "run_backward", "tensor_ops"]
+__all__ = [
+    "PackedTensor", "backward_is_running", "backward_reaches", "queue_callback", "raw_ops",
+    "register_ops", "run_backward", "tensor_ops",
+]  # fmt: skip
