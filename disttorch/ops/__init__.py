@@ -21,6 +21,7 @@ from . import (
     nn,
     pointwise,
     reduce,
+    sorting,
     tensor_methods,
     views,
 )
@@ -29,8 +30,8 @@ from .core import REGISTRY
 from .indexing import getitem
 from .inplace import inplace_of, inplace_of_function, setitem
 
-_FAMILIES = (arithmetic, pointwise, compare, casts, reduce, views, join, matmul, indexing, nn,
-             creation, _random, inplace, tensor_methods)  # fmt: skip
+_FAMILIES = (arithmetic, pointwise, compare, casts, reduce, sorting, views, join, matmul,
+             indexing, nn, creation, _random, inplace, tensor_methods)  # fmt: skip
 
 
 class _TensorOps:

@@ -163,6 +163,46 @@ def from_numpy(array) -> Tensor:
     return wrap(array if type(array) is CPU.ndarray else CPU.asarray(array))
 
 
+def frombuffer(buffer, *, dtype, count=-1, offset=0, requires_grad=False) -> Tensor:
+    """A 1-D tensor of ``dtype`` over the memory of an object with the buffer protocol.
+
+    Args:
+        buffer: bytes-like; its memory is shared, so a read-only one is refused.
+        dtype: of the elements.
+        count: how many elements to take; -1 for all that fit.
+        offset: bytes to skip before the first.
+
+    Raises:
+        ValueError: for an empty buffer, and for a count or offset that goes past its end.
+        TypeError: for a read-only buffer; ``bytearray(buffer)`` makes a writable copy.
+    """
+    view = memoryview(buffer)
+    if view.readonly:
+        raise TypeError(
+            "frombuffer(): the buffer is read-only and a tensor could write to it; pass "
+            "bytearray(buffer)"
+        )
+    size, left = dtype.itemsize, view.nbytes - offset
+    if not 0 <= offset < view.nbytes:
+        raise ValueError(
+            f"offset ({offset} bytes) must be non-negative and no greater than buffer length "
+            f"({view.nbytes} bytes) minus 1"
+        )
+    if count == 0 or count < -1 or left < size * max(count, 1):
+        raise ValueError(
+            f"requested buffer length ({count} * {size} bytes) after offset ({offset} bytes) must "
+            f"not be greater than actual buffer length ({view.nbytes} bytes)"
+        )
+    if count == -1 and left % size:
+        raise ValueError(
+            f"buffer length ({left} bytes) after offset ({offset} bytes) must be a multiple of "
+            f"element size ({size})"
+        )
+    count = left // size if count == -1 else count
+    t = wrap(CPU.frombuffer(buffer, dtype=dtype.np, count=count, offset=offset))
+    return t.requires_grad_() if requires_grad else t
+
+
 def _filled(name, fill):
     def make(*size, out=None, dtype=None, layout=None, device=None, requires_grad=False,
              pin_memory=False, memory_format=None):  # fmt: skip
@@ -324,8 +364,8 @@ def _new_tensor(self, data, *, dtype=None, device=None, requires_grad=False):
 
 FUNCTIONS = {
     f.__name__: f
-    for f in (tensor, as_tensor, from_numpy, empty, zeros, ones, full, empty_like, zeros_like,
-              ones_like, full_like, arange, linspace, eye)
+    for f in (tensor, as_tensor, from_numpy, frombuffer, empty, zeros, ones, full, empty_like,
+              zeros_like, ones_like, full_like, arange, linspace, eye)
 }  # fmt: skip
 FUNCTIONS["asarray"] = as_tensor
 METHODS = {"new_zeros": _new(zeros), "new_ones": _new(ones), "new_empty": _new(empty),

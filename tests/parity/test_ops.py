@@ -39,6 +39,7 @@ COUNTERPART = {
     "log_sigmoid": F.logsigmoid, "gelu": F.gelu, "silu": F.silu, "leaky_relu": F.leaky_relu,
     "elu": F.elu, "softplus": F.softplus, "clone_contiguous": lambda x: x.contiguous(),
     "sum_to": lambda x, s: x.sum_to_size(s), "max_dim": torch.max, "min_dim": torch.min,
+    "sort_dim": torch.sort, "topk_dim": torch.topk,
     "max_all": torch.max, "min_all": torch.min, "norm2": _norm2,
     "view": lambda x, s: x.view(s), "expand": lambda x, s: x.expand(s),
     "slice": lambda x, i: x[i], "index": lambda x, i: x[tuple(_t(v) for v in i)],
