@@ -14,6 +14,7 @@ from . import (
     casts,
     compare,
     creation,
+    getset,
     indexing,
     inplace,
     join,
@@ -27,11 +28,11 @@ from . import (
 )
 from . import random as _random
 from .core import REGISTRY
-from .indexing import getitem
-from .inplace import inplace_of, inplace_of_function, setitem
+from .getset import getitem, setitem
+from .inplace import inplace_of, inplace_of_function
 
 _FAMILIES = (arithmetic, pointwise, compare, casts, reduce, sorting, views, join, matmul,
-             indexing, nn, creation, _random, inplace, tensor_methods)  # fmt: skip
+             indexing, getset, nn, creation, _random, inplace, tensor_methods)  # fmt: skip
 
 
 class _TensorOps:

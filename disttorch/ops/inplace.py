@@ -8,7 +8,7 @@ view's own node is rebuilt from the base when it is next needed.
 
 from __future__ import annotations
 
-from ..autograd.graph import Node, edge_to, next_seq, share_version
+from ..autograd.graph import Node, PackedNode, edge_to, next_seq, share_version
 from ..autograd.modes import state
 from ..backend import CPU, namespace_of, ndarray
 from ..tensor import Tensor, wrap
@@ -148,6 +148,8 @@ def _saved_output_is(target, result, node) -> None:
     """What the node saved as its output now lives in the target, under its version counter."""
     if node is None or not getattr(node.plan, "out_positions", ()):
         return
+    if isinstance(node, PackedNode):
+        return  # the hooks were given the result, which is not the target's memory
     for i, _ in node.plan.out_positions:
         node.saved[i]._data, node.saved[i]._ver = target._data, target._ver
     versions = list(node.versions) if node.versions else [0] * len(node.saved)
@@ -318,43 +320,6 @@ def zero_(input: Tensor) -> Tensor:
     return fill_(input, 0)
 
 
-def setitem(input: Tensor, index, value) -> None:
-    """``input[index] = value``: basic indices write through a view, others scatter."""
-    from .creation import tensor
-    from .indexing import _check_basic, _raw_index, basic_index, index_put, split_index
-
-    index, advanced = split_index(index)
-    if not isinstance(value, Tensor):
-        value = tensor(value, dtype=input.dtype, device=input.device)
-    if not advanced:
-        _check_basic(input, index)
-        view = basic_index.call(input, index)
-        value = _drop_leading_ones(value, view.ndim)
-        copy_(view, value)
-        return
-    raw = _raw_index(input, index)
-    if value._data.dtype != input._data.dtype:
-        value = REGISTRY["to_dtype"].call(value, input.dtype)
-    if not (state.enabled and (input.requires_grad or value.requires_grad)):
-        check_inplace(input, "index_put_")
-        try:
-            input._data[raw] = value._data
-        except ValueError as error:
-            raise RuntimeError(f"shape mismatch: value tensor of shape {list(value._data.shape)} "
-                               f"cannot be broadcast to indexing result ({error})") from None  # fmt: skip
-        share_version(input)[0] += 1
-        return
-    apply_inplace(index_put, (input, raw, value, False))
-
-
-def _drop_leading_ones(value, ndim):
-    """Assignment allows extra leading dims of size 1 in the value."""
-    shape = value._data.shape
-    while len(shape) > ndim and shape[0] == 1:
-        shape = shape[1:]
-    return value if shape == value._data.shape else REGISTRY["reshape"].call(value, shape)
-
-
 def inplace_of(made: Op):
     """The ``name_`` method of an op."""
 
@@ -464,4 +429,4 @@ def quick_inplace(made, slow):
 
 METHODS = {"copy_": copy_, "fill_": fill_, "zero_": zero_}
 __all__ = ["CPU", "METHODS", "apply_inplace", "check_inplace", "forget_history", "inplace_of",
-           "inplace_of_function", "namespace_of", "ndarray", "setitem"]  # fmt: skip
+           "inplace_of_function", "namespace_of", "ndarray"]  # fmt: skip

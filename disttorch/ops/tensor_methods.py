@@ -196,7 +196,7 @@ def nonzero(input, *, as_tuple=False):
 
 def masked_select(input, mask):
     """The elements where ``mask`` is True, as a vector."""
-    from .indexing import getitem
+    from .getset import getitem
 
     shape = namespace_of(input._data).broadcast_shapes(input._data.shape, mask._data.shape)
     expand = REGISTRY["expand"].call
