@@ -1,0 +1,53 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from ..tensor import wrap
+from .optimizer import ElementwiseOptimizer, check_lr, check_range
+
+
+class SGD(ElementwiseOptimizer):
+    """p −= lr·v, v = momentum·v + (1 − dampening)·(g + weight_decay·p).
+
+    Args:
+        params: what to optimize; see ``Optimizer``.
+        lr: learning rate.
+        momentum: 0 keeps no v.
+        nesterov: look ahead by one momentum step (Sutskever et al., ICML 2013).
+        maximize: ascend instead.
+
+    Raises:
+        ValueError: for options out of range.
+    """
+
+    def __init__(
+        self, params, lr=1e-3, momentum: float = 0, dampening: float = 0, weight_decay: float = 0,
+        nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None,
+        differentiable: bool = False, fused: bool | None = None,
+    ):  # fmt: skip
+        check_lr(lr)
+        check_range("momentum value", momentum)
+        check_range("weight_decay value", weight_decay)
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        super().__init__(params, {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize, "foreach": foreach,
+            "differentiable": differentiable, "fused": fused,
+        })  # fmt: skip
+
+    def _update(self, xp, group, param, data, grad, state):
+        momentum, buf, first = group["momentum"], None, False
+        if momentum:
+            first = state.get("momentum_buffer") is None
+            if first:
+                state["momentum_buffer"] = wrap(xp.empty_like(data))
+            buf = state["momentum_buffer"]._data
+        xp.sgd_step(
+            data, grad, buf, lr=float(group["lr"]), momentum=momentum,
+            dampening=group["dampening"], wd=float(group["weight_decay"]),
+            nesterov=group["nesterov"], maximize=group["maximize"], first=first,
+        )  # fmt: skip
+
+
+__all__ = ["SGD"]
