@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from . import devices, optim_kernels, plain_kernels, storage
+from . import bessel_kernels, devices, optim_kernels, plain_kernels, special_kernels, storage
 from .numpy_backend import CPU, bind_kernels
 from .rng import Generator
 
@@ -89,7 +89,7 @@ class CupyNamespace:
         self.index, self.device = index, self.cupy.cuda.Device(index)
         self.ndarray = self.cupy.ndarray
         self.array_types = (self.cupy.ndarray,)
-        bind_kernels(self, plain_kernels, optim_kernels, storage)
+        bind_kernels(self, plain_kernels, optim_kernels, storage, special_kernels, bessel_kernels)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

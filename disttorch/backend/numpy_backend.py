@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from . import devices, kernels, optim_kernels, storage
+from . import bessel_kernels, devices, kernels, optim_kernels, special_kernels, storage
 from .rng import Generator
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -49,7 +49,7 @@ class NumpyNamespace:
     widens_half = True
 
     def __init__(self):
-        bind_kernels(self, kernels, optim_kernels, storage)
+        bind_kernels(self, kernels, optim_kernels, storage, special_kernels, bessel_kernels)
 
     def __getattr__(self, name):
         value = getattr(np, name)  # raises an AttributeError that names numpy
