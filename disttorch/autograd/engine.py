@@ -65,24 +65,45 @@ class _Execution:
 
     # ------------------------------------------------------------- the walk
     def run(self):
-        for leaf, count in list(self.waiting.values()):
-            if count == 0:
-                self._finish_leaf(leaf)
+        """Walk the nodes; returns the gradients taken off at ``inputs``."""
+        previous = state.enabled
+        state.enabled = self.create_graph
+        try:
+            for leaf, count in list(self.waiting.values()):
+                if count == 0:
+                    self._finish_leaf(leaf)
+            self._walk()
+        finally:
+            state.enabled = previous
+        return self.captured
+
+    def _walk(self):
+        pending, only, plain = self.pending, self.only, not (self.create_graph or state.anomaly)
         for node in self.nodes:
-            g = self.pending.pop(node, None)
-            if self.only is not None and node not in self.only:
-                self._skip(node)
-            elif g is None:
-                self._skip(node)
+            g = pending.pop(node, None)
+            if g is None or only is not None and node not in only:
+                for target, _ in node.edges:
+                    self._leaf_done(target)
+            elif plain and only is None and node.metas is None and node.is_plain():
+                # the frequent case, without the calls that the general one needs
+                owned = self.owned.pop(node, False)
+                edges = node.edges
+                try:
+                    grads = node.backward(g, _raw_cpu if g.__class__ is ndarray else raw_ops(g))
+                except Exception as error:
+                    raise _annotated(error, node)
+                if not self.retain_graph:
+                    node.release()
+                self._deliver(edges, grads, g, owned)
             else:
                 self._step(node, g)
-        return self.captured
 
     def _skip(self, node):
         for target, _ in node.edges:
             self._leaf_done(target)
 
     def _step(self, node, g):
+        """Any node: hooks, gradients that are taken off, several outputs, anomaly checks."""
         owned = self.owned.pop(node, False)
         if node.metas is not None:
             g = tuple(g)
@@ -94,35 +115,29 @@ class _Execution:
                     self._skip(node)
                     return
         F = self.ops or raw_ops(g if node.metas is None else next(x for x in g if x is not None))
-        grads = self._call(node, g, F)
+        edges = node.edges
+        try:
+            grads = node.backward(g, F)
+        except Exception as error:
+            raise _annotated(error, node)
+        if state.anomaly and state.check_nan:
+            _check_nan(node, grads)
         if node.post_hooks:
             grads = self._after(node, g, grads)
-        edges = node.edges
         if not self.retain_graph:
             node.release()
+        self._deliver(edges, grads, g, owned)
+
+    def _deliver(self, edges, grads, g, owned):
+        """Pass a node's results on along its edges."""
+        single = len(grads) == 1
         for (target, nr), d in zip(edges, grads):
             if d is not None:
                 # An array made by the rule is ours; one handed through, a view or shared is not
-                fresh = d is not g or owned and len(grads) == 1
-                self._add(target, nr, d, fresh and self._is_fresh(d, grads))
-            self._leaf_done(target)
-
-    def _call(self, node, g, F):
-        try:
-            if self.create_graph:
-                return node.backward(g, F)
-            previous, state.enabled = state.enabled, False
-            try:
-                grads = node.backward(g, F)
-            finally:
-                state.enabled = previous
-        except Exception as error:
-            if node.trace:
-                error.add_note(f"in the backward of {node.name()}, whose forward was:\n{node.trace}")
-            raise
-        if state.anomaly and state.check_nan:
-            _check_nan(node, grads)
-        return grads
+                fresh = owned and single if d is g else self._is_fresh(d, grads)
+                self._add(target, nr, d, fresh)
+            if isinstance(target, Tensor):
+                self._leaf_done(target)
 
     @staticmethod
     def _is_fresh(d, grads) -> bool:
@@ -169,12 +184,12 @@ class _Execution:
 
     def _sum(self, a, b, may_change_a):
         if self.create_graph:
-            return self.ops.add(a, b)
+            return self.ops.plain_add(a, b)
         if may_change_a:
             a += b
             return a
         if a.dtype.itemsize == 2:
-            return raw_ops(a).add(a, b)
+            return raw_ops(a).plain_add(a, b)
         return _as_array(a + b, a)
 
     def _leaf_done(self, target):
@@ -201,7 +216,7 @@ class _Execution:
     def _accumulate(self, leaf, g, owned):
         grad = leaf._grad
         if self.create_graph:
-            leaf._grad = g if grad is None else self.ops.add(grad, g)
+            leaf._grad = g if grad is None else self.ops.plain_add(grad, g)
         elif grad is None:
             if not owned or not g.flags.c_contiguous:
                 # Someone else holds this memory, and optimizers change gradients in place
@@ -214,12 +229,8 @@ class _Execution:
         else:
             leaf._grad = wrap(grad._data + g)
         if leaf._acc_hooks:
-            previous, state.enabled = state.enabled, self.create_graph
-            try:
-                for hook in list(leaf._acc_hooks.values()):
-                    hook(leaf)
-            finally:
-                state.enabled = previous
+            for hook in list(leaf._acc_hooks.values()):
+                hook(leaf)
 
     # ------------------------------------------------------------- hooks
     def _as_tensor(self, g) -> Tensor:
@@ -228,23 +239,18 @@ class _Execution:
     def _run_hooks(self, hooks, g):
         """Tensor hooks, in order of registration; one that returns a tensor replaces the gradient."""
         t = self._as_tensor(g)
-        previous, state.enabled = state.enabled, self.create_graph
-        try:
-            for hook in list(hooks.values()):
-                result = hook(t)
-                if result is not None:
-                    if not isinstance(result, Tensor):
-                        raise TypeError(
-                            f"hook returned {type(result).__name__}; expected a Tensor or None"
-                        )
-                    if result._data.shape != t._data.shape:
-                        raise RuntimeError(
-                            f"hook has changed the size of value: {list(t._data.shape)} to "
-                            f"{list(result._data.shape)}"
-                        )
-                    t = result
-        finally:
-            state.enabled = previous
+        for hook in list(hooks.values()):
+            result = hook(t)
+            if result is None:
+                continue
+            if not isinstance(result, Tensor):
+                raise TypeError(f"hook returned {type(result).__name__}; expected a Tensor or None")
+            if result._data.shape != t._data.shape:
+                raise RuntimeError(
+                    f"hook has changed the size of value: {list(t._data.shape)} to "
+                    f"{list(result._data.shape)}"
+                )
+            t = result
         return t if self.create_graph else t._data
 
     def _at_output(self, node, g):
@@ -317,6 +323,13 @@ def _reachable(roots):
                 nodes.add(target)
                 stack.append(target)
     return sorted(nodes, key=_by_seq, reverse=True), leaves
+
+
+def _annotated(error, node):
+    """The error itself, with the forward's stack where anomaly mode kept it."""
+    if node.trace:
+        error.add_note(f"in the backward of {node.name()}, whose forward was:\n{node.trace}")
+    return error
 
 
 def _as_array(value, like):
@@ -394,13 +407,7 @@ def run_backward(
     execution = _Execution(roots, grads, retain_graph, create_graph, inputs, accumulate)
     if inputs is not None:
         execution.input_tensors = inputs
-    if not create_graph:
-        return _run(execution)
-    previous, state.enabled = state.enabled, True
-    try:
-        return _run(execution)
-    finally:
-        state.enabled = previous
+    return _run(execution)
 
 
 class _Running(threading.local):
@@ -437,15 +444,20 @@ def queue_callback(callback) -> None:
     _running.callbacks.append(callback)
 
 
-def backward_is_running() -> bool:
-    """Whether this thread is inside a backward."""
-    return _running.execution is not None
+def current_backward() -> _Execution | None:
+    """This thread's outermost backward, or None."""
+    return _running.execution
 
 
-def backward_reaches(leaf: Tensor) -> bool:
-    """Whether this thread's outermost backward leads to ``leaf`` and accumulates in it."""
-    execution = _running.execution
-    if execution is None or id(leaf) not in execution.waiting:
+def backward_reaches(t: Tensor) -> bool:
+    """Whether this thread's outermost backward computes the gradient of ``t``."""
+    execution, node = _running.execution, current_node(t)
+    if execution is None:
+        return False
+    if node is not None:
+        return node in (execution.nodes if execution.only is None else execution.only)
+    leaf = t
+    if id(leaf) not in execution.waiting:
         return False
     return execution.only is None or id(leaf) in execution.capture_leaves
 
@@ -453,10 +465,14 @@ def backward_reaches(leaf: Tensor) -> bool:
 # ops sits above autograd and registers its two faces here: the operations on tensors, and for a
 # given array the same operations on raw arrays.
 _providers: dict = {}
+_raw_cpu = None
 
 
-def register_ops(tensor_namespace, raw_for_array) -> None:
+def register_ops(tensor_namespace, raw_for_array, raw_cpu) -> None:
+    """Called once by ``ops``: its tensor namespace, and its raw one for an array and the CPU."""
+    global _raw_cpu
     _providers["tensor"], _providers["raw"] = tensor_namespace, raw_for_array
+    _raw_cpu = raw_cpu
 
 
 def tensor_ops():
@@ -468,6 +484,6 @@ def raw_ops(array):
 
 
 __all__ = [
-    "PackedTensor", "backward_is_running", "backward_reaches", "queue_callback", "raw_ops",
+    "PackedTensor", "backward_reaches", "current_backward", "queue_callback", "raw_ops",
     "register_ops", "run_backward", "tensor_ops",
 ]  # fmt: skip

@@ -10,9 +10,11 @@ place since raises instead of giving a wrong gradient.
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 from ..tensor import Tensor, current_node, wrap
+from .modes import state
 
 next_seq = itertools.count().__next__
 
@@ -32,7 +34,7 @@ class Node:
 
     __slots__ = (
         "plan", "saved", "versions", "edges", "seq", "shape", "dtype", "metas", "hooks", "retain",
-        "pre_hooks", "post_hooks", "trace", "metadata", "__weakref__",
+        "pre_hooks", "post_hooks", "trace", "_metadata", "__weakref__",
     )  # fmt: skip
 
     def __init__(self, plan, saved, versions, edges, out):
@@ -73,8 +75,6 @@ class Node:
                 if ver is not None and ver[0] != (versions[i] if versions is not None else 0):
                     raise RuntimeError(self._changed(t, versions[i] if versions else 0))
                 values[i] = t._data
-            elif t.__class__ is PackedTensor:
-                values[i] = t.unpack(self)._data
             elif t.__class__ is list:  # a list of tensors is one argument
                 for x, version in zip(t, versions[i]):
                     if version_of(x) != version:
@@ -86,12 +86,9 @@ class Node:
         """The same as tensors in the graph: an output gets this node back as its maker."""
         self._unpack_arrays(saved)  # the version check
         values = list(saved)
-        for i in self.plan.tensor_positions:
-            if values[i].__class__ is PackedTensor:
-                values[i] = values[i].unpack(self)
         for i, out_nr in self.plan.out_positions:
-            out = wrap(values[i]._data)
-            out._node, out._out_nr, out._rg, out._ver = self, out_nr, True, values[i]._ver
+            out = linked(values[i]._data, self, out_nr)
+            out._ver = values[i]._ver
             values[i] = out
         return values
 
@@ -106,6 +103,15 @@ class Node:
             "with torch.autograd.set_detect_anomaly(True)."
         )
 
+    def is_plain(self) -> bool:
+        """Whether nobody watches this node."""
+        return (
+            self.hooks is None
+            and self.retain is None
+            and self.pre_hooks is None
+            and self.post_hooks is None
+        )
+
     def release(self):
         """Drop what was saved; a second backward through here is an error."""
         if self.plan.keeps_nothing:
@@ -116,6 +122,15 @@ class Node:
     def name(self) -> str:
         """For example ``MulBackward0``."""
         return self.plan.node_name
+
+    @property
+    def metadata(self) -> dict:
+        """A dict for the user's own notes about this node."""
+        try:
+            return self._metadata
+        except AttributeError:
+            self._metadata: dict = {}
+            return self._metadata
 
     @property
     def next_functions(self) -> tuple:
@@ -152,23 +167,129 @@ FREED = (
 )
 
 
+@functools.cache
+def node_type(name: str, base: type = Node) -> type:
+    """The class of nodes of one operation: a Node whose class has the operation's name."""
+    return type(name, (base,), {"__slots__": (), "__module__": __name__})
+
+
+def linked(array, node, out_nr) -> Tensor:
+    """A tensor over ``array`` that counts as output ``out_nr`` of ``node``."""
+    t = wrap(array)
+    t._node, t._out_nr, t._rg = node, out_nr, True
+    return t
+
+
 class PackedTensor:
-    """A saved tensor that ``saved_tensors_hooks`` packed: unpacked when backward needs it."""
+    """A saved tensor that the hooks of ``saved_tensors_hooks`` packed.
 
-    __slots__ = ("packed", "unpack_hook", "node_out", "shape", "dtype")
+    The pack hook sees the values without their history: history kept in what it returns would keep
+    the graph alive in a cycle. The edge is remembered here instead, for second derivatives.
+    """
 
-    def __init__(self, t: Tensor, hooks):
+    __slots__ = ("packed", "unpack_hook", "edge")
+
+    def __init__(self, t: Tensor, hooks, is_output: bool = False):
         pack, self.unpack_hook = hooks
-        self.packed = pack(t)
-        self.shape, self.dtype = t._data.shape, t.dtype
+        self.edge = edge_to(t) if t.requires_grad and not is_output else None
+        values = wrap(t._data)
+        previous, state.enabled = state.enabled, False
+        try:
+            self.packed = pack(values)
+        finally:
+            state.enabled = previous
+        if values._version:
+            raise RuntimeError(
+                "A saved tensor pack hook is modifying its input in place. Tensors provided as "
+                "input to pack hook can not be modified by in-place operations as this can lead "
+                "to unexpected side-effects. Please open an issue if you need to perform in-place "
+                "operations on the input to a pack hook."
+            )
 
-    def unpack(self, node) -> Tensor:
-        t = self.unpack_hook(self.packed)
+    def unpack(self) -> Tensor:
+        """The values that the unpack hook gives back, outside any graph."""
+        previous, state.enabled = state.enabled, False
+        try:
+            t = self.unpack_hook(self.packed)
+        finally:
+            state.enabled = previous
         if not isinstance(t, Tensor):
             raise TypeError(
-                f"Output of saved tensor unpack_hook expected to be a Tensor, got {type(t)}"
+                f"Output of saved tensor unpack_hook expected to be a Tensor but got {type(t)}"
             )
-        return t
+        return wrap(t._data)
+
+    def unpack_linked(self) -> Tensor:
+        """The same with the history that the tensor had when it was saved."""
+        t = self.unpack()
+        if self.edge is None:
+            return t
+        target, out_nr = self.edge
+        if isinstance(target, Tensor):  # a leaf: a step that hands its gradient on
+            step = node_type("AliasBackward0")(_HAND_ON, (), None, [self.edge], t._data)
+            return linked(t._data, step, 0)
+        return linked(t._data, target, out_nr)
+
+
+class _HandOnPlan:
+    slots, tensor_positions, out_positions = (0,), (), ()
+    node_name, keeps_nothing = "AliasBackward0", True
+
+    @staticmethod
+    def run_raw(F, g, saved):
+        return (g,)
+
+    run_tensor = run_raw
+
+
+_HAND_ON = _HandOnPlan()
+
+
+class PackedNode(Node):
+    """A node recorded under ``saved_tensors_hooks``: all that it saved is packed."""
+
+    __slots__ = ()
+
+    def _unpack_arrays(self, saved):
+        return [_map_packed(v, lambda p: p.unpack()._data) for v in saved]
+
+    def _unpack_tensors(self, saved):
+        values = [_map_packed(v, PackedTensor.unpack_linked) for v in saved]
+        for i, out_nr in self.plan.out_positions:
+            values[i] = linked(values[i]._data, self, out_nr)
+        aux = getattr(self.plan, "aux_position", None)
+        if aux is not None:  # rules are handed arrays here, see ops.core
+            values[aux] = tuple(a._data if isinstance(a, Tensor) else a for a in values[aux])
+        return values
+
+
+def _map_packed(value, unpack):
+    if value.__class__ is PackedTensor:
+        return unpack(value)
+    if value.__class__ in (list, tuple):
+        return value.__class__(_map_packed(v, unpack) for v in value)
+    return value
+
+
+def pack_saved(plan, saved: tuple, is_array) -> tuple:
+    """What an operation saves, packed by the innermost hooks.
+
+    Args:
+        is_array: tells the arrays among the values in ``aux``.
+    """
+    hooks = state.saved_hooks[-1]
+    outputs = {i for i, _ in plan.out_positions}
+    aux = getattr(plan, "aux_position", None)
+    packed = []
+    for i, v in enumerate(saved):
+        if isinstance(v, Tensor):
+            v = PackedTensor(v, hooks, i in outputs)
+        elif v.__class__ is list:
+            v = [PackedTensor(t, hooks) if isinstance(t, Tensor) else t for t in v]
+        elif i == aux:
+            v = tuple(PackedTensor(wrap(a), hooks) if is_array(a) else a for a in v)
+        packed.append(v)
+    return tuple(packed)
 
 
 class RemovableHandle:
@@ -249,8 +370,21 @@ def bump_version(t: Tensor) -> None:
         t._ver[0] += 1
 
 
+# The public names of torch.autograd.graph that are built on the above
+from .saved import (  # noqa: E402
+    GradientEdge,
+    disable_saved_tensors_hooks,
+    get_gradient_edge,
+    increment_version,
+    register_multi_grad_hook,
+    save_on_cpu,
+    saved_tensors_hooks,
+)
+
 __all__ = [
-    "FREED", "AccumulateGrad", "Node", "PackedTensor", "RemovableHandle", "accumulator",
+    "FREED", "AccumulateGrad", "GradientEdge", "Node", "PackedNode", "PackedTensor",
+    "disable_saved_tensors_hooks", "get_gradient_edge", "increment_version", "linked", "node_type",
+    "pack_saved", "register_multi_grad_hook", "save_on_cpu", "saved_tensors_hooks", "RemovableHandle", "accumulator",
     "add_accumulated_hook", "bump_version", "edge_to", "next_seq",
     "share_version", "version_of",
 ]  # fmt: skip

@@ -13,6 +13,9 @@ class _State(threading.local):
     # Anything that an op call must stop for (autocast, saved-tensor hooks, anomaly mode, a
     # profiler, a functional transform): one flag keeps the fast path at one check.
     saved_hooks: tuple = ()
+    saved_hooks_disabled: str | None = None
+    # "error" or "same" inside a functional vmap with that randomness
+    randomness: str | None = None
     anomaly = False
     check_nan = True
 

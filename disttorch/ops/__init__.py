@@ -107,7 +107,7 @@ def _raw_ops_for(array) -> _RawOps:
     return _raw_ops.setdefault(id(xp), _RawOps(xp))
 
 
-engine.register_ops(TENSOR_OPS, _raw_ops_for)
+engine.register_ops(TENSOR_OPS, _raw_ops_for, _cpu_ops)
 
 
 # ---------------------------------------------------------------- functions and methods
