@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import functools
 
-from . import bessel_kernels, devices, optim_kernels, plain_kernels, special_kernels, storage
+from . import (
+    bessel_kernels,
+    devices,
+    optim_kernels,
+    plain_kernels,
+    special_kernels,
+    storage,
+    stride_kernels,
+)
 from .numpy_backend import CPU, bind_kernels
 from .rng import Generator
 
@@ -89,7 +97,8 @@ class CupyNamespace:
         self.index, self.device = index, self.cupy.cuda.Device(index)
         self.ndarray = self.cupy.ndarray
         self.array_types = (self.cupy.ndarray,)
-        bind_kernels(self, plain_kernels, optim_kernels, storage, special_kernels, bessel_kernels)
+        bind_kernels(self, plain_kernels, optim_kernels, storage, stride_kernels, special_kernels,
+                     bessel_kernels)  # fmt: skip
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

@@ -8,7 +8,15 @@ import sys
 
 import numpy as np
 
-from . import bessel_kernels, devices, kernels, optim_kernels, special_kernels, storage
+from . import (
+    bessel_kernels,
+    devices,
+    kernels,
+    optim_kernels,
+    special_kernels,
+    storage,
+    stride_kernels,
+)
 from .rng import Generator
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -49,7 +57,8 @@ class NumpyNamespace:
     widens_half = True
 
     def __init__(self):
-        bind_kernels(self, kernels, optim_kernels, storage, special_kernels, bessel_kernels)
+        bind_kernels(self, kernels, optim_kernels, storage, stride_kernels, special_kernels,
+                     bessel_kernels)  # fmt: skip
 
     def __getattr__(self, name):
         value = getattr(np, name)  # raises an AttributeError that names numpy

@@ -22,7 +22,9 @@ from . import (
     nn,
     pointwise,
     reduce,
+    shapes,
     sorting,
+    stacks,
     tensor_methods,
     views,
 )
@@ -31,8 +33,9 @@ from .core import REGISTRY
 from .getset import getitem, setitem
 from .inplace import inplace_of, inplace_of_function
 
-_FAMILIES = (arithmetic, pointwise, compare, casts, reduce, sorting, views, join, matmul,
-             indexing, getset, nn, creation, _random, inplace, tensor_methods)  # fmt: skip
+_FAMILIES = (arithmetic, pointwise, compare, casts, reduce, sorting, views, join,
+             matmul, indexing, getset, stacks, shapes, nn, creation, _random, inplace,
+             tensor_methods)  # fmt: skip
 
 
 class _TensorOps:
