@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+_CHUNK = 1 << 24  # bytes read at a time: file objects make a copy of each piece
+
 
 def storage_of(xp, array):
     """The memory behind an array, and where in it the array lies.
@@ -77,7 +79,7 @@ def storage_from_file(xp, read_into, nbytes: int, np_dtype, swap: bool):
     flat = np.empty(nbytes // np_dtype.itemsize, np_dtype)
     view, got = memoryview(flat.view(np.uint8)), 0
     while got < flat.nbytes:
-        n = read_into(view[got:])
+        n = read_into(view[got : got + _CHUNK])
         if not n:
             raise EOFError(f"{got} of {nbytes} bytes")
         got += n

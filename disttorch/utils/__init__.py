@@ -1,5 +1,16 @@
-"""Tools around training."""
+"""Tools around training; each loads when first used."""
 
-from . import data
+from __future__ import annotations
 
-__all__ = ["data"]
+import importlib
+
+_LAZY = ("_pytree", "checkpoint", "data", "dlpack", "hooks")
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'torch.utils' has no attribute {name!r} (disttorch lacks it)")
+
+
+__all__ = ["checkpoint", "data", "dlpack", "hooks"]

@@ -117,7 +117,8 @@ class WeightedRandomSampler(Sampler[int]):
         weights = ops.as_tensor(weights, dtype=float64)
         if weights.ndim != 1:
             raise ValueError(
-                f"weights should be a 1d sequence but given weights have shape {tuple(weights.shape)}"
+                "weights should be a 1d sequence but given weights have shape "
+                f"{tuple(weights.shape)}"
             )
         self.weights, self.num_samples = weights, num_samples
         self.replacement, self.generator = replacement, generator
