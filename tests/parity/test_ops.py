@@ -50,6 +50,10 @@ COUNTERPART = {
     "causal_attention": lambda q, k, v, c, s: F.scaled_dot_product_attention(
         q, k, v, is_causal=c, scale=s),
     "conjugate": torch.conj_physical, "linear": F.linear,
+    "unfold": lambda x, d, n, s: x.unfold(d, n, s), "scatter_into": torch.scatter,
+    "unfold_backward": torch.ops.aten.unfold_backward, "masked_pick": torch.masked_select,
+    "scatter_reduce_into": lambda x, d, i, s, how, own: torch.scatter_reduce(
+        x, d, i, s, how, include_self=own),
 }  # fmt: skip
 # No public counterpart: pieces of gradients, checked by gradcheck
 INTERNAL = {"slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "ones_like"}
