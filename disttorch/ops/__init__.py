@@ -22,6 +22,7 @@ from . import (
     nn,
     pointwise,
     reduce,
+    scatter,
     shapes,
     sorting,
     stacks,
@@ -34,7 +35,7 @@ from .getset import getitem, setitem
 from .inplace import inplace_of, inplace_of_function
 
 _FAMILIES = (arithmetic, pointwise, compare, casts, reduce, sorting, views, join,
-             matmul, indexing, getset, stacks, shapes, nn, creation, _random, inplace,
+             matmul, indexing, getset, scatter, stacks, shapes, nn, creation, _random, inplace,
              tensor_methods)  # fmt: skip
 
 

@@ -194,15 +194,6 @@ def nonzero(input, *, as_tuple=False):
     return wrap(xp.stack(found, axis=1).astype(dtypes.int64.np))
 
 
-def masked_select(input, mask):
-    """The elements where ``mask`` is True, as a vector."""
-    from .getset import getitem
-
-    shape = namespace_of(input._data).broadcast_shapes(input._data.shape, mask._data.shape)
-    expand = REGISTRY["expand"].call
-    return getitem(expand(input, shape), expand(mask, shape))
-
-
 def equal(input, other) -> bool:
     """Whether two tensors have the same shape and elements."""
     a, b = input._data, other._data
@@ -322,7 +313,7 @@ def real(input):
 METHODS = {
     f.__name__: f
     for f in (size, dim, numel, stride, is_contiguous, element_size, data_ptr, storage_offset,
-              item, tolist, numpy, repeat, nonzero, masked_select, equal, allclose, isclose,
+              item, tolist, numpy, repeat, nonzero, equal, allclose, isclose,
               is_floating_point, is_complex, register_hook, register_post_accumulate_grad_hook,
               retain_grad)
 }  # fmt: skip
@@ -338,6 +329,6 @@ METHODS |= {
 }  # fmt: skip
 FUNCTIONS = {
     f.__name__: f
-    for f in (numel, nonzero, masked_select, equal, allclose, isclose, is_floating_point,
+    for f in (numel, nonzero, equal, allclose, isclose, is_floating_point,
               is_complex, is_tensor)
 }  # fmt: skip
