@@ -46,7 +46,7 @@ class Settings:
     context: int = option(64, "characters that the model sees at once", least=1)
     tie: bool = option(False, "share the weights of the embedding and the output layer")
     dropout: float = option(0.0, "dropout probability", least=0)
-    steps: int = option(1200, "optimizer steps in all", resumable=True, least=1)
+    steps: int = option(1800, "optimizer steps in all", resumable=True, least=1)
     global_batch: int = option(16, "sequences per step over all ranks", least=1)
     accumulate: int = option(1, "parts in which a rank works through its share", least=1)
     lr: float = option(4e-3, "peak learning rate", least=0)
