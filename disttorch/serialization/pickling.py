@@ -17,11 +17,11 @@ import functools
 import pickle
 from collections import Counter, OrderedDict
 
-from .backend import dtypes, namespace_of
-from .backend.devices import device
-from .nn.modules.module import TENSOR_TYPES
-from .nn.parameter import Buffer, Parameter
-from .tensor import Size, Tensor, layout_type, strided, wrap
+from ..backend import dtypes, namespace_of
+from ..backend.devices import device
+from ..nn.modules.module import TENSOR_TYPES
+from ..nn.parameter import Buffer, Parameter
+from ..tensor import Size, Tensor, layout_type, strided, wrap
 
 PROTOCOL = 2
 

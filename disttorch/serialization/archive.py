@@ -17,10 +17,10 @@ import struct
 import sys
 import zipfile
 
-from .backend import dtypes, namespace_for, namespace_of
-from .backend.devices import device
+from ..backend import dtypes, namespace_for, namespace_of
+from ..backend.devices import device
+from ..tensor import Tensor, wrap
 from .pickling import PROTOCOL, TensorPickler, TensorUnpickler
-from .tensor import Tensor, wrap
 
 _ALIGNMENT = 64
 _CHUNK = 1 << 24
