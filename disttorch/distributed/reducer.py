@@ -173,7 +173,7 @@ class Reducer:
     def _finish(self) -> None:
         if self.events is not None:
             self.events.append(("backward finished",))
-        absent = [i for i in self._place if i not in self._ready]
+        absent = sorted(i for i in self._place if i not in self._ready)
         finding = self.find_unused or (self.static and self._absent is None)
         if absent and not finding:
             self._backward = None
@@ -213,7 +213,7 @@ class Reducer:
         self._rebuilt = True
         if self.find_unused and not self.static:
             return  # the order would lack the parameters that rank 0 happens not to use
-        order = self.group.ranks.broadcast_object(self._order, 0)
+        order = list(self.group.ranks.broadcast_object(self._order, 0))
         if used is not None:
             seen = set(order)
             order += [i for i in self._place if used[i] and i not in seen]
