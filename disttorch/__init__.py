@@ -47,6 +47,7 @@ globals().update({d.name: d for d in _ALL_DTYPES})
 _LAZY = {
     "nn": ".nn", "optim": ".optim", "utils": ".utils", "distributed": ".distributed",
     "cuda": ".cuda", "serialization": ".serialization", "random": ".random",
+    "special": ".special",
 }  # fmt: skip
 _FROM = {"save": ".serialization", "load": ".serialization"}
 

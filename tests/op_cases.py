@@ -32,6 +32,12 @@ class Maker:
         """Like the call, without a gradient."""
         return self(*shape, **options).detach()
 
+    def zeroed(self, *shape):
+        """Like the call, with zeros among the elements."""
+        t = self.constant(*shape)
+        t._data.reshape(-1)[::3] = 0
+        return t.requires_grad_(self.requires_grad)
+
     def complex(self, *shape):
         a = self.rng.uniform(-2, 2, shape) + 1j * self.rng.uniform(-2, 2, shape)
         return torch.tensor(np.asarray(a)).requires_grad_(self.requires_grad)

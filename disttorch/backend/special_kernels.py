@@ -220,8 +220,9 @@ def zeta(xp, s, q):
 
 def _zeta(xp, s, q):
     w, total = q, xp.zeros_like(q)
+    enough = xp.clip(s, _SHIFT, 200)  # where the terms of the series below shrink fast
     while True:
-        low = w < _SHIFT
+        low = w < enough
         if not low.any():
             break
         total = total + xp.where(low, w**-s, 0)

@@ -11,9 +11,12 @@ from ..backend import CPU, namespace_of, ndarray
 from ..tensor import Tensor
 from . import (
     arithmetic,
+    bits,
     casts,
     compare,
+    complex,
     creation,
+    cumulative,
     getset,
     indexing,
     inplace,
@@ -21,10 +24,13 @@ from . import (
     matmul,
     nn,
     pointwise,
+    pointwise_more,
     reduce,
+    reduce_more,
     scatter,
     shapes,
     sorting,
+    special,
     stacks,
     tensor_methods,
     views,
@@ -34,7 +40,8 @@ from .core import REGISTRY
 from .getset import getitem, setitem
 from .inplace import inplace_of, inplace_of_function
 
-_FAMILIES = (arithmetic, pointwise, compare, casts, reduce, sorting, views, join,
+_FAMILIES = (arithmetic, pointwise, pointwise_more, bits, compare, casts, complex, special, reduce,
+             reduce_more, cumulative, sorting, views, join,
              matmul, indexing, getset, scatter, stacks, shapes, nn, creation, _random, inplace,
              tensor_methods)  # fmt: skip
 
@@ -183,7 +190,7 @@ def _attach_operators() -> None:
         setattr(Tensor, f"__i{name}__", getattr(Tensor, method))
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(Tensor, f"__{name}__", _comparison_operator(name, r[name].call))
-    Tensor.__neg__, Tensor.__pos__ = r["neg"].call, lambda self: self
+    Tensor.__neg__ = r["neg"].call
     Tensor.__abs__, Tensor.__invert__ = r["abs"].call, r["bitwise_not"].call
     Tensor.__getitem__, Tensor.__setitem__ = getitem, setitem
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
+import cmath
+import math
+
 from ..backend import dtypes
 from ..tensor import Tensor
-from .core import REGISTRY, write_out
-from .elementwise_core import binary, elementwise, unary
+from .core import write_out
+from .elementwise_core import ElementwiseOp, binary, elementwise, unary
 from .samples import binary_cases, case, unary_cases
+
+
+def is_complex(value) -> bool:
+    """Whether an array, a tensor or a number is complex; for rules, which see all three."""
+    array = getattr(value, "_data", value)
+    return array.dtype.kind == "c" if hasattr(array, "dtype") else isinstance(array, complex)
 
 
 @binary(ufunc="add", samples=binary_cases(), method=False, node_name="Add", name="plain_add")
@@ -73,15 +83,27 @@ def _(F, g, out, other):
     return -g * F.conj(out / other)
 
 
-@binary(samples=binary_cases(low=0.5, numbers=(2, 0.7)), inplace=True)
+def _refuse_zero(xp, divisor):
+    """An integer division by zero is an error, not a number."""
+    if getattr(divisor, "dtype", dtypes.float32.np).kind in "iu" and not xp.all(divisor):
+        raise RuntimeError("ZeroDivisionError")
+
+
+@binary(samples=binary_cases(low=0.5, numbers=(2, 0.7)), inplace=True, lacks="bc")
 def floor_divide(xp, input, other):
-    """floor(input / other)."""
+    """floor(input / other).
+
+    Raises:
+        RuntimeError: for an integer division by zero.
+    """
+    _refuse_zero(xp, other)
     return xp.floor_divide(input, other)
 
 
-@binary(samples=binary_cases(low=0.6, high=3.1), inplace=True)
+@binary(samples=binary_cases(low=0.6, high=3.1), inplace=True, lacks="bc")
 def remainder(xp, input, other):
     """input − other·floor(input / other): the sign of the divisor, like Python's %."""
+    _refuse_zero(xp, other)
     return xp.remainder(input, other)
 
 
@@ -95,9 +117,11 @@ def _(F, g, input, other):
     return -g * F.floor_divide(input, other)
 
 
-@binary(samples=binary_cases(low=0.6, high=3.1), inplace=True)
+@binary(samples=binary_cases(low=0.6, high=3.1), inplace=True, lacks="bc",
+        tensor_only=("input",))  # fmt: skip
 def fmod(xp, input, other):
     """The remainder with the sign of the dividend, like C's fmod."""
+    _refuse_zero(xp, other)
     return xp.fmod(input, other)
 
 
@@ -116,44 +140,59 @@ def _pow_samples(m):
         *binary_cases(low=0.5, numbers=())(m),
         *(case(m(3, 4, avoid=(0.0,)), n) for n in (0, 1, 2, 3)),
         *(case(m(3, low=0.3), n) for n in (0.5, -1.5)),
-        case(2.0, m(3, 4)),
+        case(2.0, m(3, 4)), case(m.complex(3), 3), case(m.complex(2), m.complex(2)),
     ]
 
 
-@binary(samples=_pow_samples, inplace=True)
-def pow(xp, input, other):
-    """input ** other."""
-    if getattr(other, "dtype", None) is None:
-        if other == 2:
-            return xp.multiply(input, input)
-        if other == 0.5 and input.dtype.kind == "f":
-            return xp.sqrt(input)
-        if other < 0 and input.dtype.kind in "iu" if not isinstance(other, complex) else False:
+class _PowOp(ElementwiseOp):
+    def apply(self, args):
+        base, exponent = args
+        if exponent.__class__ is int and exponent < 0 and isinstance(base, Tensor) \
+                and base.dtype.category == dtypes.INT:  # fmt: skip
             raise RuntimeError("Integers to negative integer powers are not allowed.")
-    return xp.power(input, other)
+        return super().apply(args)
+
+
+def _pow(xp, input, exponent):
+    """input ** exponent, elementwise; an operand may be a number."""
+    if getattr(exponent, "dtype", None) is None:
+        if exponent == 2:
+            return xp.multiply(input, input)
+        if exponent == 0.5 and input.dtype.kind == "f":
+            return xp.sqrt(input)
+    elif exponent.dtype.kind == "i":  # 1/n rounds to 0, except for n = ±1
+        size = xp.power(input, xp.maximum(exponent, exponent.dtype.type(0)))
+        unit = (input == 1) | (input == -1)
+        inverse = xp.where(unit, xp.where(exponent % 2 == 0, 1, input), 0).astype(size.dtype)
+        return xp.where(exponent < 0, inverse, size)
+    return xp.power(input, exponent)
+
+
+pow = _PowOp(_pow, name="pow", tensors=("input", "exponent"), samples=_pow_samples, inplace=True,
+             lacks="b")  # fmt: skip
 
 
 @pow.grad("input")
-def _(F, g, input, other):
-    if isinstance(other, (int, float)):
-        if other == 0:
+def _(F, g, input, exponent):
+    if isinstance(exponent, (int, float, complex)):
+        if exponent == 0:
             return F.zeros_like(g)
-        return g * (other * F.pow(input, other - 1))
+        return g * F.conj(exponent * F.pow(input, exponent - 1))
     # where the exponent is 0 the derivative is 0, also at the base 0
-    grad = g * (other * F.pow(input, other - 1))
-    return F.where(F.eq(other, 0), F.zeros_like(grad), grad)
+    grad = g * F.conj(exponent * F.pow(input, exponent - 1))
+    return F.where(F.eq(exponent, 0), F.zeros_like(grad), grad)
 
 
-@pow.grad("other")
-def _(F, g, input, other, out):
-    if isinstance(input, (int, float)):
+@pow.grad("exponent")
+def _(F, g, input, exponent, out):
+    if isinstance(input, (int, float)) and input >= 0:
         if input == 0:
-            return F.where(F.ge(other, 0), F.zeros_like(g), g * out * float("-inf"))
-        from math import log
-
-        return g * out * log(input)
+            return F.where(F.ge(exponent, 0), F.zeros_like(g), g * out * float("-inf"))
+        return g * F.conj(out * math.log(input))
+    if isinstance(input, (int, float, complex)):
+        return g * F.conj(out * cmath.log(input)) if input.__class__ is complex else g * math.nan
     safe = F.where(F.eq(input, 0), F.ones_like(input), input)
-    return g * F.where(F.eq(input, 0), F.zeros_like(out), out * F.log(safe))
+    return g * F.where(F.eq(input, 0), F.zeros_like(out), F.conj(out * F.log(safe)))
 
 
 @unary(ufunc="negative", samples=unary_cases(), inplace=True)
@@ -172,7 +211,7 @@ def _(F, g):
     return -g
 
 
-@unary(ufunc="absolute", samples=unary_cases(avoid=(0.0,)), inplace=True)
+@unary(ufunc="absolute", samples=unary_cases(avoid=(0.0,)), inplace=True, lacks="b")
 def abs(xp, input):
     """|input|."""
     return xp.absolute(input)
@@ -186,18 +225,31 @@ def _(F, g, input):
 @unary(samples=unary_cases(avoid=(0.0,)), inplace=True)
 def sgn(xp, input):
     """The sign; for complex numbers input / |input|."""
-    return xp.sign(input)
+    return xp.sign(input) if input.dtype.kind != "b" else input.copy()
 
 
 @sgn.grad("input")
-def _(F, g):
-    return F.zeros_like(g)
+def _(F, g, input, out):
+    if not is_complex(input):
+        return F.zeros_like(g)
+    size = F.abs(input)  # z/|z| turns with z and keeps its length: only the tangential part counts
+    safe = F.where(F.eq(size, 0), F.ones_like(size), size)
+    tangential = (g - out * F.real(F.conj(out) * g)) / safe
+    return F.where(F.eq(size, 0), F.zeros_like(g), tangential)
 
 
 @unary(samples=unary_cases(avoid=(0.0,)), inplace=True)
 def sign(xp, input):
-    """−1, 0 or 1."""
-    return xp.sign(input) if input.dtype.kind != "b" else input.copy()
+    """−1, 0 or 1; NaN gives 0."""
+    if input.dtype.kind == "c":
+        raise RuntimeError(
+            "Unlike NumPy, torch.sign is not intended to support complex numbers. Please use "
+            "torch.sgn instead."
+        )
+    if input.dtype.kind == "b":
+        return input.copy()
+    out = xp.sign(input)
+    return xp.nan_to_num(out, nan=0.0) if input.dtype.kind == "f" else out
 
 
 @sign.grad("input")
@@ -210,7 +262,8 @@ def _rounding(name, function, doc):
         return getattr(xp, function)(input) if input.dtype.kind == "f" else input.copy()
 
     forward.__name__, forward.__doc__ = name, doc
-    made = unary(samples=unary_cases(avoid=(-1.5, -1, -0.5, 0, 0.5, 1, 1.5)), inplace=True)(forward)
+    made = unary(samples=unary_cases(avoid=(-1.5, -1, -0.5, 0, 0.5, 1, 1.5)), inplace=True,
+                 lacks="bc")(forward)  # fmt: skip
     made.grad("input")(lambda F, g: F.zeros_like(g))
     return made
 
@@ -222,10 +275,13 @@ trunc = _rounding("trunc", "trunc", "The integer part.")
 
 def _extreme(name, function, compare, doc):
     def forward(xp, input, other):
+        if input.dtype.kind == "c":
+            raise RuntimeError(f"{name} not implemented for complex tensors.")
         return getattr(xp, function)(input, other)
 
     forward.__name__, forward.__doc__ = name, doc
-    made = binary(ufunc=function, samples=binary_cases(numbers=()))(forward)
+    made = binary(ufunc=function, samples=binary_cases(numbers=()),
+                  tensor_only=("input", "other"))(forward)  # fmt: skip
 
     def rule_for(mine, theirs):
         def rule(F, g, input, other):
@@ -247,7 +303,8 @@ minimum = _extreme("minimum", "minimum", "lt", "The smaller of two elements; NaN
 
 
 @elementwise(
-    ("input", "min", "max"), optional=("min", "max"), inplace=True,
+    ("input", "min", "max"), optional=("min", "max"), inplace=True, lacks="bc",
+    tensor_only=("input",),
     samples=lambda m: [
         case(m(3, 4, avoid=(-1, 1)), -1.0, 1.0), case(m(5, avoid=(0.5,)), max=0.5),
         case(m(5, avoid=(0.5,)), 0.5), case(m(3, 4), m(4, low=-1, high=-0.5), m(3, 1, low=0.5)),
@@ -297,28 +354,56 @@ def _inside(F, input, min, max):
     return inside
 
 
+@binary(samples=binary_cases(low=0.5, numbers=(2, 0.7)), method=False, node_name="Div", lacks="bc")
+def div_trunc(xp, input, other):
+    """The quotient rounded towards 0."""
+    _refuse_zero(xp, other)
+    dtype = getattr(input, "dtype", None) or other.dtype
+    if dtype.kind == "f":
+        return xp.trunc(xp.true_divide(input, other))
+    down = xp.floor_divide(input, other)
+    inexact = down * other != input
+    return down + ((down < 0) & inexact)
+
+
+@div_trunc.grad("input", "other")
+def _(F, g):
+    return F.zeros_like(g)
+
+
+@floor_divide.grad("input", "other")
+def _(F, g):
+    return F.zeros_like(g)
+
+
 # ---------------------------------------------------------------- PyTorch's signatures over these
 def add(input, other, *, alpha=1, out=None):
     """input + alpha·other."""
-    result = _add.call(input, other) if alpha == 1 else _add.call(input, _scaled(other, alpha))
+    if alpha != 1:
+        other = _scaled(input, other, alpha)
+    result = _add.call(input, other)
     return result if out is None else write_out(result, out, "add")
 
 
 def sub(input, other, *, alpha=1, out=None):
     """input − alpha·other."""
-    result = _sub.call(input, other) if alpha == 1 else _sub.call(input, _scaled(other, alpha))
+    if alpha != 1:
+        other = _scaled(input, other, alpha)
+    result = _sub.call(input, other)
     return result if out is None else write_out(result, out, "sub")
 
 
-def _scaled(other, alpha):
-    if isinstance(other, Tensor) and isinstance(alpha, float):
-        if other.dtype.category < dtypes.FLOAT:
-            raise RuntimeError("For integral input tensors, argument alpha must not be a floating "
-                               "point number.")  # fmt: skip
+def _scaled(input, other, alpha):
+    kinds = [t.dtype.category for t in (input, other) if isinstance(t, Tensor)]
+    if isinstance(alpha, float) and builtins.max(kinds) < dtypes.FLOAT:
+        raise RuntimeError("For integral input tensors, argument alpha must not be a floating "
+                           "point number.")  # fmt: skip
+    if isinstance(alpha, bool) and builtins.max(kinds) > dtypes.BOOL:
+        raise RuntimeError("Boolean alpha only supported for Boolean results.")
     return mul.call(other, alpha) if isinstance(other, Tensor) else other * alpha
 
 
-def rsub(input, other, *, alpha=1):
+def rsub(input, other, alpha=1):
     """other − alpha·input."""
     return sub(other, input, alpha=alpha)
 
@@ -330,39 +415,31 @@ def div(input, other, *, rounding_mode=None, out=None):
     if rounding_mode == "floor":
         return floor_divide.call(input, other, out=out)
     if rounding_mode == "trunc":
-        result = trunc.call(_true_divide.call(input, other))
-        like = dtypes.result_type(
-            [t._data for t in (input, other) if isinstance(t, Tensor)],
-            [t for t in (input, other) if not isinstance(t, Tensor)],
-        )
-        result = REGISTRY["to_dtype"].apply((result, like))
-        return result if out is None else write_out(result, out, "div")
+        return div_trunc.call(input, other, out=out)
     raise RuntimeError(
         "div expected rounding_mode to be one of None, 'trunc', or 'floor' but found "
         f"'{rounding_mode}'"
     )
 
 
-def clamp_min(input, min):
+def clamp_min(input, min, *, out=None):
     """The elements not below ``min``."""
-    return clamp.call(input, min=min)
+    return clamp.call(input, min=min, out=out)
 
 
-def clamp_max(input, max):
+def clamp_max(input, max, *, out=None):
     """The elements not above ``max``."""
-    return clamp.call(input, max=max)
+    return clamp.call(input, max=max, out=out)
 
 
-def square(input):
-    """input².
-
-    """
-    return pow.call(input, 2)
+def square(input, *, out=None):
+    """input²."""
+    return pow.call(input, 2, out=out)
 
 
-def reciprocal(input):
+def reciprocal(input, *, out=None):
     """1 / input."""
-    return _true_divide.call(1.0, input)
+    return _true_divide.call(1.0, input, out=out)
 
 
 COMPOSITES = {

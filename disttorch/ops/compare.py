@@ -7,21 +7,22 @@ from .elementwise_core import binary, elementwise, unary
 from .samples import binary_cases, case
 
 
-def _comparison(name, function, doc, numbers=(2.5,)):
+def _comparison(name, function, doc, numbers=(2.5,), lacks=""):
     def forward(xp, input, other):
         return getattr(xp, function)(input, other)
 
     forward.__name__, forward.__doc__ = name, doc
+    only = ("input",) if numbers else ("input", "other")
     return binary(ufunc=function, kind="compare", samples=binary_cases(numbers=numbers),
-                  inplace=True)(forward)  # fmt: skip
+                  inplace=True, lacks=lacks, tensor_only=only)(forward)  # fmt: skip
 
 
 eq = _comparison("eq", "equal", "input == other, elementwise.")
 ne = _comparison("ne", "not_equal", "input != other, elementwise.")
-lt = _comparison("lt", "less", "input < other, elementwise.")
-le = _comparison("le", "less_equal", "input <= other, elementwise.")
-gt = _comparison("gt", "greater", "input > other, elementwise.")
-ge = _comparison("ge", "greater_equal", "input >= other, elementwise.")
+lt = _comparison("lt", "less", "input < other, elementwise.", lacks="c")
+le = _comparison("le", "less_equal", "input <= other, elementwise.", lacks="c")
+gt = _comparison("gt", "greater", "input > other, elementwise.", lacks="c")
+ge = _comparison("ge", "greater_equal", "input >= other, elementwise.", lacks="c")
 logical_and = _comparison("logical_and", "logical_and", "Both are nonzero.", ())
 logical_or = _comparison("logical_or", "logical_or", "At least one is nonzero.", ())
 logical_xor = _comparison("logical_xor", "logical_xor", "Exactly one is nonzero.", ())
@@ -32,7 +33,8 @@ def _predicate(name, doc):
         return getattr(xp, name)(input)
 
     forward.__name__, forward.__doc__ = name, doc
-    return unary(kind="compare", samples=lambda m: [case(m(3, 4)), case(m())])(forward)
+    return unary(kind="compare", samples=lambda m: [case(m(3, 4)), case(m())],
+                 inplace=name == "logical_not")(forward)  # fmt: skip
 
 
 logical_not = _predicate("logical_not", "The element is zero.")
@@ -43,13 +45,12 @@ isfinite = _predicate("isfinite", "The element is neither infinite nor NaN.")
 
 def _bitwise(name, function, doc):
     def forward(xp, input, other):
-        if input.dtype.kind not in "biu":
-            raise RuntimeError(f'"{name}_cpu" not implemented for \'{input.dtype.name}\'')
         return getattr(xp, function)(input, other)
 
     forward.__name__, forward.__doc__ = name, doc
-    return binary(inplace=True, samples=lambda m: [
-        case(m.int(3, 4), m.int(4)), case(m.int(3, 4), 5), case(m.bool(5), m.bool(5))])(forward)  # fmt: skip
+    return binary(inplace=True, lacks="fc", samples=lambda m: [
+        case(m.int(3, 4), m.int(4)), case(m.int(3, 4), 5), case(m.bool(5), m.bool(5))
+    ])(forward)  # fmt: skip
 
 
 bitwise_and = _bitwise("bitwise_and", "bitwise_and", "input & other.")
@@ -57,7 +58,7 @@ bitwise_or = _bitwise("bitwise_or", "bitwise_or", "input | other.")
 bitwise_xor = _bitwise("bitwise_xor", "bitwise_xor", "input ^ other.")
 
 
-@unary(inplace=True, samples=lambda m: [case(m.int(3, 4)), case(m.bool(5))])
+@unary(inplace=True, lacks="fc", samples=lambda m: [case(m.int(3, 4)), case(m.bool(5))])
 def bitwise_not(xp, input):
     """~input; logical for bool."""
     return xp.invert(input)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import math
+import operator
 
 from ..backend import dtypes
 from ..tensor import Tensor
-from .core import F32, REGISTRY, Op, op, wrap_dim, wrap_dims
+from .core import F32, REGISTRY, Op, op, type_name, wrap_dim, wrap_dims, write_out
 from .samples import case
 
 _DIM_CASES = lambda m: [  # noqa: E731
@@ -75,10 +77,9 @@ def mean(input: Tensor, dim=None, keepdim=False, *, dtype=None, out=None) -> Ten
     """
     have = dtype or input.dtype
     if have.category < dtypes.FLOAT:
-        name = "Long" if have is dtypes.int64 else have.name.capitalize()
         raise RuntimeError(
             "mean(): could not infer output dtype. Input dtype must be either a floating point or "
-            f"complex dtype. Got: {name}"
+            f"complex dtype. Got: {type_name(have)}"
         )
     if dtype is not None:
         input = REGISTRY["to_dtype"].apply((input, dtype))
@@ -146,23 +147,19 @@ def _full_extreme(name):
 _max_all, _min_all = _full_extreme("max"), _full_extreme("min")
 
 
-class _Named(tuple):
-    """A pair of results with names: ``values`` and ``indices``."""
-
-    __slots__ = ()
-    values = property(lambda self: self[0])
-    indices = property(lambda self: self[1])
-
-
-def named(kind: str, pair):
-    """``torch.return_types``-like pair that prints with its names."""
+def named(kind: str, values, fields=("values", "indices"), out=None):
+    """A tuple of results with names, like ``torch.return_types``; written to ``out`` if given."""
+    if out is not None:
+        values = [write_out(v, o, kind) for v, o in zip(values, out, strict=True)]
     cls = _KINDS.get(kind)
     if cls is None:
         def show(self):
-            return f"torch.return_types.{kind}(\nvalues={self[0]!r},\nindices={self[1]!r})"
+            parts = ",\n".join(f"{f}={v!r}" for f, v in zip(fields, self, strict=True))
+            return f"torch.return_types.{kind}(\n{parts})"
 
-        cls = _KINDS[kind] = type(kind, (_Named,), {"__slots__": (), "__repr__": show})
-    return cls(pair)
+        members = {f: property(operator.itemgetter(i)) for i, f in enumerate(fields)}
+        cls = _KINDS[kind] = type(kind, (tuple,), {"__slots__": (), "__repr__": show, **members})
+    return cls(values)
 
 
 _KINDS: dict = {}
@@ -186,7 +183,8 @@ def _max_or_min(name, input, args, kwargs):
     if args and isinstance(args[0], Tensor) or "other" in kwargs:
         elementwise = REGISTRY["maximum" if name == "max" else "minimum"]
         return elementwise.call(input, *args, **kwargs)
-    return named(name, (max_dim if name == "max" else min_dim).call(input, *args, **kwargs))
+    out = kwargs.pop("out", None)
+    return named(name, (max_dim if name == "max" else min_dim).call(input, *args, **kwargs), out=out)
 
 
 def _arg(name):
@@ -214,7 +212,8 @@ def _logic(name):
     def forward(xp, input, dim=None, keepdim=False):
         axes = wrap_dims(dim, input.ndim)
         out = getattr(xp, name)(input, axis=axes if input.ndim else None, keepdims=keepdim)
-        return xp.asarray(out)
+        # for uint8, PyTorch's first bool, the answer is uint8 too
+        return xp.asarray(out).astype(input.dtype if input.dtype.kind == "u" else bool, copy=False)
 
     forward.__doc__ = f"Whether {name} elements over ``dim`` are nonzero."
     return Op(forward, name=name, moves=True, samples=lambda m: [
@@ -242,24 +241,96 @@ def _(F, g, input, out, dim, keepdim):
     return g * F.exp(input - out)
 
 
-def var(input: Tensor, dim=None, unbiased=None, keepdim=False, *, correction=None) -> Tensor:
-    """Variance over ``dim``; divides by n − correction (1 unless given; ``unbiased=False``: 0)."""
-    if isinstance(dim, bool):  # var(input, unbiased)
+_VAR_CASES = lambda m: [  # noqa: E731
+    case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), (0, -1), 0, True), case(m(5), 0, 2),
+    case(m.complex(3, 4), 1),
+]  # fmt: skip
+
+
+def _variance(xp, input, dim, correction, keepdim):
+    axes = wrap_dims(dim, input.ndim) or None
+    count = input.size if axes is None else math.prod(input.shape[a] for a in axes)
+    mean = xp.sum(input, axis=axes, keepdims=True) / input.dtype.type(count or math.nan)
+    centred = input - mean
+    squares = centred.real**2 + centred.imag**2 if input.dtype.kind == "c" else centred * centred
+    total = xp.sum(squares, axis=axes, keepdims=keepdim)
+    left = builtins.max(count - correction, 0)
+    return total / squares.dtype.type(left)
+
+
+def _centred(F, input, dim):
+    axes = wrap_dims(dim, input.ndim) or None
+    return input - F.mean(input, axes, True)
+
+
+def _left(input, dim, correction):
+    return math.prod(input.shape[a] for a in wrap_dims(dim, input.ndim)) - correction
+
+
+@op(method=False, name="variance", node_name="Var", samples=_VAR_CASES)
+def _var(xp, input, dim=None, correction=1, keepdim=False):
+    return _variance(xp, input, dim, correction, keepdim)
+
+
+@_var.grad("input")
+def _(F, g, input, dim, correction, keepdim):
+    left = _left(input, dim, correction)
+    scale = 2 / left if left > 0 else math.nan
+    return spread(F, g * scale, input.shape, dim, keepdim) * _centred(F, input, dim)
+
+
+@op(method=False, name="deviation", node_name="Std", samples=_VAR_CASES)
+def _std(xp, input, dim=None, correction=1, keepdim=False):
+    return xp.sqrt(_variance(xp, input, dim, correction, keepdim))
+
+
+@_std.grad("input")
+def _(F, g, input, out, dim, correction, keepdim):
+    left = _left(input, dim, correction)
+    zero = F.eq(out, 0)  # a constant row: PyTorch's choice of gradient there is 0
+    slope = g / (F.where(zero, F.ones_like(out), out) * (left if left > 0 else math.nan))
+    slope = F.where(zero, F.zeros_like(slope), slope)
+    return spread(F, slope, input.shape, dim, keepdim) * _centred(F, input, dim)
+
+
+def _variance_arguments(name, input, dim, unbiased, correction):
+    """(dim, correction) from PyTorch's forms: ``var(x, unbiased)``, ``var(x, dim, unbiased)``."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not "
+                        f"{type(input).__name__}")  # fmt: skip
+    if input.dtype.category < dtypes.FLOAT:
+        raise RuntimeError("std and var only support floating point and complex dtypes")
+    if isinstance(dim, bool):
         dim, unbiased = None, dim
     if correction is None:
         correction = 1 if unbiased is None or unbiased else 0
-    axes = wrap_dims(dim, input.ndim)
-    count = math.prod(input.shape[a] for a in axes)
-    centred = input - mean(input, axes or None, True)
-    total = sum(centred * centred, axes or None, keepdim)
-    left = count - correction
-    return total / left if left > 0 else total * (math.nan if count else 1)
+    elif unbiased is not None:
+        raise TypeError(f"{name}() takes unbiased or correction, not both")
+    return dim, correction
 
 
-def std(input: Tensor, dim=None, unbiased=None, keepdim=False, *, correction=None) -> Tensor:
+def var(input: Tensor, dim=None, unbiased=None, keepdim=False, *, correction=None, out=None):
+    """Variance over ``dim``; divides by n − correction (1 unless given; ``unbiased=False``: 0)."""
+    dim, correction = _variance_arguments("var", input, dim, unbiased, correction)
+    return _var.call(input, dim, correction, keepdim, out=out)
+
+
+def std(input: Tensor, dim=None, unbiased=None, keepdim=False, *, correction=None, out=None):
     """Standard deviation over ``dim``: the square root of ``var``."""
-    v = var(input, dim, unbiased, keepdim, correction=correction)
-    return REGISTRY["sqrt"].call(v)
+    dim, correction = _variance_arguments("std", input, dim, unbiased, correction)
+    return _std.call(input, dim, correction, keepdim, out=out)
+
+
+def var_mean(input, dim=None, unbiased=None, keepdim=False, *, correction=None):
+    """(variance, mean) over ``dim``."""
+    spread_of = var(input, dim, unbiased, keepdim, correction=correction)
+    return spread_of, mean(input, None if isinstance(dim, bool) else dim, keepdim)
+
+
+def std_mean(input, dim=None, unbiased=None, keepdim=False, *, correction=None):
+    """(standard deviation, mean) over ``dim``."""
+    spread_of = std(input, dim, unbiased, keepdim, correction=correction)
+    return spread_of, mean(input, None if isinstance(dim, bool) else dim, keepdim)
 
 
 def norm(input: Tensor, p="fro", dim=None, keepdim=False, *, dtype=None) -> Tensor:
@@ -323,4 +394,5 @@ amax, amin = _reduced_extreme("amax", "max"), _reduced_extreme("amin", "min")
 
 COMPOSITES = {"sum": sum, "mean": mean, "max": max, "min": min, "var": var, "std": std,
               "norm": norm}  # fmt: skip
+FUNCTIONS = {"var_mean": var_mean, "std_mean": std_mean}
 __all__ = ["COMPOSITES", "F32", "mean", "named", "spread", "sum"]

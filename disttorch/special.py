@@ -1,0 +1,17 @@
+"""``disttorch.special``: PyTorch's names of the special functions, by ``disttorch.ops``."""
+
+from __future__ import annotations
+
+from . import ops
+from .ops.special import SPECIAL
+
+_SAME = ("digamma", "erf", "erfc", "erfinv", "exp2", "expm1", "i0", "log1p", "log_softmax", "logit",
+         "logsumexp", "polygamma", "round", "sinc", "softmax", "xlogy")  # fmt: skip
+_RENAMED = {"expit": "sigmoid", "gammaln": "lgamma", "psi": "digamma", "multigammaln": "mvlgamma",
+            "gammainc": "igamma", "gammaincc": "igammac"}  # fmt: skip
+
+globals().update(SPECIAL)
+globals().update({name: ops.PUBLIC[name] for name in _SAME})
+globals().update({name: ops.PUBLIC[top] for name, top in _RENAMED.items()})
+
+__all__ = sorted([*SPECIAL, *_SAME, *_RENAMED])
