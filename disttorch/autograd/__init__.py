@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+
 from ..tensor import Tensor
+from . import graph
+from .anomaly import detect_anomaly, set_detect_anomaly
 from .engine import run_backward
 from .function import Function, once_differentiable
 from .modes import (
@@ -105,7 +109,20 @@ Tensor.backward = _backward_method  # type: ignore[attr-defined]
 
 Variable = Tensor
 
+def __getattr__(name):
+    if name == "functional":
+        return importlib.import_module(".functional", __name__)
+    if name == "grad_mode":
+        return importlib.import_module(".modes", __name__)
+    raise AttributeError(f"module 'torch.autograd' has no attribute {name!r} (disttorch lacks it)")
+
+
+# gradcheck is the name of a function and of the module it is in: the function must win
+from .gradcheck import GradcheckError, gradcheck, gradgradcheck  # noqa: E402
+
 __all__ = [
-    "Function", "Variable", "backward", "enable_grad", "grad", "inference_mode", "is_grad_enabled",
-    "is_inference_mode_enabled", "no_grad", "once_differentiable", "set_grad_enabled", "state",
+    "Function", "GradcheckError", "Variable", "backward", "detect_anomaly", "enable_grad", "grad",
+    "gradcheck", "gradgradcheck", "graph", "inference_mode", "is_grad_enabled",
+    "is_inference_mode_enabled", "no_grad", "once_differentiable", "set_detect_anomaly",
+    "set_grad_enabled", "state",
 ]  # fmt: skip

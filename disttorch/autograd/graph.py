@@ -135,7 +135,7 @@ class Node:
     @property
     def next_functions(self) -> tuple:
         """``((node, output number), ...)`` of the inputs; leaves show as AccumulateGrad."""
-        found = {slot: edge for slot, edge in zip(self.plan.slots, self.edges)}
+        found = dict(zip(self.plan.slots, self.edges))
         count = max(found, default=-1) + 1
         out = []
         for i in range(count):
@@ -384,7 +384,7 @@ from .saved import (  # noqa: E402
 __all__ = [
     "FREED", "AccumulateGrad", "GradientEdge", "Node", "PackedNode", "PackedTensor",
     "disable_saved_tensors_hooks", "get_gradient_edge", "increment_version", "linked", "node_type",
-    "pack_saved", "register_multi_grad_hook", "save_on_cpu", "saved_tensors_hooks", "RemovableHandle", "accumulator",
-    "add_accumulated_hook", "bump_version", "edge_to", "next_seq",
-    "share_version", "version_of",
+    "pack_saved", "register_multi_grad_hook", "save_on_cpu", "saved_tensors_hooks", "RemovableHandle",
+    "accumulator", "add_accumulated_hook", "bump_version", "edge_to", "next_seq", "share_version",
+    "version_of",
 ]  # fmt: skip

@@ -250,8 +250,8 @@ def view_scatter(xp, input, src, view_ops):
 
 
 @view_scatter.grad("input")
-def _(F, g, src, view_ops):
-    return F.view_scatter(g, F.zeros_like(src), view_ops)
+def _(F, g, src_shape, view_ops):
+    return F.view_scatter(g, F.zeros_shaped(g, src_shape), view_ops)
 
 
 @view_scatter.grad("src")
@@ -280,8 +280,8 @@ def _(F, g):
 
 
 @copy.grad("src")
-def _(F, g, src):
-    return F.sum_to(g, tuple(src.shape))
+def _(F, g, src_shape):
+    return F.sum_to(g, src_shape)
 
 
 def copy_(input: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:

@@ -115,5 +115,5 @@ def broadcast_prefix(prefix, tree) -> list:
         return [prefix] * len(tree_leaves(tree))
     below = _open(tree)
     if below is None or len(below[2]) != len(opened[2]) or opened[1] != below[1]:
-        raise ValueError(f"{prefix!r} is not shaped like the top of a nest of {type(tree).__name__}")
+        raise ValueError(f"{prefix!r} is not shaped like the top of a {type(tree).__name__}")
     return [x for p, t in zip(opened[2], below[2]) for x in broadcast_prefix(p, t)]
