@@ -55,6 +55,17 @@ def _(F, g):
     return None
 
 
+@op(moves=True, method=False, samples=lambda m: [case(m(3, 4), (2, 5))])
+def zeros_shaped(xp, input, shape):
+    """Zeros of another shape, in the input's dtype and on its device."""
+    return xp.zeros(shape, input.dtype)
+
+
+@zeros_shaped.grad("input")
+def _(F, g):
+    return None
+
+
 @op(moves=True, method=False, samples=lambda m: [case(m(3, 4))])
 def ones_like(xp, input):
     return xp.ones(input.shape, input.dtype)
@@ -73,8 +84,8 @@ def sum_to(xp, input, shape):
 
 
 @sum_to.grad("input")
-def _(F, g, input):
-    return F.expand(g, tuple(input.shape))
+def _(F, g, input_shape):
+    return F.expand(g, input_shape)
 
 
 def detach(input: Tensor) -> Tensor:

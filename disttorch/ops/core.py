@@ -10,9 +10,10 @@ An op is one block of code::
     def _(F, g, out):
         return g * (1 - out * out)
 
-A rule names what it needs by its argument names: inputs and parameters of the forward, ``out`` (or
-``out0``, ``out1``, ... of several), and ``aux`` (what a forward declared with ``aux=True`` returns
-beside its output). Only that is kept alive until backward. ``F`` holds every op by name: in ordinary
+A rule names what it needs by its argument names: inputs and parameters of the forward,
+``input_shape`` (of any input, the shape alone), ``out`` (or ``out0``, ``out1``, ... of several), and
+``aux`` (what a forward declared with ``aux=True`` returns beside its output). Only that is kept
+alive until backward, and only tensors that it names may not change in place before. ``F`` holds every op by name: in ordinary
 backward over raw arrays, under ``create_graph`` over tensors, so one rule serves both. An op may add
 ``fast``: a backward over raw arrays only, for speed; and ``composed``: the same function written
 with other ops, which then is differentiated instead of a rule when a graph is wanted.
@@ -22,15 +23,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import traceback
 
+from ..autograd.anomaly import user_trace
 from ..autograd.graph import (
     Node,
-    PackedTensor,
+    PackedNode,
     edge_to,
+    node_type,
+    pack_saved,
     share_version,
     version_of,
 )
+
 from ..autograd.modes import state
 from ..backend import CPU, dtypes, namespace_of, ndarray
 from ..tensor import Tensor, wrap
@@ -250,17 +254,25 @@ def make_node(plan, args, result, out, aux) -> Node:
                 versions = tuple(map(_version_of_saved, saved))
                 break
         if state.saved_hooks:
-            saved = tuple(
-                PackedTensor(v, state.saved_hooks[-1]) if isinstance(v, Tensor) else v
-                for v in saved
-            )
+            saved, versions = pack_saved(plan, saved, _is_array), None
+            edges = [edge_to(args[i]) for i in plan.slots]
+            node = node_type(plan.node_name, PackedNode)(plan, saved, versions, edges, out)
+            return _traced(node) if state.anomaly else node
     else:
         saved = ()
     edges = [edge_to(args[i]) for i in plan.slots]
-    node = Node(plan, saved, versions, edges, out)
-    if state.anomaly:
-        node.trace = "".join(traceback.format_stack()[:-3])
+    node = plan.node_class(plan, saved, versions, edges, out)
+    return _traced(node) if state.anomaly else node
+
+
+def _traced(node) -> Node:
+    """Anomaly mode: remember the user's lines that led to this operation."""
+    node.trace = user_trace()
     return node
+
+
+def _is_array(value) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "strides")
 
 
 def _version_of_saved(v):
@@ -280,6 +292,7 @@ class Plan:
 
     def __init__(self, op: Op, mask: int):
         self.op, self.node_name = op, op.node_name
+        self.node_class = node_type(op.node_name)
         self.slots = tuple(i for i in op.rule_slots if mask >> i & 1)
         raw_calls, raw_names = self._calls(op, fast=True)
         tensor_calls, tensor_names = self._calls(op, fast=False)
@@ -326,7 +339,11 @@ class Plan:
         def source(n):
             if _is_out(n):
                 return "keep_output(result)" if n == "out" else f"keep_output(result[{n[3:]}])"
-            return "aux" if n == "aux" else f"args[{op.params.index(n)}]"
+            if n == "aux":
+                return n
+            if n not in op.params and n.endswith("_shape"):
+                return f"args[{op.params.index(n[:-6])}]._data.shape"
+            return f"args[{op.params.index(n)}]"
 
         text = ", ".join(map(source, names))
         return eval(f"lambda args, result, aux: ({text},)", {"keep_output": keep_output})

@@ -232,10 +232,10 @@ advanced_index = Op(
 
 
 @advanced_index.grad("input")
-def _(F, g, input, index):
+def _(F, g, input_shape, index):
     # a mask names every place once, so its gradient can be put instead of added
     repeats = len(index) > 1 or index[0].dtype.kind != "b"
-    return F.index_put(F.zeros_like(input), index, g, repeats)
+    return F.index_put(F.zeros_shaped(g, input_shape), index, g, repeats)
 
 
 # ---------------------------------------------------------------- putting
@@ -305,15 +305,15 @@ def _shape_mismatch(values, array, index):
 
 
 @put_at.grad("input")
-def _(F, g, index, values, accumulate):
+def _(F, g, index, values_shape, accumulate):
     if accumulate:
         return g
-    return F.index_put(g, index, F.zeros_like(values), False)
+    return F.index_put(g, index, F.zeros_shaped(g, values_shape), False)
 
 
 @put_at.grad("values")
-def _(F, g, index, values):
-    return F.sum_to(F.index(g, index), tuple(values.shape))
+def _(F, g, index, values_shape):
+    return F.sum_to(F.index(g, index), values_shape)
 
 
 def setitem(input: Tensor, index, value) -> None:

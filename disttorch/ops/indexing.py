@@ -57,8 +57,8 @@ def _check_gather(xp, name, input, dim, index):
 
 
 @gather.grad("input")
-def _(F, g, input, dim, index):
-    return F.scatter_add(F.zeros_like(input), dim, index, g)
+def _(F, g, input_shape, dim, index):
+    return F.scatter_add(F.zeros_shaped(g, input_shape), dim, index, g)
 
 
 @op(tensors=("input", "index", "src"), moves=True, inplace=True, samples=lambda m: [
@@ -96,10 +96,10 @@ def _(F, g):
 
 
 @scatter_add.grad("src")
-def _(F, g, dim, index, src):
+def _(F, g, dim, index, src_shape):
     got = F.gather(g, dim, index)
-    return got if tuple(got.shape) == tuple(src.shape) else F.slice_backward(
-        got, tuple(src.shape), tuple(slice(0, s) for s in got.shape))  # fmt: skip
+    return got if tuple(got.shape) == src_shape else F.slice_backward(
+        got, src_shape, tuple(slice(0, s) for s in got.shape))  # fmt: skip
 
 
 @op(tensors=("input", "index"), moves=True, samples=lambda m: [
@@ -118,8 +118,8 @@ def index_select(xp, input, dim, index):
 
 
 @index_select.grad("input")
-def _(F, g, input, dim, index):
-    return F.index_add(F.zeros_like(input), dim, index, g)
+def _(F, g, input_shape, dim, index):
+    return F.index_add(F.zeros_shaped(g, input_shape), dim, index, g)
 
 
 @op(tensors=("input", "index", "source"), moves=True, inplace=True, samples=lambda m: [
@@ -175,13 +175,13 @@ def embedding_lookup(xp, weight, indices, padding_idx=-1):
 
 
 @embedding_lookup.grad("weight")
-def _(F, g, weight, indices, padding_idx):
+def _(F, g, weight_shape, indices, padding_idx):
     flat = F.reshape(indices, (-1,))
-    rows = F.reshape(g, (-1, weight.shape[1]))
+    rows = F.reshape(g, (-1, weight_shape[1]))
     if padding_idx >= 0:
         keep = F.unsqueeze(F.ne(flat, padding_idx), 1)
         rows = F.where(keep, rows, F.zeros_like(rows))
-    return F.index_add(F.zeros_like(weight), 0, flat, rows)
+    return F.index_add(F.zeros_shaped(g, weight_shape), 0, flat, rows)
 
 
 def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0,

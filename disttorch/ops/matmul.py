@@ -75,25 +75,25 @@ def _as_rows(F, a):
 
 
 @matmul.grad("input")
-def _(F, g, input, other):
-    a_ndim, b = input.ndim, other
+def _(F, g, input_shape, other):
+    a_ndim, b = len(input_shape), other
     if b.ndim == 1:
         if a_ndim == 1:
             return g * F.conj(b)
         return F.unsqueeze(g, -1) * F.conj(b)
     if a_ndim == 1:
         g = F.unsqueeze(g, -2)  # 1×M @ M×K
-        return F.sum_to(F.squeeze(F.matmul(g, F.conj(F.transpose(b, -1, -2))), -2), input.shape)
-    return F.sum_to(F.matmul(g, F.conj(F.transpose(b, -1, -2))), tuple(input.shape))
+        return F.sum_to(F.squeeze(F.matmul(g, F.conj(F.transpose(b, -1, -2))), -2), input_shape)
+    return F.sum_to(F.matmul(g, F.conj(F.transpose(b, -1, -2))), input_shape)
 
 
 @matmul.grad("other")
-def _(F, g, input, other):
-    a, b_ndim = input, other.ndim
+def _(F, g, input, other_shape):
+    a, b_ndim = input, len(other_shape)
     if a.ndim == 1:
         if b_ndim == 1:
             return g * F.conj(a)
-        return F.sum_to(F.unsqueeze(F.conj(a), -1) * F.unsqueeze(g, -2), tuple(other.shape))
+        return F.sum_to(F.unsqueeze(F.conj(a), -1) * F.unsqueeze(g, -2), other_shape)
     if b_ndim == 1:
         g = F.reshape(g, (math.prod(g.shape), 1))
         a2 = _as_rows(F, a)
@@ -101,7 +101,7 @@ def _(F, g, input, other):
     if b_ndim == 2:
         a2, g2 = _as_rows(F, a), _as_rows(F, g)
         return F.matmul(F.conj(F.transpose(a2, 0, 1)), g2)
-    return F.sum_to(F.matmul(F.conj(F.transpose(a, -1, -2)), g), tuple(other.shape))
+    return F.sum_to(F.matmul(F.conj(F.transpose(a, -1, -2)), g), other_shape)
 
 
 @op(tensors=("input", "weight", "bias"), optional=("bias",), method=False, node_name="Addmm",
@@ -134,16 +134,16 @@ def _(F, g, weight):
 
 
 @linear.grad("weight")
-def _(F, g, input, weight):
+def _(F, g, input, weight_shape):
     a = _as_rows(F, input)
-    if weight.ndim == 1:
+    if len(weight_shape) == 1:
         return F.matmul(F.reshape(g, (a.shape[0],)), F.conj(a))
     return F.matmul(F.transpose(_as_rows(F, g), 0, 1), F.conj(a))
 
 
 @linear.grad("bias")
-def _(F, g, bias):
-    return F.sum_to(g, tuple(bias.shape))
+def _(F, g, bias_shape):
+    return F.sum_to(g, bias_shape)
 
 
 def mm(input: Tensor, mat2: Tensor, *, out=None) -> Tensor:

@@ -32,8 +32,8 @@ def _sum(xp, input, dim=None, keepdim=False):
 
 
 @_sum.grad("input")
-def _(F, g, input, dim, keepdim):
-    return spread(F, g, input.shape, dim, keepdim)
+def _(F, g, input_shape, dim, keepdim):
+    return spread(F, g, input_shape, dim, keepdim)
 
 
 def spread(F, g, shape, dim, keepdim):
@@ -57,9 +57,9 @@ def _mean(xp, input, dim=None, keepdim=False):
 
 
 @_mean.grad("input")
-def _(F, g, input, dim, keepdim):
-    count = math.prod(input.shape[a] for a in wrap_dims(dim, input.ndim)) or 1
-    return spread(F, g / count, input.shape, dim, keepdim)
+def _(F, g, input_shape, dim, keepdim):
+    count = math.prod(input_shape[a] for a in wrap_dims(dim, len(input_shape))) or 1
+    return spread(F, g / count, input_shape, dim, keepdim)
 
 
 def sum(input: Tensor, dim=None, keepdim=False, *, dtype=None, out=None) -> Tensor:
@@ -111,13 +111,13 @@ def _extreme(xp, arg, name, input, dim, keepdim):
     return values.squeeze(dim), index.squeeze(dim)
 
 
-def _pick_gradient(F, g, input, out1, dim, keepdim):
+def _pick_gradient(F, g, input_shape, out1, dim, keepdim):
     g = g[0]
-    if input.ndim == 0:
+    if not input_shape:
         return g
     if not keepdim:
         g, out1 = F.unsqueeze(g, dim), F.unsqueeze(out1, dim)
-    return F.scatter_add(F.zeros_like(input), dim, out1, g)
+    return F.scatter_add(F.zeros_shaped(g, input_shape), dim, out1, g)
 
 
 max_dim.grad("input")(_pick_gradient)

@@ -207,8 +207,8 @@ def unfold(xp, input, dimension, size, step):
 
 
 @unfold.grad("input")
-def _(F, g, input, dimension, size, step):
-    return F.unfold_backward(g, tuple(input.shape), dimension, size, step)
+def _(F, g, input_shape, dimension, size, step):
+    return F.unfold_backward(g, input_shape, dimension, size, step)
 
 
 @op(moves=False, method=False, samples=lambda m: [

@@ -45,11 +45,11 @@ def topk_dim(xp, input, k, dim=-1, largest=True):
     return _ordered(xp, input, dim, largest, k)
 
 
-def _return_gradient(F, g, input, out1, dim):
+def _return_gradient(F, g, input_shape, out1, dim):
     """Each value came from one place: its gradient goes back there."""
-    if input.ndim == 0:
+    if not input_shape:
         return g[0]
-    return F.scatter_add(F.zeros_like(input), dim, out1, g[0])
+    return F.scatter_add(F.zeros_shaped(g[0], input_shape), dim, out1, g[0])
 
 
 sort_dim.grad("input")(_return_gradient)

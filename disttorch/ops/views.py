@@ -50,8 +50,8 @@ def reshape(xp, input, shape):
 
 
 @reshape.grad("input")
-def _(F, g, input):
-    return F.reshape(g, tuple(input.shape))
+def _(F, g, input_shape):
+    return F.reshape(g, input_shape)
 
 
 @op(view=True, method=False, name="view", samples=lambda m: [
@@ -70,8 +70,8 @@ def _view(xp, input, shape):
 
 
 @_view.grad("input")
-def _(F, g, input):
-    return F.reshape(g, tuple(input.shape))
+def _(F, g, input_shape):
+    return F.reshape(g, input_shape)
 
 
 @op(view=True, method=False, samples=lambda m: [
@@ -149,8 +149,8 @@ def _kind(a):
 
 
 @expand.grad("input")
-def _(F, g, input):
-    return F.sum_to(g, tuple(input.shape))
+def _(F, g, input_shape):
+    return F.sum_to(g, input_shape)
 
 
 @op(view=True, samples=lambda m: [case(m(3, 4), 0), case(m(3, 4), -1), case(m(), 0)])
@@ -160,8 +160,8 @@ def unsqueeze(xp, input, dim):
 
 
 @unsqueeze.grad("input")
-def _(F, g, input):
-    return F.reshape(g, tuple(input.shape))
+def _(F, g, input_shape):
+    return F.reshape(g, input_shape)
 
 
 @op(view=True, samples=lambda m: [
@@ -177,8 +177,8 @@ def squeeze(xp, input, dim=None):
 
 
 @squeeze.grad("input")
-def _(F, g, input):
-    return F.reshape(g, tuple(input.shape))
+def _(F, g, input_shape):
+    return F.reshape(g, input_shape)
 
 
 @op(view=True, method=False, name="slice", samples=lambda m: [
@@ -193,8 +193,8 @@ def basic_index(xp, input, index):
 
 
 @basic_index.grad("input")
-def _(F, g, input, index):
-    return F.slice_backward(g, tuple(input.shape), index)
+def _(F, g, input_shape, index):
+    return F.slice_backward(g, input_shape, index)
 
 
 @op(method=False, moves=True, samples=lambda m: [
@@ -229,13 +229,13 @@ def split_with_sizes(xp, input, split_sizes, dim=0):
 
 
 @split_with_sizes.grad("input")
-def _(F, g, input, split_sizes, dim):
-    shape = list(input.shape)
+def _(F, g, input_shape, split_sizes, dim):
+    shape = list(input_shape)
     like = next(x for x in g if x is not None)
     parts = []
     for n, piece in zip(split_sizes, g):
         shape[dim] = n
-        parts.append(F.zeros_like(F.expand(F.sum(like), tuple(shape))) if piece is None else piece)
+        parts.append(F.zeros_shaped(like, tuple(shape)) if piece is None else piece)
     return F.cat(parts, dim)
 
 
@@ -270,8 +270,8 @@ def _writeable(xp, view):
 
 
 @diagonal.grad("input")
-def _(F, g, input, offset, dim1, dim2):
-    return F.diagonal_scatter(F.zeros_like(input), g, offset, dim1, dim2)
+def _(F, g, input_shape, offset, dim1, dim2):
+    return F.diagonal_scatter(F.zeros_shaped(g, input_shape), g, offset, dim1, dim2)
 
 
 @op(tensors=("input", "src"), moves=True, samples=lambda m: [
@@ -284,8 +284,8 @@ def diagonal_scatter(xp, input, src, offset=0, dim1=0, dim2=1):
 
 
 @diagonal_scatter.grad("input")
-def _(F, g, src, offset, dim1, dim2):
-    return F.diagonal_scatter(g, F.zeros_like(src), offset, dim1, dim2)
+def _(F, g, src_shape, offset, dim1, dim2):
+    return F.diagonal_scatter(g, F.zeros_shaped(g, src_shape), offset, dim1, dim2)
 
 
 @diagonal_scatter.grad("src")

@@ -67,7 +67,8 @@ COUNTERPART |= {
     "median_all": torch.median, "nanmedian_all": torch.nanmedian,
 }  # fmt: skip
 # No public counterpart: pieces of gradients, checked by gradcheck
-INTERNAL = {"slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "ones_like"}
+INTERNAL = {"slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
+            "ones_like"}  # fmt: skip
 
 FLOATS = ["float32", "float64", "float16", "bfloat16"]
 LAYOUTS = ["contiguous", "transposed", "sliced"]
