@@ -75,6 +75,7 @@ class Bar(Silent):
             MofNCompleteColumn(),
             TextColumn("{task.fields[losses]}"),
             TextColumn("{task.fields[speed]}"),
+            refresh_per_second=4,  # drawing takes time from training
         )
         self.task = self.progress.add_task("train", total=steps, losses="", speed="")
         self.progress.start()
@@ -84,7 +85,7 @@ class Bar(Silent):
         self.progress.update(self.task, completed=status.step, **fields)
 
     def note(self, text: str) -> None:
-        self.progress.console.print(text, highlight=False, markup=False)
+        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self.progress.stop()

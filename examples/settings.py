@@ -71,16 +71,26 @@ class Settings:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises instead of printing its usage on every rank."""
+    """An argument parser of which one rank speaks: mistakes are raised, help is shown once."""
+
+    speaks = True
+
+    def print_help(self, file: Any = None) -> None:
+        if self.speaks:
+            super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists all options")
 
 
-def parse(arguments: list[str] | None, description: str) -> dict[str, Any]:
-    """Return the options that were given, by field name, with ``out`` and ``resume`` if given."""
+def parse(arguments: list[str] | None, description: str, speaks: bool) -> dict[str, Any]:
+    """Return the options that were given, by field name, with ``out`` and ``resume`` if given.
+
+    ``speaks`` is true on the one rank that shows ``--help``.
+    """
     # SUPPRESS: what was not given is absent, so that a resumed run can tell it from a default.
     parser = Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.speaks = speaks
     for entry in fields(Settings):
         parser.add_argument("--" + entry.name.replace("_", "-"), **_argument(entry))
     parser.add_argument("--out", help="folder of the run (default: runs/gpt-DATE-TIME)")

@@ -40,13 +40,15 @@ class Traffic:
 
     def report(self, gradients: int, ranks: int) -> str:
         """Return one line: what was reduced per step beside the minimum for ``gradients`` bytes."""
-        steps = max(self.steps, 1)
+        if ranks == 1:
+            return "reduced per step: nothing, one rank has all gradients"
+        steps, megabyte = max(self.steps, 1), 1e6
         least = 2 * gradients * (ranks - 1) / ranks
         return (
-            f"reduced per step: {self.bytes / steps / 1e6:.3f} MB in {self.calls / steps:g} calls, "
-            f"for which a rank must send {self.bound / steps / 1e6:.3f} MB; theoretical minimum "
-            f"2P(n-1)/n = {least / 1e6:.3f} MB (P = {gradients / 1e6:.3f} MB of gradients, "
-            f"n = {ranks})"
+            f"reduced per step: {self.bytes / steps / megabyte:.3f} MB in {self.calls / steps:g} "
+            f"all_reduce calls, which send at least {self.bound / steps / megabyte:.3f} MB per "
+            f"rank; theoretical minimum 2P(n-1)/n = {least / megabyte:.3f} MB for "
+            f"P = {gradients / megabyte:.3f} MB of gradients"
         )
 
 

@@ -50,7 +50,7 @@ class Job:
 
 def prepare(arguments: list[str] | None, default_out: str) -> Job:
     """Read the command line, the checkpoint and the text; raises UserError, writes nothing."""
-    given = parse(arguments, __doc__.splitlines()[0])
+    given = parse(arguments, __doc__.splitlines()[0], speaks=dist.get_rank() == 0)
     out, resume = given.pop("out", None), given.pop("resume", None)
     checkpoint = None
     if resume is None:

@@ -271,6 +271,19 @@ def test_a_mistake_on_two_ranks_is_said_once(words: str, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+def test_no_gpu_is_one_sentence(words: str, tmp_path: Path) -> None:
+    hidden = {**clean_environment(), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *TINY, "--data", words, "--device=cuda", "--out=run"],
+        env=hidden,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "no usable CUDA device" in sentence(done)
+
+
 def test_another_model_or_text_overwrites_nothing(
     finished: Path, words: str, tmp_path: Path
 ) -> None:
