@@ -20,9 +20,9 @@ ARRAY_LIBRARIES = {"numpy", "cupy", "cupyx", "cupy_backends", "ml_dtypes"}
 LAYERS = (
     ("backend",),
     ("tensor",),
-    ("autograd",),
+    ("autograd", "return_types"),
     ("ops",),
-    ("printing", "interop", "random", "return_types", "special"),
+    ("printing", "interop", "random", "special"),
     ("cuda", "backends", "version"),
     ("nn",),
     ("optim",),
