@@ -54,7 +54,8 @@ class Adagrad(ElementwiseOptimizer):
         state["step"] = new_step_count()
         state["sum"] = wrap(xp.full_like(data, start))
 
-    def _update(self, xp, group, param, data, grad, state):
+    def _update(self, xp, group, param, data, grad):
+        state = self.state[param]
         if not state:  # of a group that was added later
             self._start(xp, group, data, state)
         step = count_step(state)

@@ -47,7 +47,8 @@ class Adam(ElementwiseOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
         })  # fmt: skip
 
-    def _update(self, xp, group, param, data, grad, state):
+    def _update(self, xp, group, param, data, grad):
+        state = self.state[param]
         if not state:
             state["step"] = new_step_count()
             state["exp_avg"] = wrap(xp.zeros_like(data))

@@ -340,13 +340,12 @@ class ElementwiseOptimizer(Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     data = param._data
-                    self._update(namespace_of(data), group, param, data, param.grad._data,
-                                 self.state[param])  # fmt: skip
+                    self._update(namespace_of(data), group, param, data, param.grad._data)
                     bump_version(param)
         return loss
 
-    def _update(self, xp, group, param, data, grad, state) -> None:
-        """Change ``data`` (the parameter's array) by its gradient array, and ``state``."""
+    def _update(self, xp, group, param, data, grad) -> None:
+        """Change ``data`` (the parameter's array) by its gradient array, and its state."""
         raise NotImplementedError
 
 

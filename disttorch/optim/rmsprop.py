@@ -43,7 +43,8 @@ class RMSprop(ElementwiseOptimizer):
             "maximize": maximize, "differentiable": differentiable,
         })  # fmt: skip
 
-    def _update(self, xp, group, param, data, grad, state):
+    def _update(self, xp, group, param, data, grad):
+        state = self.state[param]
         if not state:
             state["step"] = new_step_count()
             state["square_avg"] = wrap(xp.zeros_like(data))

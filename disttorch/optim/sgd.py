@@ -36,9 +36,10 @@ class SGD(ElementwiseOptimizer):
             "differentiable": differentiable, "fused": fused,
         })  # fmt: skip
 
-    def _update(self, xp, group, param, data, grad, state):
+    def _update(self, xp, group, param, data, grad):
         momentum, buf, first = group["momentum"], None, False
         if momentum:
+            state = self.state[param]
             first = state.get("momentum_buffer") is None
             if first:
                 state["momentum_buffer"] = wrap(xp.empty_like(data))

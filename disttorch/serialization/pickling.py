@@ -81,6 +81,8 @@ class TensorPickler(pickle._Pickler):
 
     def reducer_override(self, obj):
         kind = type(obj)
+        if kind is bytes and not obj:  # PyTorch reads bytes in this form only
+            return codecs.encode, ("", "latin1")
         if kind in _PLAIN or kind is _Name:
             return NotImplemented
         if kind in _CALLABLE_KINDS and obj in _CALLED:

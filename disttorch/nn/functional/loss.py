@@ -7,8 +7,20 @@ import warnings
 
 from ... import ops
 from ...autograd import Function
-from ...ops.nn import legacy_reduction
 from ...tensor import Tensor
+
+
+def legacy_reduction(size_average, reduce, reduction: str) -> str:
+    """The ``reduction`` that the deprecated flags stand for, if any is given."""
+    if size_average is None and reduce is None:
+        return reduction
+    chosen = "none" if reduce is False else "sum" if size_average is False else "mean"
+    warnings.warn(
+        "size_average and reduce args will be deprecated, please use "
+        f"reduction='{chosen}' instead.",
+        stacklevel=3,
+    )
+    return chosen
 
 
 def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
@@ -139,9 +151,8 @@ def huber_loss(
         raise ValueError(f"huber_loss does not support non-positive values for delta, got {delta}")
     _warn_of_broadcast(input, target)
     d = (input - target).abs()
-    return _weighted(
-        ops.where(d <= delta, d * d * 0.5, (d - 0.5 * delta) * delta), weight, reduction
-    )
+    loss = ops.where(d <= delta, d * d * 0.5, (d - 0.5 * delta) * delta)
+    return reduce_loss(loss if weight is None else loss * weight, reduction)
 
 
 # ---------------------------------------------------------------- probabilities
@@ -189,8 +200,7 @@ class BinaryCrossEntropy(Function):
         input, target = ctx.saved_tensors
         rest = 1 - input
         grad_input = grad * (input - target) / (rest * input).clamp(min=1e-12)
-        logs = rest.log().clamp(min=-100) - input.log().clamp(min=-100)
-        return grad_input, grad * logs
+        return grad_input, grad * (rest.log() - input.log())
 
 
 def binary_cross_entropy_with_logits(

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 
+from ... import ops
 from ...autograd import Function, is_grad_enabled
 from ...tensor import Tensor
 
@@ -297,9 +298,15 @@ class _GradientWatch:
         self.grad_outputs = None
         self.inputs_watched: list | None = None
         self.n_inputs = 0
+        self.plain_inputs: dict[int, Tensor] = {}
 
     def around_inputs(self, args):
         self.n_inputs = len(args)
+        # tensors that need no gradient are reported with zeros, other arguments with None
+        self.plain_inputs = {
+            i: a.detach() for i, a in enumerate(args) if isinstance(a, Tensor) and not (
+                a.requires_grad)
+        }  # fmt: skip
         args, self.inputs_watched, node = _identity(args)
         if node is not None:
             node.register_hook(self._inputs_done)
@@ -343,7 +350,10 @@ class _GradientWatch:
     def _inputs_done(self, grads, _):
         if self.grad_outputs is None:  # the gradient came past the outputs, as in double backward
             return None
-        result = _spread(grads, self.inputs_watched, self.n_inputs)
+        result = list(_spread(grads, self.inputs_watched, self.n_inputs))
+        for i, a in self.plain_inputs.items():
+            result[i] = ops.zeros_like(a)
+        result = tuple(result)
         for hook in self.hooks:
             new = hook(self.module, result, self.grad_outputs)
             if new is not None:

@@ -1,0 +1,307 @@
+"""Optimizers and schedules against PyTorch: the same weights after 20 steps, the same rates."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import disttorch as dt
+from disttorch import nn, optim
+from disttorch.optim import lr_scheduler as sched
+
+torch = pytest.importorskip("torch")
+tnn, toptim = torch.nn, torch.optim
+tsched = toptim.lr_scheduler
+pytestmark = pytest.mark.parity
+
+OPTIMIZERS = {
+    "SGD": [
+        {}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1},
+        {"momentum": 0.8, "nesterov": True, "maximize": True}, {"weight_decay": 0.2},
+    ],
+    "Adam": [
+        {}, {"weight_decay": 0.1}, {"amsgrad": True}, {"maximize": True, "eps": 1e-3},
+        {"betas": (0.5, 0.6), "weight_decay": 0.2, "amsgrad": True},
+        {"decoupled_weight_decay": True, "weight_decay": 0.1}, {"foreach": True},
+    ],
+    "AdamW": [{}, {"amsgrad": True, "weight_decay": 0.3}, {"maximize": True}],
+    "RMSprop": [
+        {}, {"centered": True}, {"momentum": 0.9}, {"weight_decay": 0.1, "alpha": 0.5},
+        {"centered": True, "momentum": 0.5, "maximize": True},
+    ],
+    "Adagrad": [
+        {}, {"lr_decay": 0.1, "weight_decay": 0.1}, {"initial_accumulator_value": 0.3},
+        {"maximize": True, "eps": 1e-3},
+    ],
+}  # fmt: skip
+CASES = [
+    pytest.param(name, options, id=f"{name}-{i}")
+    for name, all_options in OPTIMIZERS.items() for i, options in enumerate(all_options)
+]  # fmt: skip
+TOLERANCE = {"float64": 1e-9, "float32": 2e-5}
+
+
+def build(package, module, dtype, weights):
+    m = module.Sequential(module.Linear(5, 8), module.Tanh(), module.Linear(8, 3))
+    m.to(getattr(package, dtype))
+    m.load_state_dict({k: package.tensor(v.astype(dtype)) for k, v in weights.items()})
+    return m
+
+
+def problem(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"0.weight": (8, 5), "0.bias": (8,), "2.weight": (3, 8), "2.bias": (3,)}
+    weights = {k: rng.uniform(-0.5, 0.5, s) for k, s in shapes.items()}
+    return weights, rng.uniform(-1, 1, (20, 6, 5)), rng.uniform(-1, 1, (20, 6, 3))
+
+
+def train(package, module, optimizers, name, options, dtype, steps=20, start=0, state=None,
+          weights=None):  # fmt: skip
+    first, xs, ys = problem()
+    m = build(package, module, dtype, weights or first)
+    groups = [
+        {"params": m[0].parameters(), "lr": 0.03}, {"params": list(m[2].parameters())}
+    ]  # fmt: skip
+    optimizer = getattr(optimizers, name)(groups, lr=0.01, **options)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    losses = []
+    for i in range(start, steps):
+        optimizer.zero_grad()
+        out = m(package.tensor(xs[i].astype(dtype)))
+        loss = module.functional.mse_loss(out, package.tensor(ys[i].astype(dtype)))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, m, optimizer
+
+
+def values(state):
+    return {k: v.detach().numpy() for k, v in state.items()}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name, options", CASES)
+def test_twenty_steps(name, options, dtype):
+    losses, m, optimizer = train(dt, nn, optim, name, options, dtype)
+    expected, tm, toptimizer = train(torch, tnn, toptim, name, options, dtype)
+    rtol = TOLERANCE[dtype]
+    np.testing.assert_allclose(losses, expected, rtol)
+    for k, v in values(tm.state_dict()).items():
+        np.testing.assert_allclose(values(m.state_dict())[k], v, rtol, rtol)
+    assert repr(optimizer) == repr(toptimizer)
+    ours, theirs = optimizer.state_dict(), toptimizer.state_dict()
+    assert list(ours) == list(theirs) and ours["param_groups"] == theirs["param_groups"]
+    assert list(ours["state"]) == list(theirs["state"])
+    for index, state in theirs["state"].items():
+        assert list(ours["state"][index]) == list(state)
+        for k, v in state.items():
+            mine = ours["state"][index][k]
+            assert str(mine.dtype) == str(v.dtype) and tuple(mine.shape) == tuple(v.shape)
+            np.testing.assert_allclose(mine.numpy(), v.numpy(), rtol * 10, rtol)
+
+
+def _to_ours(value):
+    if isinstance(value, torch.Tensor):
+        return dt.tensor(value.numpy())
+    if isinstance(value, dict):
+        return {k: _to_ours(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_to_ours(v) for v in value]
+    return value
+
+
+@pytest.mark.parametrize("name, options", CASES)
+def test_pytorchs_state_continues_here(name, options):
+    """Ten steps there, their state dicts loaded here, ten more: as twenty there."""
+    expected, _, _ = train(torch, tnn, toptim, name, options, "float64")
+    _, tm, toptimizer = train(torch, tnn, toptim, name, options, "float64", steps=10)
+    losses, _, _ = train(
+        dt, nn, optim, name, options, "float64", start=10,
+        state=_to_ours(toptimizer.state_dict()), weights=values(tm.state_dict()),
+    )  # fmt: skip
+    np.testing.assert_allclose(losses, expected[10:], 1e-9)
+
+
+@pytest.mark.parametrize("name, options", CASES[:2] + CASES[5:8])
+def test_complex_parameters(name, options):
+    rng = np.random.default_rng(1)
+    start = rng.normal(size=(3, 4)) + 1j * rng.normal(size=(3, 4))
+    grads = [rng.normal(size=(3, 4)) + 1j * rng.normal(size=(3, 4)) for _ in range(5)]
+    results = []
+    for package, module, optimizers in ((dt, nn, optim), (torch, tnn, toptim)):
+        p = module.Parameter(package.tensor(start.copy()))
+        optimizer = getattr(optimizers, name)([p], lr=0.1, **options)
+        for g in grads:
+            p.grad = package.tensor(g.copy())
+            optimizer.step()
+        results.append(p.detach().numpy())
+    np.testing.assert_allclose(*results, 1e-9)
+
+
+ERRORS = {
+    "tensor": lambda o, p, q: o.SGD(p),
+    "empty": lambda o, p, q: o.SGD([]),
+    "lr": lambda o, p, q: o.SGD([p], lr=-1),
+    "int": lambda o, p, q: o.SGD([3]),
+    "non_leaf": lambda o, p, q: o.SGD([p * 2]),
+    "twice": lambda o, p, q: o.SGD([{"params": [p]}, {"params": [p]}]),
+    "momentum": lambda o, p, q: o.SGD([p], momentum=-1),
+    "nesterov": lambda o, p, q: o.SGD([p], nesterov=True),
+    "beta": lambda o, p, q: o.Adam([p], betas=(1, 2)),
+    "eps": lambda o, p, q: o.Adam([p], eps=-1),
+    "fused": lambda o, p, q: o.Adam([p], fused=True, foreach=True),
+    "alpha": lambda o, p, q: o.RMSprop([p], alpha=-1),
+    "lr_decay": lambda o, p, q: o.Adagrad([p], lr_decay=-1),
+    "load_size": lambda o, p, q: o.SGD([p]).load_state_dict(o.SGD([p, q]).state_dict()),
+    "load_groups": lambda o, p, q: o.SGD([p]).load_state_dict(
+        o.SGD([{"params": [p]}, {"params": [q]}]).state_dict()
+    ),
+    "group_type": lambda o, p, q: o.SGD([p]).add_param_group(3),
+    "group_set": lambda o, p, q: o.SGD([p]).add_param_group({"params": {p}}),
+    "names": lambda o, p, q: o.SGD([("a", p), q]),
+    "no_optimizer": lambda o, p, q: o.lr_scheduler.StepLR(3, 2),
+    "lambdas": lambda o, p, q: o.lr_scheduler.LambdaLR(o.SGD([p]), [abs, abs]),
+    "one_cycle": lambda o, p, q: o.lr_scheduler.OneCycleLR(o.SGD([p], momentum=0.9), 0.1),
+    "cyclic": lambda o, p, q: o.lr_scheduler.CyclicLR(o.Adagrad([p]), 0.1, 0.2),
+    "T_0": lambda o, p, q: o.lr_scheduler.CosineAnnealingWarmRestarts(o.SGD([p]), 0),
+    "factor": lambda o, p, q: o.lr_scheduler.ConstantLR(o.SGD([p]), 2.0),
+    "plateau": lambda o, p, q: o.lr_scheduler.ReduceLROnPlateau(o.SGD([p]), factor=1.0),
+    "milestones": lambda o, p, q: o.lr_scheduler.SequentialLR(
+        s := o.SGD([p]), [o.lr_scheduler.ConstantLR(s)], [1]
+    ),
+    "chained": lambda o, p, q: o.lr_scheduler.ChainedScheduler([]),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_type_and_text(name):
+    texts = []
+    for package, module, optimizers in ((dt, nn, optim), (torch, tnn, toptim)):
+        p, q = (module.Parameter(package.ones(2)) for _ in range(2))
+        with pytest.raises(Exception) as caught:
+            ERRORS[name](optimizers, p, q)
+        texts.append((caught.type.__name__, str(caught.value)))
+    assert texts[0] == texts[1]
+
+
+SCHEDULES = {
+    "lambda": lambda o, s: s.LambdaLR(o, lambda e: 0.9**e),
+    "lambdas": lambda o, s: s.LambdaLR(o, [lambda e: 1 / (e + 1), lambda e: e + 1.0]),
+    "multiplicative": lambda o, s: s.MultiplicativeLR(o, lambda e: 0.95),
+    "step": lambda o, s: s.StepLR(o, 4, 0.5),
+    "multistep": lambda o, s: s.MultiStepLR(o, [3, 7, 7, 12], 0.3),
+    "constant": lambda o, s: s.ConstantLR(o, 0.25, 6),
+    "linear": lambda o, s: s.LinearLR(o, 0.1, 0.8, 9),
+    "exponential": lambda o, s: s.ExponentialLR(o, 0.9),
+    "polynomial": lambda o, s: s.PolynomialLR(o, 15, 2.0),
+    "cosine": lambda o, s: s.CosineAnnealingLR(o, 7, 0.001),
+    "restarts": lambda o, s: s.CosineAnnealingWarmRestarts(o, 5),
+    "restarts_mult": lambda o, s: s.CosineAnnealingWarmRestarts(o, 3, 2, 0.002),
+    "one_cycle": lambda o, s: s.OneCycleLR(o, 0.5, total_steps=40),
+    "one_cycle_linear": lambda o, s: s.OneCycleLR(
+        o, [0.5, 0.2], epochs=4, steps_per_epoch=10, anneal_strategy="linear", three_phase=True
+    ),
+    "cyclic": lambda o, s: s.CyclicLR(o, 0.01, 0.1, 5),
+    "cyclic2": lambda o, s: s.CyclicLR(o, 0.01, 0.1, 4, 7, mode="triangular2"),
+    "cyclic_exp": lambda o, s: s.CyclicLR(o, 0.01, 0.1, 4, mode="exp_range", gamma=0.95),
+    "cyclic_fn": lambda o, s: s.CyclicLR(o, 0.01, 0.1, 4, scale_fn=lambda x: 1 / (5**x * 0.1)),
+    "sequential": lambda o, s: s.SequentialLR(
+        o, [s.ConstantLR(o, 0.1, 3), s.ExponentialLR(o, 0.9), s.StepLR(o, 2)], [4, 11]
+    ),
+    "warmup_cosine": lambda o, s: s.SequentialLR(
+        o, [s.LinearLR(o, 0.01, 1.0, 5), s.CosineAnnealingLR(o, 20)], [5]
+    ),
+    "chained": lambda o, s: s.ChainedScheduler([s.ConstantLR(o, 0.1, 3), s.ExponentialLR(o, 0.9)]),
+}
+PLATEAUS = {
+    "min": {"patience": 2, "factor": 0.5}, "cooldown": {"patience": 1, "cooldown": 3},
+    "max": {"mode": "max", "patience": 3, "threshold": 0.1},
+    "abs": {"threshold_mode": "abs", "threshold": 0.05, "patience": 2, "min_lr": 1e-3},
+    "max_abs": {"mode": "max", "threshold_mode": "abs", "patience": 1, "min_lr": [1e-2, 1e-4]},
+}  # fmt: skip
+
+
+def two_groups(package, module, optimizers, name):
+    p, q = (module.Parameter(package.ones(2)) for _ in range(2))
+    p.grad, q.grad = package.ones(2), package.ones(2)
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    return getattr(optimizers, name)([{"params": [p]}, {"params": [q], "lr": 0.3}], lr=0.1,
+                                     **options)  # fmt: skip
+
+
+def rates(package, module, optimizers, schedules, make, name, steps=30, state=None):
+    optimizer = two_groups(package, module, optimizers, name)
+    scheduler = make(optimizer, schedules)
+    seen = []
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        seen.append([g["lr"] for g in optimizer.param_groups] + list(scheduler.get_last_lr()))
+        seen[-1] += [g.get("momentum", g.get("betas", [0])) for g in optimizer.param_groups]
+    return [list(map(float, itertools.chain(*([x] if np.isscalar(x) else x for x in row))))
+            for row in seen], scheduler, optimizer  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_learning_rates(schedule, name):
+    make = SCHEDULES[schedule]
+    ours, mine, _ = rates(dt, nn, optim, sched, make, name)
+    theirs, other, _ = rates(torch, tnn, toptim, tsched, make, name)
+    np.testing.assert_allclose(ours, theirs, 1e-11, 1e-16)
+    a, b = mine.state_dict(), other.state_dict()
+    assert set(a) == set(b)
+    for key, value in b.items():
+        if isinstance(value, (int, bool, str)):
+            assert a[key] == value, key
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedule_resumes_from_state_dict(schedule):
+    make = SCHEDULES[schedule]
+    whole, _, _ = rates(dt, nn, optim, sched, make, "SGD", 25)
+    _, first, optimizer = rates(dt, nn, optim, sched, make, "SGD", 10)
+    again = two_groups(dt, nn, optim, "SGD")
+    scheduler = make(again, sched)
+    scheduler.load_state_dict(first.state_dict())
+    again.load_state_dict(optimizer.state_dict())
+    for row in whole[10:]:
+        again.step()
+        scheduler.step()
+        np.testing.assert_allclose([g["lr"] for g in again.param_groups], row[:2], 1e-12)
+
+
+@pytest.mark.parametrize("options", PLATEAUS.values(), ids=PLATEAUS)
+def test_plateau(options):
+    metrics = [1.0, 0.9, 0.95, 0.9, 0.9, 0.89, 0.89, 0.89, 0.5, 0.6, 0.6, 0.61, 0.7, 0.7, 0.7, 0.9]
+    results = []
+    for args in ((dt, nn, optim, sched), (torch, tnn, toptim, tsched)):
+        optimizer = two_groups(*args[:3], "SGD")
+        scheduler = args[3].ReduceLROnPlateau(optimizer, **options)
+        seen = []
+        for m in metrics * 2:
+            scheduler.step(m)
+            seen.append([g["lr"] for g in optimizer.param_groups])
+        results.append((seen, scheduler.state_dict()))
+    np.testing.assert_allclose(results[0][0], results[1][0], 1e-12)
+    assert results[0][1] == results[1][1]
+    assert not math.isclose(results[0][0][0][0], results[0][0][-1][0])
+
+
+def test_signatures():
+    for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"):
+        ours, theirs = (inspect.signature(getattr(o, name)) for o in (optim, toptim))
+        assert [(p.name, p.default, p.kind) for p in ours.parameters.values()] == [
+            (p.name, p.default, p.kind) for p in theirs.parameters.values()
+        ], name
+    for name in sched.__all__:
+        ours, theirs = (inspect.signature(getattr(o, name)) for o in (sched, tsched))
+        assert [(p.name, p.default) for p in ours.parameters.values()] == [
+            (p.name, p.default) for p in theirs.parameters.values()
+        ], name
