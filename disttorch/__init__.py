@@ -23,6 +23,11 @@ from .autograd import (  # noqa: E402
     no_grad,
     set_grad_enabled,
 )
+from .autograd.anomaly import (  # noqa: E402
+    is_anomaly_check_nan_enabled,
+    is_anomaly_enabled,
+    set_anomaly_enabled,
+)
 from .backend.devices import device, get_default_device, set_default_device  # noqa: E402
 from .backend.dtypes import *  # noqa: E402,F403
 from .backend.dtypes import (  # noqa: E402

@@ -107,7 +107,26 @@ def _backward_method(self, gradient=None, retain_graph=None, create_graph=False,
 _backward_method.__name__ = "backward"
 Tensor.backward = _backward_method  # type: ignore[attr-defined]
 
-Variable = Tensor
+
+class _VariableType(type):
+    def __instancecheck__(cls, value):
+        return isinstance(value, Tensor)
+
+
+class Variable(metaclass=_VariableType):
+    """The tensor's name of old: ``Variable(tensor)`` is the same memory as a new leaf.
+
+    Args:
+        data: a tensor.
+        requires_grad: ask for its gradient.
+    """
+
+    def __new__(cls, data=None, requires_grad=False, volatile=None):
+        from .. import ops
+
+        t = ops.creation.empty(0) if data is None else data.detach()
+        return t.requires_grad_() if requires_grad else t
+
 
 def __getattr__(name):
     if name == "functional":

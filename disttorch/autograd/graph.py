@@ -136,9 +136,9 @@ class Node:
     def next_functions(self) -> tuple:
         """``((node, output number), ...)`` of the inputs; leaves show as AccumulateGrad."""
         found = dict(zip(self.plan.slots, self.edges))
-        count = max(found, default=-1) + 1
+        op = getattr(self.plan, "op", None)
         out = []
-        for i in range(count):
+        for i in self.plan.slots if op is None else op.slots:
             target, nr = found.get(i, (None, 0))
             out.append((accumulator(target) if isinstance(target, Tensor) else target, nr))
         return tuple(out)

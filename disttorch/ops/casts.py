@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..autograd.graph import share_version
 from ..backend import device_of, devices, dtypes, namespace_for, namespace_of
 from ..tensor import Tensor, wrap
-from .core import op
+from .core import Op, op
 from .samples import case
 
 
@@ -16,6 +16,15 @@ def to_dtype(xp, input, dtype):
     if input.dtype.kind == "c" and dtype.category < dtypes.COMPLEX:
         input = input.real
     return input.astype(dtype.np)
+
+
+def _record_float_casts(*call):
+    """No gradient flows to integers and bools: such a cast is not recorded."""
+    if call[1][1].category >= dtypes.FLOAT:
+        Op.record(to_dtype, *call)
+
+
+to_dtype.record = _record_float_casts
 
 
 @to_dtype.grad("input")

@@ -215,7 +215,7 @@ class Op:
             mark_views(self, args, result)
         if state.inference:
             for t in result if result.__class__ is tuple else (result,):
-                t._inference = True
+                mark_inference(t)
         return result
 
     def record(self, mask, args, result, out, aux):
@@ -275,8 +275,26 @@ def _is_array(value) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "strides")
 
 
+def mark_inference(t: Tensor) -> Tensor:
+    """Note that ``t`` was made under inference_mode.
+
+    It gets a version counter at once, so that saving it takes the path that looks at versions:
+    there it is refused, and other tensors pay nothing for the check.
+    """
+    t._inference = True
+    share_version(t)
+    return t
+
+
 def _version_of_saved(v):
     if isinstance(v, Tensor):
+        if v._inference:
+            raise RuntimeError(
+                "Inference tensors cannot be saved for backward. Please do not use Tensors created "
+                "in inference mode in computation tracked by autograd. To work around this, you "
+                "can make a clone to get a normal tensor and use it in autograd, or use "
+                "`torch.no_grad()` instead of `torch.inference_mode()`."
+            )
         return version_of(v)
     return [version_of(t) for t in v] if v.__class__ is list else 0
 
@@ -306,7 +324,8 @@ class Plan:
             i for i, n in enumerate(names) if n in slot_names or _is_out(n)
         )
         self.aux_position = names.index("aux") if "aux" in names else None
-        self.keeps_nothing = not names
+        # plain values may stay: only tensors make a second backward an error
+        self.keeps_nothing = not self.tensor_positions and self.aux_position is None
         self.pick = self._compile_pick(op, names) if names else None
         self.run_raw = self._compile_run(raw_calls, names)
         self.run_tensor = self._compile_run(tensor_calls, names)

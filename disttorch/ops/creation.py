@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import numbers
 
+from ..autograd.modes import state
 from ..backend import CPU, devices, dtypes, namespace_for, namespace_of
 from ..tensor import Tensor, wrap
-from .core import write_out
+from .core import mark_inference, write_out
 from .views import sizes
 
 
@@ -18,7 +19,7 @@ def _place(device):
 def _finish(t: Tensor, requires_grad: bool) -> Tensor:
     if requires_grad:
         t.requires_grad = True
-    return t
+    return mark_inference(t) if state.inference else t
 
 
 def _check_options(layout, pin_memory, memory_format=None):

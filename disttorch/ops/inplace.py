@@ -135,13 +135,24 @@ def _rebase(target, old, result) -> None:
     node, out_nr = result._node, result._out_nr
     _saved_output_is(target, result, node)
     if target._base is None:
+        move_retained(target, node, out_nr)
         target._node, target._out_nr, target._rg = node, out_nr, True
         if node is not None and node.dtype != target._data.dtype:
             node.dtype = target._data.dtype
         return
     base = target._base
     slices = CopySlices(base, target._view_ops, node, old)
+    move_retained(base, slices, 0)
     base._node, base._out_nr, base._rg = slices, 0, True
+
+
+def move_retained(t, node, out_nr) -> None:
+    """``retain_grad`` follows a tensor to the node that now makes it; hooks stay where they are."""
+    if t._retains and t._node is not None and t._node.retain and node is not None:
+        reference = t._node.retain.pop(t._out_nr, None)
+        if reference is not None:
+            node.retain = node.retain or {}
+            node.retain[out_nr] = reference
 
 
 def _saved_output_is(target, result, node) -> None:

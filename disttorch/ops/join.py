@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..autograd.graph import Node, edge_to
+from ..autograd.graph import edge_to, node_type
 from ..autograd.modes import state
 from ..backend import CPU, dtypes, namespace_of, ndarray
 from ..tensor import Tensor, wrap
@@ -69,7 +69,8 @@ class ListOp(Op):
             plan = ListPlan(self.rule, self.node_name, needs)
             saved = ([t._data.shape for t in tensors], *args[1:])
             edges = [edge_to(t) for t, n in zip(tensors, needs) if n]
-            result._node, result._rg = Node(plan, saved, None, edges, out), True
+            node = node_type(self.node_name)(plan, saved, None, edges, out)
+            result._node, result._rg = node, True
         return result
 
     def _promoted(self, tensors):
