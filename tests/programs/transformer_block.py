@@ -46,9 +46,11 @@ def main():
     rng = np.random.default_rng(24)
     model = Model().eval()
     with torch.no_grad():
-        for _, p in sorted(model.named_parameters()):
+        for name, p in sorted(model.named_parameters()):
             if p.ndim > 1:
                 p.copy_(torch.from_numpy(rng.standard_normal(tuple(p.shape)) * 0.2))
+            elif name.endswith("bias"):
+                p.zero_()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     losses = []
     for _ in range(12):
