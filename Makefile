@@ -8,10 +8,11 @@ TORCH ?= torch==2.13.0
 ARGS ?=
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-# A stamp is named after its interpreter: another PYTHON makes another environment.
-STAMP := $(VENV)/.installed-$(notdir $(PYTHON))
-DEV_STAMP := $(VENV)/.dev-$(notdir $(PYTHON))
-PARITY_STAMP := $(PARITY_VENV)/.installed-$(notdir $(PYTHON))
+# A stamp carries the interpreter's version: another PYTHON makes the environment anew.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+STAMP := $(VENV)/.installed-$(VERSION)
+DEV_STAMP := $(VENV)/.dev-$(VERSION)
+PARITY_STAMP := $(PARITY_VENV)/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test parity lint bench clean
