@@ -439,12 +439,68 @@ def views_share_the_buckets_memory() -> None:
         assert p.grad.tolist() == q.grad.tolist()
 
 
+def the_first_bucket_is_small() -> None:
+    ddp = DDP(nn.Sequential(nn.Linear(600, 600), nn.Linear(600, 600)))  # 2 x 1.4 MB
+    for _ in range(2):
+        ddp(torch.ones(1, 600)).sum().backward()
+    members = [bucket.members for bucket in ddp.reducer.buckets]
+    if dist.get_world_size() > 1:
+        assert len(members) == 2 and len(members[0]) + len(members[1]) == 4
+
+
+def unused_parameters_do_not_delay_the_others() -> None:
+    """No bucket waits for parameters that this backward cannot reach."""
+    ddp, _ = ddp_and_whole(Branches, bucket_cap_mb=TINY / 10, find_unused_parameters=True)
+    ddp.record_events = True
+    loss_of(ddp(batch(0, dist.get_rank()))).backward()
+    events = ddp.last_events
+    if dist.get_world_size() > 1:
+        last_gradient = max(i for i, event in enumerate(events) if event[0] == "ready")
+        assert events.index(("launched", 0)) < last_gradient
+
+
+def a_gradient_that_comes_twice() -> None:
+    """Before the reduction has started it counts whole; afterwards it is an error."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+
+    def run(model: nn.Module, module: nn.Module, x: torch.Tensor) -> None:
+        def nested(grad):
+            with torch.enable_grad():
+                (module[4].weight * x.sum()).sum().backward()
+
+        def watch(layer, args, out):
+            if out.requires_grad:
+                out.register_hook(nested)
+
+        with_hook = module[0].register_forward_hook(watch)
+        try:
+            loss_of(model(x)).backward()
+        finally:
+            with_hook.remove()
+
+    ddp, whole = ddp_and_whole(mlp)
+    run(ddp, ddp.module, batch(0, rank))
+    for r in range(n):
+        run(whole, whole, batch(0, r))
+    for p in whole.parameters():
+        p.grad /= n
+    assert_gradients_match(ddp, whole)
+    ddp, _ = ddp_and_whole(mlp, bucket_cap_mb=TINY / 100)
+    if n > 1:
+        with pytest.raises(RuntimeError, match="'4.weight' became ready on rank .* after its red"):
+            run(ddp, ddp.module, batch(0, rank))
+    dist.barrier()
+
+
 def a_write_into_gradients_counts_as_a_change() -> None:
     ddp, _ = ddp_and_whole(mlp)
-    loss_of(ddp(batch(0, dist.get_rank()))).backward()
-    before = [p.grad._version for p in ddp.parameters()]
-    loss_of(ddp(batch(0, dist.get_rank()))).backward()
-    assert all(p.grad._version > b for p, b in zip(ddp.parameters(), before))
+    before = {}
+    for p in ddp.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: before.update({p: p.grad._version}))
+    for _ in range(2):
+        loss_of(ddp(batch(0, dist.get_rank()))).backward()
+        changed = [p.grad._version > before[p] for p in ddp.parameters()]
+        assert changed == [dist.get_world_size() > 1] * 6
 
 
 def buffers_follow_rank_0() -> None:
@@ -458,6 +514,9 @@ def buffers_follow_rank_0() -> None:
         wanted = batch(0, source).mean(0) + batch(1, source).mean(0) + batch(2, rank).mean(0)
         np.testing.assert_allclose(ddp.module.mean.numpy(), wanted.numpy(), 1e-12)
         assert ddp.module.count.item() == 3
+        changed = ddp.module.count._version
+        loss_of(ddp(batch(3, rank))).backward()
+        assert ddp.module.count._version == changed + 1 + (broadcast and rank != 0)
         before = ddp.module.mean.clone()
         ddp.eval()
         dist.reset_ledger()
@@ -595,7 +654,8 @@ SCENARIOS = (
     branches_differ_between_ranks, branches_switch_between_steps, order_of_readiness_may_differ,
     recorded_gradients_are_reduced, groups_of_two, weights_after_20_steps,
     construction_takes_rank_0s_values, reduction_starts_before_the_last_gradient,
-    bytes_are_the_least_possible, views_share_the_buckets_memory,
+    bytes_are_the_least_possible, views_share_the_buckets_memory, the_first_bucket_is_small,
+    unused_parameters_do_not_delay_the_others, a_gradient_that_comes_twice,
     a_write_into_gradients_counts_as_a_change, buffers_follow_rank_0, state_has_the_prefix,
     arguments_pass_through, wrapping_again_reduces_once, unused_parameters_are_an_error,
     models_must_agree, wrong_use_is_refused, an_interrupted_backward_is_noticed,

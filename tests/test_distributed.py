@@ -130,6 +130,16 @@ def test_calls_outside_the_group_do_nothing():
         assert dist.run_local(2, outside) == [([1, 1], [None] * 3), ([2, 2], [None] * 3)]
 
 
+def test_a_new_beginning_counts_from_zero():
+    def again(rank):
+        dist.all_reduce(torch.ones(1))
+        dist.destroy_process_group()
+        dist.init_process_group()
+        return dist.ledger()
+
+    assert dist.run_local(2, again, timeout=20) == [{}, {}]
+
+
 def test_threads_refuse_mpi():
     def again(rank):
         dist.destroy_process_group()

@@ -27,7 +27,7 @@ class Bucket:
 
     def __init__(self, members: Sequence[int], parameters: Sequence[Tensor]) -> None:
         self.members = list(members)
-        self.missing = len(self.members)
+        self.missing = 0
         self.work: Any = None
         arrays = [parameters[i]._data for i in self.members]
         first = arrays[0]
