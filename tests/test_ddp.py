@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import ddp_models
 import ddp_scenarios
 import distributed_scenarios
 import pytest
@@ -84,13 +85,13 @@ def test_reduction_after_backward_is_noticed(monkeypatch):
 
 def test_parameters_unused_on_one_rank_are_named():
     def unused_on_last(rank):
-        ddp, _ = ddp_scenarios.ddp_and_whole(ddp_scenarios.Branches, bucket_cap_mb=1e-6)
+        ddp, _ = ddp_models.ddp_and_whole(ddp_models.Branches, bucket_cap_mb=1e-6)
         if rank == 0:  # uses everything
-            x = torch.tanh(ddp.module.stem(ddp_scenarios.batch(0, 0)))
+            x = torch.tanh(ddp.module.stem(ddp_models.batch(0, 0)))
             out = ddp.module.low(x) + ddp.module.high(x) + ddp.module.spare(x)
         else:
-            out = ddp(ddp_scenarios.batch(0, rank))
-        ddp_scenarios.loss_of(out).backward()
+            out = ddp(ddp_models.batch(0, rank))
+        ddp_models.loss_of(out).backward()
 
     with pytest.raises(RuntimeError, match="on rank 1: low.weight, low.bias, spare.weight, sp"):
         dist.run_local(2, unused_on_last, timeout=20)
@@ -98,7 +99,7 @@ def test_parameters_unused_on_one_rank_are_named():
 
 def test_no_group():
     with pytest.raises(ValueError, match="Default process group has not been initialized"):
-        ddp_scenarios.DDP(ddp_scenarios.mlp())
+        ddp_models.DDP(ddp_models.mlp())
 
 
 # ---- buckets, and the end of backward ------------------------------------------------------------

@@ -173,8 +173,9 @@ def init_process_group(
         backend: None or "gloo" (an alias) for whichever backend connects this job; "mpi";
             "local", for one rank or inside `run_local`; also as "cpu:mpi,cuda:mpi".
         init_method: "env://", or any other in a job that MPI started.
-        timeout: what one call may take. None, the default, sets no limit; with a limit every call
-            is handed to another thread, which costs some 30 microseconds.
+        timeout: what one call on tensors may take (calls on objects and `new_group` have no limit
+            yet). None, the default, sets none; with a limit every call is handed to another
+            thread, which costs some 30 microseconds.
         world_size, rank: checked against what MPI says where they are given.
         device_id: the device that this rank uses; not needed by any backend here.
 
