@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from math import e, inf, nan, pi
 
 # NumPy reports overflow, division by zero and invalid values by warnings; tensors follow IEEE 754
 # silently, as in PyTorch. Only warnings raised inside this package are concerned.
@@ -52,7 +53,7 @@ globals().update({d.name: d for d in _ALL_DTYPES})
 _LAZY = {
     "nn": ".nn", "optim": ".optim", "utils": ".utils", "distributed": ".distributed",
     "cuda": ".cuda", "serialization": ".serialization", "random": ".random",
-    "special": ".special",
+    "special": ".special", "linalg": ".linalg", "fft": ".fft", "return_types": ".return_types",
 }  # fmt: skip
 _FROM = {"save": ".serialization", "load": ".serialization"}
 

@@ -219,26 +219,33 @@ def zeta(xp, s, q):
 
 
 def _zeta(xp, s, q):
+    above = _zeta_above_zero(xp, s, xp.where(q > 0, q, q - xp.floor(q)))
+    below = (q < 0) & (xp.floor(s) == s)  # the terms below 0 are those of two other zetas
+    safe = xp.where(below, q, -0.5)
+    rest = _zeta_above_zero(xp, s, 1 + xp.floor(safe) - safe) - _zeta_above_zero(xp, s, 1 - safe)
+    out = xp.where(below, above + xp.where(s % 2 == 0, rest, -rest), above)
+    whole = xp.floor(q) == q
+    out = xp.where((q <= 0) & whole, xp.inf, out)
+    out = xp.where((q <= 0) & ~whole & (xp.floor(s) != s), xp.nan, out)
+    return xp.where(s == 1, xp.inf, xp.where(s < 1, xp.nan, out))
+
+
+def _zeta_above_zero(xp, s, q):
     w, total = q, xp.zeros_like(q)
-    enough = xp.clip(s, _SHIFT, 200)  # where the terms of the series below shrink fast
+    enough = xp.clip(2 * s, _SHIFT, 200)  # where the terms of the series below shrink fast
     while True:
         low = w < enough
         if not low.any():
             break
         total = total + xp.where(low, w**-s, 0)
         w = xp.where(low, w + 1, w)
-        if (w[low] < -1e5).any():  # far below 0: its terms no longer matter, nor does torch sum them
-            w = xp.where(w < -1e5, xp.inf, w)
     power = w**-s
-    out = total + xp.where(xp.isinf(w), 0, power * w) / (s - 1) + power / 2
+    out = total + power * w / (s - 1) + power / 2
     factor = s * power / w
     for k, b in enumerate(_BERNOULLI, 1):
         out = out + factor * (b / math.factorial(2 * k))
         factor = factor * ((s + 2 * k - 1) * (s + 2 * k)) / (w * w)
-    whole = xp.floor(q) == q
-    out = xp.where((q <= 0) & whole, xp.inf, out)
-    out = xp.where((q <= 0) & ~whole & (xp.floor(s) != s), xp.nan, out)
-    return xp.where(s == 1, xp.inf, xp.where(s < 1, xp.nan, out))
+    return xp.where(xp.isinf(w), 0, out)
 
 
 def polygamma(xp, n, x):
@@ -275,15 +282,20 @@ def _gamma_fraction(xp, a, x, steps):
     return value * xp.exp(a * xp.log(x) - x - _lgamma(xp, a))
 
 
+def _steps(a):
+    """Steps within which both expansions converge: near x = a they need some multiple of √a."""
+    return 200 + int(12 * math.sqrt(float(a.max()))) if a.size else 0
+
+
 def _incomplete_gamma(xp, a, x, upper):
     inside = (a > 0) & (x > 0) & xp.isfinite(a) & xp.isfinite(x)
     series = inside & (x < a + 1)
     aa, small = xp.where(series, a, 1.0), xp.where(series, x, 0.5)
-    steps = 200 + int(12 * math.sqrt(float(aa.max(initial=1))))
+    steps = _steps(aa)
     p = _gamma_series(xp, aa, small, steps)
     other = inside & ~series
     aa, large = xp.where(other, a, 1.0), xp.where(other, x, 3.0)
-    steps = 200 + int(12 * math.sqrt(float(aa.max(initial=1))))
+    steps = _steps(aa)
     q = _gamma_fraction(xp, aa, large, steps)
     out = xp.where(series, 1 - p if upper else p, q if upper else 1 - q)
     none, full = (1.0, 0.0) if upper else (0.0, 1.0)

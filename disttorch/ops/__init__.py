@@ -6,6 +6,8 @@ and on raw arrays), and makes the Tensor's operators, methods and in-place metho
 
 from __future__ import annotations
 
+import functools
+
 from ..autograd import engine
 from ..backend import CPU, namespace_of, ndarray
 from ..tensor import Tensor
@@ -14,17 +16,24 @@ from . import (
     bits,
     casts,
     compare,
-    complex,
+    complex_numbers,
     creation,
     cumulative,
+    einsum,
+    fft,
     getset,
     indexing,
     inplace,
     join,
+    linalg,
+    linalg_functions,
+    lu,
     matmul,
     nn,
+    norms,
     pointwise,
     pointwise_more,
+    promotion,
     reduce,
     reduce_more,
     scatter,
@@ -34,16 +43,18 @@ from . import (
     stacks,
     tensor_methods,
     views,
+    windows,
 )
 from . import random as _random
 from .core import REGISTRY
 from .getset import getitem, setitem
 from .inplace import inplace_of, inplace_of_function
 
-_FAMILIES = (arithmetic, pointwise, pointwise_more, bits, compare, casts, complex, special, reduce,
-             reduce_more, cumulative, sorting, views, join,
-             matmul, indexing, getset, scatter, stacks, shapes, nn, creation, _random, inplace,
-             tensor_methods)  # fmt: skip
+_FAMILIES = (arithmetic, pointwise, pointwise_more, bits, compare, casts,
+             complex_numbers, special, reduce, promotion, reduce_more, cumulative,
+             sorting, views, join, matmul, indexing, getset, windows, fft, einsum,
+             linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn,
+             creation, _random, inplace, tensor_methods)  # fmt: skip
 
 
 class _TensorOps:
@@ -135,7 +146,34 @@ def _public() -> dict:
     return found
 
 
+# Functions that also take NumPy's words for their arguments: axis for dim, keepdims for keepdim
+_NUMPY_WORDS = (
+    "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "argsort", "cat", "concat",
+    "count_nonzero", "cummax", "cummin", "cumprod", "cumsum", "diff", "flip", "gather",
+    "index_select", "kthvalue", "log_softmax", "logsumexp", "max", "mean", "median", "min",
+    "mode", "nanmean", "nanmedian", "nanquantile", "nansum", "norm", "prod", "quantile", "roll",
+    "softmax", "sort", "squeeze", "stack", "std", "std_mean", "sum", "topk", "unsqueeze", "var",
+    "var_mean",
+)  # fmt: skip
+
+
+def _with_numpy_words(function):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if kwargs:
+            if "axis" in kwargs:
+                kwargs["dims" if function.__name__ in ("flip", "_flip", "roll") else "dim"] = (
+                    kwargs.pop("axis"))  # fmt: skip
+            if "keepdims" in kwargs:
+                kwargs["keepdim"] = kwargs.pop("keepdims")
+        return function(*args, **kwargs)
+
+    return call
+
+
+_OPERANDS = (Tensor, int, float, complex, CPU.generic)  # before ``complex`` names an operation
 PUBLIC = _public()
+PUBLIC |= {name: _with_numpy_words(PUBLIC[name]) for name in _NUMPY_WORDS}
 # functional forms that live in nn.functional, not at the top
 FUNCTIONAL = {
     name: getattr(nn, name)
@@ -162,6 +200,7 @@ def _attach_methods() -> None:
     for family in _FAMILIES:
         for name in getattr(family, "INPLACE", ()):
             setattr(Tensor, name + "_", inplace_of_function(name, family.COMPOSITES[name]))
+            PUBLIC.setdefault(name + "_", getattr(Tensor, name + "_"))
         for name, method in getattr(family, "METHODS", {}).items():
             setattr(Tensor, name, method)
 
@@ -196,7 +235,7 @@ def _attach_operators() -> None:
 
 
 def _is_operand(other) -> bool:
-    return isinstance(other, (Tensor, int, float, complex, CPU.generic))
+    return isinstance(other, _OPERANDS)
 
 
 def _forward_operator(call):

@@ -10,6 +10,7 @@ from ..backend import dtypes
 from ..tensor import Tensor
 from .core import write_out
 from .elementwise_core import ElementwiseOp, binary, elementwise, unary
+from .inplace import apply_inplace
 from .samples import binary_cases, case, unary_cases
 
 
@@ -211,7 +212,7 @@ def _(F, g):
     return -g
 
 
-@unary(ufunc="absolute", samples=unary_cases(avoid=(0.0,)), inplace=True, lacks="b")
+@unary(ufunc="absolute", samples=unary_cases(avoid=(0.0,)), lacks="b")
 def abs(xp, input):
     """|input|."""
     return xp.absolute(input)
@@ -225,7 +226,7 @@ def _(F, g, input):
 @unary(samples=unary_cases(avoid=(0.0,)), inplace=True)
 def sgn(xp, input):
     """The sign; for complex numbers input / |input|."""
-    return xp.sign(input) if input.dtype.kind != "b" else input.copy()
+    return xp.sign(input) if input.dtype.kind == "c" else sign.forward(xp, input)
 
 
 @sgn.grad("input")
@@ -354,7 +355,22 @@ def _inside(F, input, min, max):
     return inside
 
 
-@binary(samples=binary_cases(low=0.5, numbers=(2, 0.7)), method=False, node_name="Div", lacks="bc")
+_QUOTIENTS = {"samples": binary_cases(low=0.5, numbers=(2, 0.7)), "method": False,
+              "node_name": "Div", "lacks": "bc"}  # fmt: skip
+
+
+@binary(**_QUOTIENTS)
+def div_floor(xp, input, other):
+    """The quotient rounded down; unlike ``floor_divide`` with a gradient: 0."""
+    return floor_divide.forward(xp, input, other)
+
+
+@div_floor.grad("input", "other")
+def _(F, g):
+    return F.zeros_like(g)
+
+
+@binary(**_QUOTIENTS)
 def div_trunc(xp, input, other):
     """The quotient rounded towards 0."""
     _refuse_zero(xp, other)
@@ -367,11 +383,6 @@ def div_trunc(xp, input, other):
 
 
 @div_trunc.grad("input", "other")
-def _(F, g):
-    return F.zeros_like(g)
-
-
-@floor_divide.grad("input", "other")
 def _(F, g):
     return F.zeros_like(g)
 
@@ -413,7 +424,7 @@ def div(input, other, *, rounding_mode=None, out=None):
     if rounding_mode is None:
         return _true_divide.call(input, other, out=out)
     if rounding_mode == "floor":
-        return floor_divide.call(input, other, out=out)
+        return div_floor.call(input, other, out=out)
     if rounding_mode == "trunc":
         return div_trunc.call(input, other, out=out)
     raise RuntimeError(
@@ -443,10 +454,19 @@ def reciprocal(input, *, out=None):
 
 
 COMPOSITES = {
-    "add": add, "sub": sub, "subtract": sub, "rsub": rsub, "div": div, "divide": div,
+    "add": add, "sub": sub, "subtract": sub, "true_divide": _true_divide.call, "div": div, "divide": div,
     "clamp_min": clamp_min, "clamp_max": clamp_max, "square": square, "reciprocal": reciprocal,
     "multiply": mul.call, "clip": clamp.call, "negative": neg.call, "absolute": abs.call,
     "fix": trunc.call,
 }  # fmt: skip
-INPLACE = ("add", "sub", "subtract", "div", "divide", "clamp_min", "clamp_max", "square",
-           "reciprocal", "multiply", "clip", "negative", "absolute")  # fmt: skip
+def abs_(input):
+    """In-place form of ``abs``, for real tensors only: the result of others is real."""
+    if is_complex(input):
+        raise RuntimeError("In-place abs is not supported for complex tensors.")
+    return apply_inplace(abs, (input,))
+
+
+FUNCTIONS = {"rsub": rsub, "abs_": abs_}
+METHODS = {"abs_": abs_, "absolute_": abs_}
+INPLACE = ("add", "sub", "subtract", "div", "divide", "true_divide", "clamp_min", "clamp_max", "square",
+           "reciprocal", "multiply", "clip", "negative", "fix")  # fmt: skip

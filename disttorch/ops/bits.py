@@ -13,7 +13,8 @@ def _integers(name, function, doc, **options):
 
     forward.__name__, forward.__doc__ = name, doc
     return binary(lacks="bfc", inplace=True, samples=lambda m: [
-        case(m.int(3, 4), m.int(4)), case(m.int(2, 1, low=-9), m.int(3)), case(m.int(0, 2), m.int(2)),
+        case(m.int(3, 4), m.int(4)), case(m.int(2, 1, low=-9), m.int(3)),
+        case(m.int(0, 2), m.int(2)),
     ], **options)(forward)  # fmt: skip
 
 

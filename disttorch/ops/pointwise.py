@@ -64,7 +64,7 @@ def _(F, g, out):
     return g * F.conj(out * out * out * -0.5)
 
 
-@unary(kind="float", inplace=True, samples=unary_cases())
+@unary(kind="float", lacks="c", inplace=True, samples=unary_cases())
 def erf(xp, input):
     """The error function."""
     return xp.erf(input)
@@ -89,7 +89,7 @@ def _(F, g, out):
     return g * F.conj(out * (1 - out))
 
 
-@unary(kind="float", samples=unary_cases(-4, 4))
+@unary(kind="float", lacks="bic", samples=unary_cases(-4, 4))
 def log_sigmoid(xp, input):
     """log(sigmoid(input)) = min(input, 0) − log1p(exp(−|input|))."""
     return xp.minimum(input, 0) - xp.log1p(xp.exp(-xp.absolute(input)))
@@ -100,9 +100,11 @@ def _(F, g, input):
     return g * F.sigmoid(-input)
 
 
-@unary(inplace=True, samples=unary_cases(avoid=(0.0,)))
+@unary(inplace=True, lacks="c", samples=unary_cases(avoid=(0.0,)))
 def relu(xp, input):
     """max(input, 0)."""
+    if input.dtype.kind == "b":
+        raise RuntimeError("Boolean inputs not supported for relu")
     return xp.maximum(input, input.dtype.type(0))
 
 
@@ -111,7 +113,7 @@ def _(F, g, out):
     return g * F.gt(out, 0)
 
 
-@unary(kind="float", inplace=True, samples=unary_cases(-4, 4))
+@unary(kind="float", lacks="bi", inplace=True, samples=unary_cases(-4, 4))
 def silu(xp, input):
     """input·sigmoid(input) (swish)."""
     half = input.dtype.type(0.5)
@@ -126,7 +128,7 @@ def _(F, g, input):
     return g * (s * (1 + input * (1 - s)))
 
 
-@elementwise(kind="float", samples=lambda m: [
+@elementwise(kind="float", lacks="bic", samples=lambda m: [
     case(m(3, 4)), case(m(5), approximate="tanh"), case(m()), case(m(0, 3)), case(m(70, 3)),
 ])  # fmt: skip
 def gelu(xp, input, approximate="none"):
@@ -151,7 +153,7 @@ def _(input, approximate="none"):
     return input * 0.5 * (1 + tanh.call(0.7978845608028654 * (input + 0.044715 * input * input * input)))
 
 
-@elementwise(inplace=True, samples=lambda m: [
+@elementwise(inplace=True, lacks="bic", samples=lambda m: [
     case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.2)])  # fmt: skip
 def leaky_relu(xp, input, negative_slope=0.01):
     """input where positive, else negative_slope·input."""
@@ -163,7 +165,7 @@ def _(F, g, input, negative_slope):
     return F.where(F.gt(input, 0), g, g * negative_slope)
 
 
-@elementwise(inplace=True, kind="float", samples=lambda m: [
+@elementwise(inplace=True, kind="float", lacks="bic", samples=lambda m: [
     case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.7)])  # fmt: skip
 def elu(xp, input, alpha=1.0):
     """input where positive, else alpha·(exp(input) − 1)."""
@@ -176,7 +178,7 @@ def _(F, g, input, alpha):
     return F.where(F.gt(input, 0), g, g * negative)
 
 
-@elementwise(kind="float", samples=lambda m: [
+@elementwise(kind="float", lacks="bic", samples=lambda m: [
     case(m(3, 4)), case(m(5), 2.0, 1.0), case(m(5, low=-30, high=30))])  # fmt: skip
 def softplus(xp, input, beta=1.0, threshold=20.0):
     """log(1 + exp(beta·input)) / beta; linear where beta·input exceeds the threshold."""
@@ -193,7 +195,7 @@ def _(F, g, input, beta, threshold):
 
 @unary(method=False, samples=unary_cases())
 def conjugate(xp, input):
-    return xp.conjugate(input)
+    return xp.conjugate(input) if input.dtype.kind == "c" else input.copy()
 
 
 @conjugate.grad("input")

@@ -10,6 +10,7 @@ from .arithmetic import mul
 from .arithmetic import pow as _pow
 from .core import REGISTRY, op, type_name
 from .elementwise_core import ElementwiseOp, binary, elementwise, no_kernel, unary
+from .inplace import inplace_of
 from .reduce import named
 from .samples import binary_cases, case, unary_cases
 
@@ -376,7 +377,7 @@ deg2rad = _angle_unit("deg2rad", math.pi / 180, "Degrees to radians.")
 rad2deg = _angle_unit("rad2deg", 180 / math.pi, "Radians to degrees.")
 
 
-@elementwise(inplace=True, lacks="bc", samples=lambda m: [
+@elementwise(method=False, lacks="bc", samples=lambda m: [
     case(m(3, 4, avoid=(0.2,)), 0.2, -1.0), case(m(5, avoid=(0.0,)), 0.0, 3.5)])  # fmt: skip
 def threshold(xp, input, threshold, value):
     """input where it exceeds the threshold (or is NaN), else ``value``."""
@@ -388,17 +389,19 @@ def _(F, g, input, threshold):
     return F.where(F.le(input, threshold), F.zeros_like(g), g)
 
 
-@op(nout=2, method=False, samples=lambda m: [case(m(3, 4)), case(m()), case(m(0, 2))])
+@op(nout=2, aux=True, method=False, samples=lambda m: [
+    case(m(3, 4)), case(m()), case(m(0, 2))])  # fmt: skip
 def frexp_parts(xp, input):
     if input.dtype.kind != "f":
         raise RuntimeError("torch.frexp() only supports floating-point dtypes")
     mantissa, exponent = xp.frexp(input)
-    return mantissa, exponent.astype(dtypes.int32.np)
+    scale = xp.asarray(xp.ldexp(input.dtype.type(1), -exponent))
+    return (mantissa, exponent.astype(dtypes.int32.np)), (scale,)
 
 
 @frexp_parts.grad("input")
-def _(F, g, out1):
-    return g[0] * F.pow(2.0, -out1 + F.zeros_like(g[0]))
+def _(F, g, aux):
+    return g[0] * aux[0]
 
 
 def frexp(input, *, out=None):
@@ -488,4 +491,4 @@ COMPOSITES = {
 }  # fmt: skip
 INPLACE = ("arctan2", "ldexp")
 METHODS = {"float_power_": float_power_, "__pos__": positive}
-ONLY_SPECIAL = {"xlog1py": xlog1py.call}
+FUNCTIONS = {"threshold": threshold.call, "threshold_": inplace_of(threshold)}

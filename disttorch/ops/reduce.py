@@ -98,7 +98,14 @@ def min_dim(xp, input, dim, keepdim=False):
     return _extreme(xp, xp.argmin, "min", input, dim, keepdim)
 
 
+def _no_complex(name, input, kinds="c"):
+    if input.dtype.kind in kinds:
+        kind = "bool" if input.dtype.kind == "b" else "complex"
+        raise RuntimeError(f"{name}(): does not support {kind} input")
+
+
 def _extreme(xp, arg, name, input, dim, keepdim):
+    _no_complex(name, input)
     dim = wrap_dim(dim, input.ndim)
     if input.ndim == 0:
         return input.copy(), xp.zeros((), dtypes.int64.np)
@@ -126,6 +133,7 @@ min_dim.grad("input")(_pick_gradient)
 
 def _full_extreme(name):
     def forward(xp, input):
+        _no_complex(name, input)
         if input.size == 0:
             raise RuntimeError(
                 f"{name}(): Expected reduction dim to be specified for input.numel() == 0. "
@@ -189,6 +197,7 @@ def _max_or_min(name, input, args, kwargs):
 
 def _arg(name):
     def forward(xp, input, dim=None, keepdim=False):
+        _no_complex(name, input, "bc")
         if input.size == 0 and dim is None:
             raise IndexError(f"{name}(): Expected reduction dim to be specified for "
                              "input.numel() == 0. Specify the reduction dim with the 'dim' "
@@ -223,12 +232,15 @@ def _logic(name):
 all, any = _logic("all"), _logic("any")
 
 
-@op(samples=lambda m: [case(m(3, 4), 1), case(m(3, 4), 0, True), case(m(2, 3, 4), (0, 2))])
+@op(samples=lambda m: [case(m(3, 4), 1), case(m(3, 4), 0, True), case(m(2, 3, 4), (0, 2)),
+                        case(m.complex(3, 4), 1)])  # fmt: skip
 def logsumexp(xp, input, dim, keepdim=False):
     """log Σ exp(input) over ``dim``, shifted by the maximum against overflow."""
     axes = wrap_dims(dim, input.ndim)
-    top = xp.max(input, axis=axes, keepdims=True)
-    top = xp.where(xp.isfinite(top), top, input.dtype.type(0))
+    if input.dtype.kind in "biu":
+        input = input.astype(dtypes.get_default_dtype().np)
+    top = xp.max(input.real, axis=axes, keepdims=True)
+    top = xp.where(xp.isfinite(top), top, top.dtype.type(0))
     out = xp.log(xp.sum(xp.exp(input - top), axis=axes, keepdims=True)) + top
     return out if keepdim else xp.squeeze(out, axis=axes)
 
@@ -238,7 +250,7 @@ def _(F, g, input, out, dim, keepdim):
     axes = wrap_dims(dim, input.ndim)
     shape = tuple(1 if i in axes else s for i, s in enumerate(input.shape))
     g, out = F.reshape(g, shape), F.reshape(out, shape)
-    return g * F.exp(input - out)
+    return g * F.conj(F.exp(input - out))
 
 
 _VAR_CASES = lambda m: [  # noqa: E731
@@ -337,6 +349,11 @@ def norm(input: Tensor, p="fro", dim=None, keepdim=False, *, dtype=None) -> Tens
     """The p-norm of the elements over ``dim``."""
     if dtype is not None:
         input = REGISTRY["to_dtype"].call(input, dtype)
+    if input.dtype.category < dtypes.FLOAT:
+        raise RuntimeError(
+            "linalg.vector_norm: Expected a floating point or complex tensor as input. Got "
+            f"{type_name(input.dtype)}"
+        )
     p = 2.0 if p in ("fro", None) else float(p)
     if p == 2.0:
         return norm2.call(input, dim, keepdim)
@@ -373,6 +390,7 @@ def _(F, g, input, out, dim, keepdim):
 
 def _reduced_extreme(name, function):
     def forward(xp, input, dim=(), keepdim=False):
+        _no_complex(name, input)
         axes = wrap_dims(dim, input.ndim)
         return getattr(xp, function)(input, axis=axes if input.ndim else None, keepdims=keepdim)
 

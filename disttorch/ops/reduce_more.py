@@ -120,7 +120,7 @@ def _needs_elements(name, input, dim):
 
 
 def _orderable(name, input):
-    if input.dtype.kind in "bc":
+    if input.dtype.kind == "c" or (input.dtype.kind == "b" and name != "mode"):
         raise no_kernel(name, dtypes.FROM_NP[input.dtype])
 
 

@@ -70,7 +70,7 @@ def _over(F, out, input):
 
 # PyTorch has no derivatives of these
 _PLAIN = tuple(
-    _function(name, f"{name.replace('_', ' ')} of the input.", top=False, low=0.2, high=30.0)
+    _function(name, f"{name.replace('_', ' ')} of the input.", top=False, low=0.2, high=4.9)
     for name in ("bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1", "modified_bessel_k0",
                  "modified_bessel_k1", "scaled_modified_bessel_k0", "scaled_modified_bessel_k1",
                  "spherical_bessel_j0")
@@ -199,7 +199,7 @@ def _recurrence(name, start, step, doc, shifted=False):
         x, degree = xp.broadcast_arrays(x, n)
         before, here = xp.ones_like(x), start(x)
         out = xp.where(degree < 0, xp.zeros_like(x), before)
-        for k in range(1, int(xp.max(degree, initial=0)) + 1):
+        for k in range(1, (int(degree.max()) if degree.size else 0) + 1):
             out = xp.where(xp.trunc(degree) == k, here, out)
             before, here = here, step(k, x, here, before)
         return out

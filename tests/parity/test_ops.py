@@ -56,7 +56,8 @@ COUNTERPART = {
         x, d, i, s, how, include_self=own),
 }  # fmt: skip
 COUNTERPART |= {
-    "div_trunc": lambda a, b: torch.div(a, b, rounding_mode="trunc"), "frexp_parts": torch.frexp,
+    "div_trunc": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
+    "div_floor": lambda a, b: torch.div(a, b, rounding_mode="floor"), "frexp_parts": torch.frexp,
     "real_part": torch.real, "imag_part": torch.imag,
     "polygamma_of": lambda x, n: torch.polygamma(n, x), "product": torch.prod,
     "variance": lambda x, dim=None, c=1, keep=False: torch.var(x, dim, correction=c, keepdim=keep),
@@ -70,6 +71,7 @@ COUNTERPART |= {
 INTERNAL = {"slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
             "ones_like"}  # fmt: skip
 
+MAKES_COMPLEX = {"complex", "view_as_complex"}
 FLOATS = ["float32", "float64", "float16", "bfloat16"]
 LAYOUTS = ["contiguous", "transposed", "sliced"]
 TOLERANCE = {"float32": (1e-5, 2e-5), "float64": (1e-9, 1e-9), "float16": (4e-3, 4e-3),
@@ -165,8 +167,12 @@ def compare_gradients(pairs, got, want, rtol, atol, differentiable):
     seeds = [np.cos(np.arange(a.numel()) + 0.5).reshape(a.shape) for a, _ in used]
     dt.autograd.backward([a for a, _ in used],
                          [dt.tensor(s).to(a.dtype) for s, (a, _) in zip(seeds, used)])  # fmt: skip
-    torch.autograd.backward([b for _, b in used],
-                            [torch.tensor(s).to(b.dtype) for s, (_, b) in zip(seeds, used)])  # fmt: skip
+    try:
+        torch.autograd.backward([b for _, b in used],
+                                [torch.tensor(s).to(b.dtype) for s, (_, b) in zip(seeds, used)])  # fmt: skip
+    except NotImplementedError as error:
+        assert "backward\" not implemented for" in str(error)  # it lacks a kernel; ours may not
+        return
     for mine, theirs in pairs:
         assert (mine.grad is None) == (theirs.grad is None)
         if mine.grad is not None:
@@ -179,6 +185,8 @@ def compare_gradients(pairs, got, want, rtol, atol, differentiable):
 @pytest.mark.parametrize("name", [n for n in sampled_ops() if n not in INTERNAL])
 def test_values_and_gradients(name, dtype):
     op = REGISTRY[name]
+    if dtype == "float16" and name in MAKES_COMPLEX:
+        pytest.skip("PyTorch makes complex32 of float16, which does not exist here")
     checked = 0
     for layout in LAYOUTS:
         maker = Maker(seed=7, dtype=getattr(dt, dtype))

@@ -17,7 +17,7 @@ _COMPLEX_CASES = lambda m: [  # noqa: E731
     case(m.complex(3, 4)), case(m.complex()), case(m.complex(0, 2))]
 
 
-@binary(method=False, name="complex", lacks="bic", tensor_only=("input", "other"),
+@binary(method=False, name="complex", lacks="bic", moves=True, tensor_only=("input", "other"),
         samples=lambda m: [case(m(3, 4), m(3, 4)), case(m(), m()), case(m(3, 1), m(4))])  # fmt: skip
 def _complex(xp, input, other):
     dtype = dtypes.FROM_NP[input.dtype].to_complex().np
@@ -106,7 +106,7 @@ def imag(input):
     return imag_part.call(input)
 
 
-@op(view=True, samples=_COMPLEX_CASES)
+@op(view=True, method=False, samples=_COMPLEX_CASES)
 def view_as_real(xp, input):
     """The real and imaginary parts as a last dim of size 2, a view."""
     if input.dtype.kind != "c":
@@ -119,7 +119,7 @@ def _(F, g):
     return F.complex(F.slice(g, (..., 0)), F.slice(g, (..., 1)))
 
 
-@op(view=True, samples=lambda m: [case(m(3, 4, 2)), case(m(2)), case(m(0, 2))])
+@op(view=True, method=False, samples=lambda m: [case(m(3, 4, 2)), case(m(2)), case(m(0, 2))])
 def view_as_complex(xp, input):
     """A last dim of size 2 as real and imaginary parts, a view.
 
@@ -135,12 +135,14 @@ def view_as_complex(xp, input):
         raise RuntimeError("Input tensor must have one or more dimensions")
     if input.shape[-1] != 2:
         raise RuntimeError("Tensor must have a last dimension of size 2")
-    size = input.dtype.itemsize
+    dtype, size = dtypes.FROM_NP[input.dtype].to_complex().np, input.dtype.itemsize
+    if not input.size:  # strides of an empty array mean nothing
+        return xp.empty(input.shape[:-1], dtype)
     if input.strides[-1] != size:
         raise RuntimeError("Tensor must have a last dimension with stride 1")
-    if input.size and any(s % (2 * size) for s in input.strides[:-1]):
+    if any(s % (2 * size) for s in input.strides[:-1]):
         raise RuntimeError("Tensor must have a stride divisible by 2 for all but last dimension")
-    return input.view(dtypes.FROM_NP[input.dtype].to_complex().np)[..., 0]
+    return input.view(dtype)[..., 0]
 
 
 @view_as_complex.grad("input")
@@ -193,7 +195,8 @@ def _part(getter, name):
     return property(getter, assign, doc=f"The {name} part, a view; assigning writes into it.")
 
 
-FUNCTIONS = {"complex": complex, "polar": polar, "real": real, "imag": imag}
+FUNCTIONS = {"complex": complex, "polar": polar, "real": real, "imag": imag,
+             "view_as_real": view_as_real.call, "view_as_complex": view_as_complex.call}  # fmt: skip
 COMPOSITES = {
     "conj_physical": conjugate.call, "resolve_conj": resolve, "resolve_neg": resolve,
     "is_conj": is_conj, "is_neg": is_neg,
