@@ -25,9 +25,9 @@ def _places(xp, index, dim):
 # ---------------------------------------------------------------- scatter
 @op(tensors=("input", "index", "src"), numbers=("src",), moves=True, method=False, out=False,
     samples=lambda m: [
-        case(m(3, 4), 1, m.index(4, 3, 1), m(3, 1)), case(m(3, 4), 0, m.index(3, 1, 4), m(2, 4)),
+        case(m(3, 4), 1, m.index(4, 3, 1), m(3, 1)), case(m(3, 4), 0, m.index(3, 1, 4), m(1, 4)),
         case(m(5), -1, m.index(5, 1), 2.5), case(m(), 0, m.index(1), m()),
-        case(m(3, 4), 0, m.index(3, 0, 4), m(2, 4)),
+        case(m(3, 4), 0, m.index(3, 0, 4), m(0, 4)),
     ])  # fmt: skip
 def scatter_into(xp, input, dim, index, src):
     """``input`` with ``src`` (a number, or a tensor as large as ``index`` or larger) put in."""
