@@ -165,17 +165,49 @@ def load(f, map_location=None, pickle_module=None, *, weights_only=True, mmap=No
 
 
 def _load(file, name, map_location):
+    place = _Place(map_location)
     try:
         with zipfile.ZipFile(file) as archive:
-            return _Reader(archive, name, map_location).load()
+            return _Reader(archive, name, place).load()
     except pickle.UnpicklingError as error:
+        if place.error is not None:
+            raise place.error from None
         raise pickle.UnpicklingError(f"{name}: {error}") from error
     except zipfile.BadZipFile as error:
         raise RuntimeError(_not_an_archive(file, name, error)) from error
-    except (EOFError, OSError, struct.error, zipfile.LargeZipFile, UnicodeDecodeError) as error:
-        raise RuntimeError(
-            f"{name} is truncated or damaged: {error or type(error).__name__}"
-        ) from error
+    except _DAMAGE as error:
+        raise RuntimeError(_damaged(name, error)) from error
+
+
+# What the zip reader raises for an archive whose fields make no sense
+_DAMAGE = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, ValueError, OverflowError,
+    struct.error, NotImplementedError,
+)  # fmt: skip
+
+
+def _damaged(name, error) -> str:
+    return f"{name} is truncated or damaged: {error or type(error).__name__}"
+
+
+class _Place:
+    """A user's ``map_location``; an error of their function is kept apart from the file's."""
+
+    def __init__(self, wanted):
+        self.wanted = wanted
+        self.error: Exception | None = None
+
+    def call(self, storage: Tensor, location: str) -> Tensor | None:
+        try:
+            result = self.wanted(storage, location)
+            if result is not None and not isinstance(result, Tensor):
+                raise TypeError(
+                    f"map_location returned {type(result).__name__}; expected a tensor or None"
+                )
+        except Exception as error:
+            self.error = error
+            raise
+        return result
 
 
 def _not_an_archive(file, name, error) -> str:
@@ -196,9 +228,8 @@ def _not_an_archive(file, name, error) -> str:
 class _Reader:
     """One archive being read: each storage once, where ``map_location`` wants it."""
 
-    def __init__(self, archive: zipfile.ZipFile, name: str, map_location):
-        self.archive, self.name = archive, name
-        self.map_location = map_location
+    def __init__(self, archive: zipfile.ZipFile, name: str, place: _Place):
+        self.archive, self.name, self.place = archive, name, place
         self.storages: dict = {}
         self.prefix = self._find_prefix()
         order = self._small_record("byteorder") or b"little"
@@ -264,46 +295,33 @@ class _Reader:
         return flat
 
     def _read(self, info, dtype, location):
-        target, function = self._destination(location)
-        xp = namespace_for(device("cpu") if target is None else target)
-        with self.archive.open(info) as record:
-            flat = xp.storage_from_file(record.readinto, info.file_size, dtype.np, self.swap)
-        if function is None:
-            return flat
-        result = function(wrap(flat), location)
-        if result is None:
-            return self._moved(flat, location)
-        if not isinstance(result, Tensor):
-            raise TypeError(
-                f"map_location returned {type(result).__name__}; expected a tensor or None"
-            )
-        return result._data
-
-    def _destination(self, location):
-        """(where to read a storage to, a function to call on it then or None)."""
-        wanted = self.map_location
+        wanted = self.place.wanted
         if callable(wanted):
-            return None, wanted
-        if isinstance(wanted, dict):
-            wanted = wanted.get(location, location)
-        elif wanted is None:
-            wanted = location
-        return self._device(wanted), None
-
-    def _device(self, place) -> device:
+            target = device("cpu")
+        else:
+            named = wanted.get(location, location) if isinstance(wanted, dict) else wanted
+            target = self._device(location if named is None else named)
+        xp = namespace_for(target)
         try:
-            target = device(place)
+            with self.archive.open(info) as record:
+                flat = xp.storage_from_file(record.readinto, info.file_size, dtype.np, self.swap)
+        except _DAMAGE as error:
+            raise RuntimeError(_damaged(self.name, error)) from error
+        if not callable(wanted):
+            return flat
+        result = self.place.call(wrap(flat), location)
+        return wrap(flat).to(self._device(location))._data if result is None else result._data
+
+    def _device(self, where) -> device:
+        try:
+            target = device(where)
             namespace_for(target)
         except (RuntimeError, TypeError, ImportError) as error:
             raise RuntimeError(
-                f"{self.name} holds tensors for {place!r}, which is not here ({error}); use "
+                f"{self.name} holds tensors for {where!r}, which is not here ({error}); use "
                 'load(..., map_location="cpu") to load them to the CPU'
             ) from error
         return target
-
-    def _moved(self, flat, location):
-        target = self._device(location)
-        return wrap(flat).to(target)._data
 
 
 __all__ = ["atomic_file", "load", "save"]

@@ -357,7 +357,7 @@ class TensorUnpickler(pickle._Unpickler):
     def load(self):
         try:
             return super().load()
-        except (pickle.UnpicklingError, NotImplementedError):
+        except pickle.UnpicklingError:
             raise
         except RuntimeError as error:
             if isinstance(error, RecursionError):

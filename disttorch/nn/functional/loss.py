@@ -132,10 +132,11 @@ def smooth_l1_loss(
     _warn_of_broadcast(input, target)
     if beta < 0:
         raise ValueError(f"smooth_l1_loss does not support negative values for beta, got {beta}")
-    d = (input - target).abs()
+    d = input - target
+    size = d.abs()
     if beta == 0:
-        return reduce_loss(d, reduction)
-    return reduce_loss(ops.where(d < beta, d * d * (0.5 / beta), d - 0.5 * beta), reduction)
+        return reduce_loss(size, reduction)
+    return reduce_loss(ops.where(size < beta, d * d * (0.5 / beta), size - 0.5 * beta), reduction)
 
 
 def huber_loss(
@@ -150,8 +151,9 @@ def huber_loss(
     if delta <= 0:
         raise ValueError(f"huber_loss does not support non-positive values for delta, got {delta}")
     _warn_of_broadcast(input, target)
-    d = (input - target).abs()
-    loss = ops.where(d <= delta, d * d * 0.5, (d - 0.5 * delta) * delta)
+    d = input - target
+    size = d.abs()
+    loss = ops.where(size <= delta, d * d * 0.5, (size - 0.5 * delta) * delta)
     return reduce_loss(loss if weight is None else loss * weight, reduction)
 
 
