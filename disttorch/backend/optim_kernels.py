@@ -35,11 +35,10 @@ def _blocks(xp, written, read):
             return
         arrays = reals
     step = _BLOCK if xp.name == "numpy" else first.size * 2 + 1  # a GPU kernel takes all at once
+    cuts: list = [...]
     if arrays[0].size > step and all(a is None or a.flags.c_contiguous for a in arrays):
         arrays = [None if a is None else a.reshape(-1) for a in arrays]
         cuts = [slice(i, i + step) for i in range(0, arrays[0].size, step)]
-    else:
-        cuts = [...]
     widen = first.dtype.itemsize == 2
     for cut in cuts:
         block = [None if a is None else a[cut] for a in arrays]

@@ -77,7 +77,7 @@ def storage_from_file(xp, read_into, nbytes: int, np_dtype, swap: bool):
         EOFError: if fewer bytes came than asked for.
     """
     flat = np.empty(nbytes // np_dtype.itemsize, np_dtype)
-    view, got = memoryview(flat.view(np.uint8)), 0
+    view, got = flat.view(np.uint8).data, 0
     while got < flat.nbytes:
         n = read_into(view[got : got + _CHUNK])
         if not n:
@@ -107,3 +107,20 @@ def window(xp, flat, offset: int, shape: tuple, strides: tuple):
         return flat[:0].reshape(shape)
     step = flat.itemsize
     return xp.lib.stride_tricks.as_strided(flat[offset:], shape, tuple(s * step for s in strides))
+
+
+class _Memory:
+    """Keeps an array's memory alive under another array that looks at it."""
+
+    def __init__(self, array):
+        self.owner = array
+        self.__array_interface__ = {**array.__array_interface__,
+                                    "data": (_address(array), False)}  # fmt: skip
+
+
+def writeable_alias(array):
+    """The same memory as an array that may be written to, where only a flag forbade it.
+
+    Meant for memory whose owner allows writing but had no means to say so.
+    """
+    return np.asarray(_Memory(array))

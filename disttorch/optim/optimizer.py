@@ -108,7 +108,7 @@ class Optimizer:
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "step" in cls.__dict__ and not getattr(cls.step, "hooked", False):
-            cls.step = _with_hooks(cls.step)
+            setattr(cls, "step", _with_hooks(cls.step))  # noqa: B010
 
     def step(self, closure=None):
         """Update the parameters once.
@@ -371,7 +371,8 @@ def _cast_like(param: Tensor, value, key=None):
     if isinstance(value, dict):
         return {k: _cast_like(param, v, k) for k, v in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-        return type(value)(_cast_like(param, v) for v in value)
+        kind: type = type(value)
+        return kind(_cast_like(param, v) for v in value)
     return value
 
 

@@ -74,7 +74,7 @@ class TensorPickler(pickle._Pickler):
         self.write(pickle.GLOBAL + obj.text)
         self.memoize(obj)
 
-    dispatch[_Name] = _save_name
+    dispatch[_Name] = _save_name  # type: ignore[assignment]
 
     def persistent_id(self, obj):
         return obj.pid if type(obj) is _StorageId else None
@@ -108,7 +108,7 @@ class TensorPickler(pickle._Pickler):
     def save(self, obj, save_persistent_id=True):
         if type(obj) is dtypes.dtype:  # a name, not a call
             obj = _name("torch", obj.name)
-        return super().save(obj, save_persistent_id)
+        return super().save(obj, save_persistent_id)  # type: ignore[misc]
 
     def _tensor(self, t: Tensor):
         xp = namespace_of(t._data)

@@ -77,6 +77,8 @@ _SATURATION = -1.7580993408473766
 
 
 def _alpha(input: Tensor, keep: Tensor, p: float) -> Tensor:
+    if p == 1.0:
+        return input * 0
     a = ((1 - p) * (1 + p * _SATURATION**2)) ** -0.5
     b = -a * _SATURATION * p
     return (input * keep + (1 - keep) * _SATURATION) * a + b
@@ -91,11 +93,8 @@ def alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, inplace
     _check_probability(p)
     if not training or p == 0.0:
         return input
-    if p == 1.0:
-        out = input * 0
-    else:
-        keep = dropout(ops.ones_like(input.detach()), p) * (1 - p)
-        out = _alpha(input, keep, p)
+    keep = dropout(ops.ones_like(input.detach()), p) * (1 - p)
+    out = _alpha(input, keep, p)
     return input.copy_(out) if inplace else out
 
 
@@ -110,9 +109,6 @@ def feature_alpha_dropout(
     _check_probability(p)
     if not training or p == 0.0:
         return input
-    if p == 1.0:
-        out = input * 0
-    else:
-        ones = ops.ones_like(input.detach()[:, :, *[slice(0, 1)] * (input.ndim - 2)])
-        out = _alpha(input, dropout(ones, p) * (1 - p), p)
+    ones = ops.ones_like(input.detach()[:, :, *[slice(0, 1)] * (input.ndim - 2)])
+    out = _alpha(input, dropout(ones, p) * (1 - p), p)
     return input.copy_(out) if inplace else out

@@ -296,7 +296,7 @@ class _GradientWatch:
     def __init__(self, module, hooks, pre_hooks):
         self.module, self.hooks, self.pre_hooks = module, hooks, pre_hooks
         self.grad_outputs = None
-        self.inputs_watched: list | None = None
+        self.inputs_watched: list[int] = []
         self.n_inputs = 0
         self.plain_inputs: dict[int, Tensor] = {}
 
@@ -350,10 +350,9 @@ class _GradientWatch:
     def _inputs_done(self, grads, _):
         if self.grad_outputs is None:  # the gradient came past the outputs, as in double backward
             return None
-        result = list(_spread(grads, self.inputs_watched, self.n_inputs))
-        for i, a in self.plain_inputs.items():
-            result[i] = ops.zeros_like(a)
-        result = tuple(result)
+        positions = [*self.inputs_watched, *self.plain_inputs]
+        zeros = map(ops.zeros_like, self.plain_inputs.values())
+        result = _spread([*grads, *zeros], positions, self.n_inputs)
         for hook in self.hooks:
             new = hook(self.module, result, self.grad_outputs)
             if new is not None:
@@ -386,10 +385,10 @@ def _identity(values: tuple):
     passed = BackwardHookFunction.apply(*(values[i] for i in positions))
     passed = passed if isinstance(passed, tuple) else (passed,)
     node = passed[0].grad_fn
-    values = list(values)
+    result = list(values)
     for i, p in zip(positions, passed):
-        values[i] = p
-    return tuple(values), positions, node
+        result[i] = p
+    return tuple(result), positions, node
 
 
 class BackwardHookFunction(Function):

@@ -204,11 +204,11 @@ class Module(StateDict, HookRegistration):
                 )
             d["_modules"][name] = run_registration_hooks("module", self, name, value)
         elif isinstance(value, Buffer) or ("_buffers" in d and name in d["_buffers"]):
-            self._set_buffer(name, value)
+            self._set_buffer(name, value, getattr(value, "persistent", True))
         else:
             super().__setattr__(name, value)
 
-    def _set_buffer(self, name, value):
+    def _set_buffer(self, name, value, persistent):
         d = self.__dict__
         if "_buffers" not in d:
             raise AttributeError("cannot assign buffer before Module.__init__() call")
@@ -220,7 +220,6 @@ class Module(StateDict, HookRegistration):
         if name in d["_buffers"]:
             persistent = name not in d["_non_persistent_buffers_set"]
         else:
-            persistent = value.persistent
             self._forget(name, d, d["_parameters"], d["_modules"])
         self.register_buffer(name, value, persistent)
 

@@ -75,7 +75,7 @@ class SequentialLR(_Composite):
         self._schedulers[0]._initial_step()
         self._last_lr = self._schedulers[0].get_last_lr()
 
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """Go one step on; the schedule whose turn begins starts from its own step 0."""
         self.last_epoch += 1
         i = bisect_right(self._milestones, self.last_epoch)
@@ -113,7 +113,7 @@ class ChainedScheduler(_Composite):
         self.optimizer = optimizer
         self._last_lr = group_values(optimizer, "lr")
 
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """Let every schedule go one step on."""
         for scheduler in self._schedulers:
             scheduler.step()

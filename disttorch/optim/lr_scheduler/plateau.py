@@ -56,7 +56,7 @@ class ReduceLROnPlateau(LRScheduler):
         self.best = self.mode_worse
         self.cooldown_counter = self.num_bad_epochs = 0
 
-    def step(self, metrics, epoch: int | None = None) -> None:
+    def step(self, metrics, epoch: int | None = None) -> None:  # type: ignore[override]
         """Note a value of the metric, and reduce the rate if it is time.
 
         Args:

@@ -73,12 +73,12 @@ def collate_numpy_array_fn(batch, *, collate_fn_map=None):
 
 def collate_float_fn(batch, *, collate_fn_map=None):
     """Python floats as a float64 tensor."""
-    return ops.tensor(batch, dtype=float64)
+    return ops.tensor(list(batch), dtype=float64)
 
 
 def collate_int_fn(batch, *, collate_fn_map=None):
     """Python ints (bools) as an int64 (bool) tensor."""
-    return ops.tensor(batch)
+    return ops.tensor(list(batch))
 
 
 def collate_str_fn(batch, *, collate_fn_map=None):
@@ -122,11 +122,11 @@ def collate(batch, *, collate_fn_map: dict | None = None):
     if isinstance(first, Mapping):
         return _mapping_like(first, {k: again([d[k] for d in batch]) for k in first})
     if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(again(list(values)) for values in zip(*batch)))
+        return type(first)(*(again(values) for values in zip(*batch)))
     if isinstance(first, Sequence):
         if any(len(sample) != len(first) for sample in batch):
             raise RuntimeError("each element in list of batch should be of equal size")
-        columns = [again(list(values)) for values in zip(*batch)]
+        columns = [again(values) for values in zip(*batch)]
         return columns if isinstance(first, tuple) else _sequence_like(first, columns)
     raise TypeError(_BAD.format(type(first)))
 

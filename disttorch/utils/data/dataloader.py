@@ -176,7 +176,9 @@ class _Iterator:
 
     def __next__(self):
         indices = next(self._order)
-        data = self._from_stream(indices) if self._stream is not None else self._by_index(indices)
+        data = self._by_index(indices) if self._stream is None else (
+            self._from_stream(self._stream, indices)
+        )
         self._yielded += 1
         expected = self._loader._reported_length
         if self._stream is not None and expected is not None and self._yielded > len(self):
@@ -197,12 +199,12 @@ class _Iterator:
             samples = [dataset[i] for i in indices]
         return self._loader.collate_fn(samples)
 
-    def _from_stream(self, indices):
+    def _from_stream(self, stream, indices):
         if self._ended:
             raise StopIteration
         if not self._batched:
-            return self._loader.collate_fn(next(self._stream))
-        samples = list(itertools.islice(self._stream, len(indices)))
+            return self._loader.collate_fn(next(stream))
+        samples = list(itertools.islice(stream, len(indices)))
         if len(samples) < len(indices):
             self._ended = True
             if not samples or self._loader.drop_last:

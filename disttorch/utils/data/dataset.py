@@ -23,14 +23,14 @@ class Dataset(Generic[T_co]):
     def __getitem__(self, index) -> T_co:
         raise NotImplementedError("Subclasses of Dataset should implement __getitem__.")
 
-    def __add__(self, other: Dataset) -> ConcatDataset:
+    def __add__(self, other: Dataset) -> Dataset:
         return ConcatDataset([self, other])
 
 
 class IterableDataset(Dataset[T_co], Iterable[T_co]):
     """A stream of samples: subclasses define ``__iter__``."""
 
-    def __add__(self, other: Dataset) -> ChainDataset:
+    def __add__(self, other: Dataset) -> Dataset:
         return ChainDataset([self, other])
 
 
@@ -193,14 +193,14 @@ def random_split(dataset: Dataset, lengths: Sequence[int | float], generator=Non
     Raises:
         ValueError: if the lengths do not sum to the whole.
     """
-    n = len(dataset)
+    n = len(dataset)  # type: ignore[arg-type]  # a dataset without length cannot be split
     if math.isclose(sum(lengths), 1) and sum(lengths) <= 1:
         lengths = _whole_sizes(lengths, n)
     if sum(lengths) != n:
         raise ValueError("Sum of input lengths does not equal the length of the input dataset!")
     order = ops.randperm(n, generator=generator).tolist()
     parts, start = [], 0
-    for length in lengths:
+    for length in map(int, lengths):
         parts.append(Subset(dataset, order[start : start + length]))
         start += length
     return parts

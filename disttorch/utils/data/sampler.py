@@ -159,7 +159,7 @@ class BatchSampler(Sampler[list[int]]):
             yield batch
 
     def __len__(self) -> int:
-        n = len(self.sampler)
+        n = len(self.sampler)  # type: ignore[arg-type]  # an order may have no length
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
 
