@@ -7,6 +7,8 @@ so making a tensor sets one attribute.
 
 from __future__ import annotations
 
+from typing import Any
+
 from .backend import device_of, dtypes
 from .backend import devices as _devices
 
@@ -58,18 +60,18 @@ class Tensor:
     """
 
     _rg = False
-    _node = None
+    _node: Any = None
     _out_nr = 0
-    _grad = None
-    _ver = None
-    _base = None
+    _grad: Tensor | None = None
+    _ver: list[int] | None = None
+    _base: Tensor | None = None
     _view_ops: tuple | None = None
     _view_ver = 0
-    _view_kind = None
-    _hooks = None
-    _acc_hooks = None
+    _view_kind: str | None = None
+    _hooks: dict | None = None
+    _acc_hooks: dict | None = None
     _retains = False
-    _acc = None
+    _acc: Any = None
     _name = None
     _inference = False
 

@@ -91,7 +91,8 @@ class _Execution:
                 try:
                     grads = node.backward(g, _raw_cpu if g.__class__ is ndarray else raw_ops(g))
                 except Exception as error:
-                    raise _annotated(error, node)
+                    _annotate(error, node)
+                    raise
                 if not self.retain_graph:
                     node.release()
                 self._deliver(edges, grads, g, owned)
@@ -119,7 +120,8 @@ class _Execution:
         try:
             grads = node.backward(g, F)
         except Exception as error:
-            raise _annotated(error, node)
+            _annotate(error, node)
+            raise
         if state.anomaly and state.check_nan:
             _check_nan(node, grads)
         if node.post_hooks:
@@ -325,11 +327,10 @@ def _reachable(roots):
     return sorted(nodes, key=_by_seq, reverse=True), leaves
 
 
-def _annotated(error, node):
-    """The error itself, with the forward's stack where anomaly mode kept it."""
+def _annotate(error, node) -> None:
+    """Add the forward's stack to an error, where anomaly mode kept it."""
     if node.trace:
         error.add_note(f"in the backward of {node.name()}, whose forward was:\n{node.trace}")
-    return error
 
 
 def _as_array(value, like):

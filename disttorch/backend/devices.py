@@ -15,6 +15,8 @@ class device:
     """
 
     __slots__ = ("type", "index")
+    type: str
+    index: int | None
 
     def __init__(self, type: str | int | device, index: int | None = None):
         if isinstance(type, device):

@@ -21,20 +21,20 @@ class dtype:
 
     __slots__ = ("name", "np", "category", "itemsize", "rank")
 
-    def __init__(self, name: str, np_dtype, category: int, rank: int):
+    def __init__(self, name: str, np_dtype, category: builtins.int, rank: builtins.int):
         self.name, self.np, self.category, self.rank = name, np.dtype(np_dtype), category, rank
         self.itemsize = self.np.itemsize
 
     @property
-    def is_floating_point(self) -> bool:
+    def is_floating_point(self) -> builtins.bool:
         return self.category == FLOAT
 
     @property
-    def is_complex(self) -> bool:
+    def is_complex(self) -> builtins.bool:
         return self.category == COMPLEX
 
     @property
-    def is_signed(self) -> bool:
+    def is_signed(self) -> builtins.bool:
         return self.category >= FLOAT or (self.category == INT and self.np.kind == "i")
 
     def to_real(self) -> dtype:
@@ -42,12 +42,15 @@ class dtype:
         return {complex64: float32, complex128: float64}.get(self, self)
 
     def to_complex(self) -> dtype:
-        """The complex type of the same precision: float32 -> complex64, float64 -> complex128."""
+        """The complex type of at least this precision: float64 -> complex128, others -> complex64.
+
+        PyTorch's complex32 does not exist here: float16 gives complex64 like bfloat16.
+        """
         if self.category == COMPLEX:
             return self
-        if self in (float32, float64):
-            return complex64 if self is float32 else complex128
-        raise RuntimeError(f"{self!r} has no complex counterpart; use float32 or float64")
+        if self.category != FLOAT:
+            raise RuntimeError(f"{self!r} has no complex counterpart; use float32 or float64")
+        return complex128 if self is float64 else complex64
 
     def __repr__(self) -> str:
         return f"torch.{self.name}"
@@ -140,7 +143,7 @@ def of_scalar(value) -> dtype:
     if isinstance(value, builtins.float):
         return _default
     if isinstance(value, complex):
-        return _default.to_complex() if _default is not float16 else complex64
+        return _default.to_complex()
     raise TypeError(f"expected a number, got {type(value).__name__}: {value!r}")
 
 
@@ -181,9 +184,7 @@ def _category_default(category, among: dtype | None) -> dtype:
         return int64
     if category == FLOAT:
         return _default
-    if among is not None and among.category == FLOAT and among in (float32, float64):
-        return among.to_complex()
-    return _default.to_complex() if _default in (float32, float64) else complex64
+    return (among if among is not None and among.category == FLOAT else _default).to_complex()
 
 
 def result_type(arrays, scalars=()) -> dtype:
@@ -208,7 +209,7 @@ def result_type(arrays, scalars=()) -> dtype:
     else:
         result = promote_types(dim, zero)  # the 0-dim tensor brings a higher category
         if zero.category == COMPLEX and dim.category == FLOAT:
-            result = dim.to_complex() if dim in (float32, float64) else complex64
+            result = dim.to_complex()
     for s in scalars:
         category = scalar_category(s)
         if result is None:
@@ -234,7 +235,7 @@ class finfo:
         self.eps, self.max, self.min = builtins.float(info.eps), builtins.float(info.max), \
             builtins.float(info.min)
         self.tiny = self.smallest_normal = builtins.float(info.smallest_normal)
-        self.resolution = builtins.float(info.resolution)
+        self.resolution = 10.0 ** -builtins.int(info.precision)
 
     def __repr__(self):
         return (
