@@ -8,7 +8,7 @@ from ..backend import dtypes
 from ..tensor import Tensor
 from .arithmetic import is_complex
 from .core import op, type_name
-from .elementwise_core import binary, unary
+from .elementwise_core import binary, no_kernel, unary
 from .inplace import copy_
 from .pointwise import conjugate
 from .samples import case
@@ -20,6 +20,8 @@ _COMPLEX_CASES = lambda m: [  # noqa: E731
 @binary(method=False, name="complex", lacks="bic", moves=True, tensor_only=("input", "other"),
         samples=lambda m: [case(m(3, 4), m(3, 4)), case(m(), m()), case(m(3, 1), m(4))])  # fmt: skip
 def _complex(xp, input, other):
+    if input.dtype.itemsize < 4:
+        raise no_kernel("complex", dtypes.FROM_NP[input.dtype])
     dtype = dtypes.FROM_NP[input.dtype].to_complex().np
     out = xp.empty(xp.broadcast_shapes(input.shape, other.shape), dtype)
     out.real[...], out.imag[...] = input, other
@@ -119,7 +121,7 @@ def _(F, g):
     return F.complex(F.slice(g, (..., 0)), F.slice(g, (..., 1)))
 
 
-@op(view=True, method=False, samples=lambda m: [case(m(3, 4, 2)), case(m(2)), case(m(0, 2))])
+@op(view=True, method=False, samples=lambda m: [case(m(3, 4, 2)), case(m(2)), case(m(3, 1, 2))])
 def view_as_complex(xp, input):
     """A last dim of size 2 as real and imaginary parts, a view.
 

@@ -39,9 +39,18 @@ def _(F, g, dim):
 
 def _reversed_sum(F, g, dim):
     """Sums from each element to the end."""
-    if g.ndim == 0:
-        return g
-    return F.flip(F.cumulative_sum(F.flip(g, (dim,)), dim), (dim,))
+    return g if g.ndim == 0 else F.reversed_sum(g, dim)
+
+
+@op(method=False, samples=lambda m: [case(m(3, 4), 1), case(m(2, 0, 3), 0), case(m(4), -1)])
+def reversed_sum(xp, input, dim):
+    """Sums from each element to the end of ``dim``: the adjoint of ``cumsum``."""
+    return xp.reversed_cumsum(input, wrap_dim(dim, input.ndim))
+
+
+@reversed_sum.grad("input")
+def _(F, g, dim):
+    return F.cumulative_sum(g, dim)
 
 
 @op(method=False, node_name="Cumprod", samples=lambda m: [
@@ -281,6 +290,44 @@ def cross(input: Tensor, other: Tensor, dim=None, *, out=None) -> Tensor:
     return result if out is None else write_out(result, out, "cross")
 
 
+# ---------------------------------------------------------------- covariance
+def cov(input: Tensor, *, correction=1, fweights=None, aweights=None) -> Tensor:
+    """The covariance matrix of variables in rows, observations in columns.
+
+    Args:
+        correction: subtracted from the number of observations.
+        fweights: how often each observation occurred (integers); aweights: its importance.
+    """
+    if input.ndim > 2:
+        raise RuntimeError(f"cov(): expected input to have two or fewer dimensions but got an input "
+                           f"with {input.ndim} dimensions")  # fmt: skip
+    if input.dtype is dtypes.bool:
+        raise RuntimeError("cov(): bool dtype is not supported for input")
+    rows = input.reshape(1, -1) if input.ndim < 2 else input
+    if rows.dtype.category < dtypes.FLOAT:
+        rows = to(rows, dtypes.get_default_dtype())
+    weights = fweights
+    if aweights is not None:
+        weights = aweights if fweights is None else fweights * aweights
+    if weights is None:
+        weights = wrap(namespace_of(rows._data).ones(rows.shape[1], rows.real.dtype.np))
+    total = weights.sum()
+    centred = rows - (rows * weights).sum(1, True) / total
+    lost = correction if aweights is None else correction * (weights * aweights).sum() / total
+    products = REGISTRY["matmul"].call(centred * weights, centred.conj().transpose(0, 1))
+    result = products / (total - lost).clamp(min=0)
+    return result.reshape(()) if input.ndim < 2 else result
+
+
+def corrcoef(input: Tensor) -> Tensor:
+    """Pearson's correlation matrix of variables in rows, observations in columns."""
+    matrix = cov(input)
+    if not matrix.ndim:
+        return matrix / matrix
+    scale = matrix.diagonal().real.sqrt() if matrix.dtype.is_complex else matrix.diagonal().sqrt()
+    return (matrix / scale.unsqueeze(1) / scale.unsqueeze(0)).clamp(-1, 1)
+
+
 # ---------------------------------------------------------------- counting
 def bincount(input: Tensor, weights=None, minlength=0) -> Tensor:
     """How often each of 0, 1, 2, … occurs in a vector, or the sum of its weights."""
@@ -355,7 +402,8 @@ def histogram(input: Tensor, bins, *, range=None, weight=None, density=False, ou
 
 COMPOSITES = {
     f.__name__: f
-    for f in (cumsum, cumprod, cummax, cummin, diff, cross, bincount, histc, histogram)
+    for f in (cumsum, cumprod, cummax, cummin, diff, cross, cov, corrcoef, bincount,
+              histc, histogram)
 }  # fmt: skip
 FUNCTIONS = {"trapezoid": trapezoid, "trapz": trapezoid, "gradient": gradient,
              "cumulative_trapezoid": cumulative_trapezoid}  # fmt: skip

@@ -15,11 +15,7 @@ def result_type(tensor1, tensor2) -> dtypes.dtype:
 
 def can_cast(from_, to) -> bool:
     """Whether a cast keeps the category: floats may become float16, but not integers."""
-    if from_.category > to.category:
-        return False
-    # a negative number has no unsigned counterpart of the same category
-    return not (from_.category == to.category == dtypes.INT and from_.is_signed
-                and not to.is_signed)  # fmt: skip
+    return from_.category <= to.category
 
 
 def is_signed(input: Tensor) -> bool:

@@ -70,7 +70,7 @@ def _over(F, out, input):
 
 # PyTorch has no derivatives of these
 _PLAIN = tuple(
-    _function(name, f"{name.replace('_', ' ')} of the input.", top=False, low=0.2, high=4.9)
+    _function(name, f"{name.replace('_', ' ')} of the input.", top=False, low=0.2, high=3.0)
     for name in ("bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1", "modified_bessel_k0",
                  "modified_bessel_k1", "scaled_modified_bessel_k0", "scaled_modified_bessel_k1",
                  "spherical_bessel_j0")
