@@ -71,6 +71,51 @@ def test_add_rows_sums_repeated_indices():
     assert ours.any()
 
 
+@pytest.mark.parametrize("width", [3, 200])
+def test_add_rows_of_any_width(width):
+    index, rows = RNG.integers(0, 6, 50), draw((50, width), np.float64)
+    ours = CPU.add_rows(np.ones((6, width)), index, rows)
+    np.testing.assert_allclose(ours, plain_kernels.add_rows(np, np.ones((6, width)), index, rows))
+
+
+@pytest.mark.parametrize("shape,axis", [((3, 5), 1), ((3, 5), 0), ((2, 3, 4), 1), ((7,), 0)])
+def test_take_and_add_along_an_axis(shape, axis):
+    a, size = draw(shape, np.float64), list(shape)
+    size[axis] = 6
+    for dtype in (np.int64, np.int32):
+        index = RNG.integers(0, shape[axis], size).astype(dtype)
+        taken = CPU.take_along_axis(a, index, axis)
+        np.testing.assert_array_equal(taken, np.take_along_axis(a, index, axis))
+        smaller = index[tuple(slice(0, max(1, n - 1)) for n in index.shape)]
+        values = draw(smaller.shape, np.float64)
+        plain = plain_kernels.add_along_axis(np, a.copy(), smaller, values, axis)
+        np.testing.assert_allclose(CPU.add_along_axis(a.copy(), smaller, values, axis), plain)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (7, 90, 80), (5, 4)])
+def test_contiguous_copy_of_transposed_arrays(shape):
+    a = draw(shape, np.float32)
+    for view in (a, a.swapaxes(0, -1), a[..., ::-1], a.swapaxes(0, 1)[:, ::2]):
+        copy = CPU.contiguous_copy(view)
+        assert copy.flags.c_contiguous and not np.shares_memory(copy, a)
+        np.testing.assert_array_equal(copy, view)
+
+
+def test_reversed_cumsum():
+    a = draw((3, 4, 5), np.float64)
+    for axis in range(3):
+        np.testing.assert_allclose(CPU.reversed_cumsum(a, axis),
+                                   plain_kernels.reversed_cumsum(np, a, axis))  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [1, 3, 30, 100])
+@pytest.mark.parametrize("largest", [True, False])
+def test_top_k(k, largest):
+    a = draw((4, 100), np.float32)
+    a[0, 5] = np.nan
+    np.testing.assert_array_equal(CPU.top_k(a, k, largest), plain_kernels.top_k(np, a, k, largest))
+
+
 @pytest.mark.parametrize("shape,target", [((3, 4), (4,)), ((3, 4), (3, 1)), ((2, 3, 4), (1, 4)),
                                           ((2, 3), ()), ((5, 1, 4), (4,))])  # fmt: skip
 def test_sum_rows_to(shape, target):

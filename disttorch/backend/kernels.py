@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+_sum, _max = np.add.reduce, np.maximum.reduce  # without the Python layers of np.sum and np.max
 _BLOCK = 1 << 15  # elements of a block: 128 KiB of float32, a few temporaries fit in L2
 
 
@@ -123,26 +124,38 @@ def gelu_backward(xp, g, x, approximate="none"):
     return out.reshape(x.shape)
 
 
+def _is_small(x):
+    """One pass fits the cache as it lies: blocks would only cost their Python."""
+    return 0 < x.size <= _BLOCK and x.ndim > 0
+
+
 def softmax(xp, x, axis):
     """exp(x - max) / sum along ``axis``."""
+    if _is_small(x):
+        e = np.exp(x - _max(x, axis, None, None, True))
+        e /= _sum(e, axis, None, None, True)
+        return e
     flat, back = _rows(x, axis)
     out = np.empty_like(flat)
     if flat.size:
         for b in _row_blocks(*flat.shape):
             ob = out[b]
-            np.subtract(flat[b], flat[b].max(axis=1, keepdims=True), out=ob)
+            np.subtract(flat[b], _max(flat[b], 1, None, None, True), out=ob)
             np.exp(ob, out=ob)
-            ob /= ob.sum(axis=1, keepdims=True)
+            ob /= _sum(ob, 1, None, None, True)
     return back(out)
 
 
 def softmax_backward(xp, g, out, axis):
     """Gradient of softmax: out·(g − Σ g·out)."""
+    if _is_small(out):
+        grad = g * out
+        return (g - _sum(grad, axis, None, None, True)) * out
     gf, back = _rows(g, axis)
     of, _ = _rows(out, axis)
     grad = np.empty_like(of)
     for b in _row_blocks(*of.shape):
-        dot = np.einsum("rc,rc->r", gf[b], of[b])
+        dot = np.vecdot(gf[b], of[b])
         np.subtract(gf[b], dot[:, None], out=grad[b])
         grad[b] *= of[b]
     return back(grad)
@@ -150,18 +163,24 @@ def softmax_backward(xp, g, out, axis):
 
 def log_softmax(xp, x, axis):
     """x − log Σ exp x along ``axis``, shifted by the maximum against overflow."""
+    if _is_small(x):
+        out = x - _max(x, axis, None, None, True)
+        out -= np.log(_sum(np.exp(out), axis, None, None, True))
+        return out
     flat, back = _rows(x, axis)
     out = np.empty_like(flat)
     if flat.size:
         for b in _row_blocks(*flat.shape):
             ob = out[b]
-            np.subtract(flat[b], flat[b].max(axis=1, keepdims=True), out=ob)
-            ob -= np.log(np.exp(ob).sum(axis=1, keepdims=True))
+            np.subtract(flat[b], _max(flat[b], 1, None, None, True), out=ob)
+            ob -= np.log(_sum(np.exp(ob), 1, None, None, True))
     return back(out)
 
 
 def log_softmax_backward(xp, g, out, axis):
     """Gradient of log_softmax: g − exp(out)·Σ g."""
+    if _is_small(out):
+        return g - np.exp(out) * _sum(g, axis, None, None, True)
     gf, back = _rows(g, axis)
     of, _ = _rows(out, axis)
     grad = np.empty_like(of)
@@ -177,14 +196,17 @@ def layer_norm(xp, x, weight, bias, eps):
     rows, width = x.shape
     out = np.empty_like(x)
     mean, rstd = np.empty(rows, x.dtype), np.empty(rows, x.dtype)
-    inverse = x.dtype.type(1 / (width or 1))
+    inverse, eps = x.dtype.type(1 / (width or 1)), x.dtype.type(eps)
     for b in _row_blocks(rows, width):
         ob = out[b]
-        mean[b] = x[b].sum(axis=1) * inverse
-        np.subtract(x[b], mean[b][:, None], out=ob)
-        variance = np.einsum("rc,rc->r", ob, ob) * inverse
-        rstd[b] = 1 / np.sqrt(variance + x.dtype.type(eps))
-        ob *= rstd[b][:, None]
+        centre = _sum(x[b], 1, None, mean[b])
+        centre *= inverse
+        np.subtract(x[b], centre[:, None], out=ob)
+        spread = np.vecdot(ob, ob)
+        spread *= inverse
+        spread += eps
+        scale = np.divide(1, np.sqrt(spread, out=spread), out=rstd[b])
+        ob *= scale[:, None]
         if weight is not None:
             ob *= weight
         if bias is not None:
@@ -197,19 +219,24 @@ def layer_norm_backward(xp, g, x, weight, mean, rstd):
     rows, width = x.shape
     gx = np.empty_like(x)
     gw, gb = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
-    inverse = x.dtype.type(1 / (width or 1))
+    share = np.full(width, 1 / (width or 1), x.dtype)
+    if weight is not None:
+        share *= weight
     for b in _row_blocks(rows, width):
+        gr, out, scale = g[b], gx[b], rstd[b][:, None]
         xhat = x[b] - mean[b][:, None]
-        xhat *= rstd[b][:, None]
-        gw += np.einsum("rc,rc->c", g[b], xhat)
-        gb += g[b].sum(axis=0)
-        gh = g[b] if weight is None else g[b] * weight
-        s1 = gh.sum(axis=1) * inverse
-        s2 = np.einsum("rc,rc->r", gh, xhat) * inverse
-        xhat *= s2[:, None]
-        np.subtract(gh, xhat, out=gx[b])
-        gx[b] -= s1[:, None]
-        gx[b] *= rstd[b][:, None]
+        xhat *= scale
+        np.multiply(gr, xhat, out=out)
+        gw += _sum(out, 0)
+        gb += _sum(gr, 0)
+        xhat *= np.vecdot(out, share)[:, None]
+        xhat += np.vecdot(gr, share)[:, None]
+        if weight is None:
+            np.subtract(gr, xhat, out=out)
+        else:
+            np.multiply(gr, weight, out=out)
+            out -= xhat
+        out *= scale
     return gx, gw, gb
 
 
@@ -248,19 +275,114 @@ def broadcast_to(xp, a, shape):
     return out
 
 
+_WIDE = 64  # elements of a row from which one call per row beats sorting
+
+
 def add_rows(xp, out, index, rows):
     """``out[index[i]] += rows[i]``, equal indices summed in order of i (deterministic).
 
-    out: V×C, index: N (int64, in range), rows: N×C. Sorting turns the scatter into one
-    segmented sum, far cheaper than an element-wise ``add.at``.
+    out: V×C, index: N (int64, in range), rows: N×C. Wide rows are added one by one; for narrow
+    ones sorting turns the scatter into one segmented sum, far cheaper than ``add.at``.
     """
     if index.size == 0:
+        return out
+    if out.shape[1] >= _WIDE:
+        targets, add = {}, np.add
+        for i, row in zip(index.tolist(), rows):
+            target = targets.get(i)
+            if target is None:
+                target = targets[i] = out[i]
+            add(target, row, target)
         return out
     order = np.argsort(index, kind="stable")
     ordered = index[order]
     first = np.concatenate(([0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1))
     out[ordered[first]] += np.add.reduceat(rows[order], first, axis=0)
     return out
+
+
+def _flat_places(shape, index, axis):
+    """Where ``index`` along ``axis`` points in the flat, contiguous array of ``shape``."""
+    step = math.prod(shape[axis + 1 :])
+    index = index.astype(np.int64, copy=False)
+    places = index * step if step != 1 else index
+    stride = 1
+    for d in range(len(shape) - 1, -1, -1):
+        if d != axis and index.shape[d] > 1:
+            offset = np.arange(0, index.shape[d] * stride, stride)
+            places = places + offset.reshape((-1,) + (1,) * (index.ndim - 1 - d))
+        stride *= shape[d]
+    return places
+
+
+def take_along_axis(xp, a, index, axis):
+    """``numpy.take_along_axis`` for index ≥ 0: ``out[i][j] = a[i][index[i][j]]`` (for axis 1).
+
+    One ``take`` from the flat array: NumPy's own goes through an index array for every dim.
+    """
+    axis %= a.ndim
+    if index.size == 0 or a.shape[:axis] != index.shape[:axis] or (
+        a.shape[axis + 1 :] != index.shape[axis + 1 :]
+    ):
+        return np.take_along_axis(a, index, axis)
+    places = _flat_places(a.shape, index, axis)
+    return np.take(np.ascontiguousarray(a).reshape(-1), places)
+
+
+def add_along_axis(xp, out, index, values, axis):
+    """``out[i][index[i][j]] += values[i][j]`` (for axis 1), in place, in order of j.
+
+    out: contiguous; index and values: one shape, no larger than ``out`` but along ``axis``.
+    """
+    if index.size:
+        places = _flat_places(out.shape, index, axis).reshape(-1)
+        np.add.at(out.reshape(-1), places, np.ascontiguousarray(values).reshape(-1))
+    return out
+
+
+_STRIPE = 64  # bytes: a cache line
+
+
+def contiguous_copy(xp, a):
+    """A C-ordered copy. A transposed array is copied in stripes one cache line wide: what is read
+    of one line of the source is then still in cache when the next row of the stripe wants it."""
+    width = _STRIPE // (a.itemsize or 1)
+    if a.ndim < 2 or a.size < _BLOCK or builtins.abs(a.strides[-1]) <= a.itemsize or width < 2:
+        return np.array(a, order="C", copy=True)
+    out = np.empty(a.shape, a.dtype)
+    for i in range(0, a.shape[-1], width):
+        out[..., i : i + width] = a[..., i : i + width]
+    return out
+
+
+def reversed_cumsum(xp, a, axis):
+    """Sums from each element to the end along ``axis``."""
+    out = np.empty(a.shape, a.dtype)
+    back = tuple(slice(None, None, -1) if d == axis else slice(None) for d in range(a.ndim))
+    np.add.accumulate(a[back], axis, out=out[back])
+    return out
+
+
+def top_k(xp, a, k, largest):
+    """Positions (…×k) of the k largest (or smallest) along the last axis of ``a``, best first.
+
+    A partition finds them and only they are sorted. NaN counts as the largest.
+    """
+    n = a.shape[-1]
+    if 4 * k >= n:
+        chosen = np.broadcast_to(np.arange(n), a.shape)
+    elif largest:
+        chosen = np.argpartition(a, n - k, axis=-1)[..., n - k :]
+    else:
+        chosen = np.argpartition(a, k - 1 if k else 0, axis=-1)[..., :k]
+    chosen = np.sort(chosen, axis=-1)  # so that ties come in their given order
+    values = take_along_axis(xp, a, chosen, a.ndim - 1)
+    if largest:
+        order = chosen.shape[-1] - 1 - np.argsort(values[..., ::-1], axis=-1, kind="stable")
+        order = order[..., ::-1]
+    else:
+        order = np.argsort(values, axis=-1, kind="stable")
+    return take_along_axis(xp, chosen, order[..., :k], a.ndim - 1)
 
 
 def sum_rows_to(xp, g, shape):

@@ -83,6 +83,32 @@ def add_rows(xp, out, index, rows):
     return out
 
 
+def add_along_axis(xp, out, index, values, axis):
+    """``out[i][index[i][j]] += values[i][j]`` (for axis 1), in place; returns ``out``."""
+    places = list(xp.indices(index.shape, sparse=True))
+    places[axis] = index
+    xp.add.at(out, tuple(places), values)
+    return out
+
+
+def contiguous_copy(xp, a):
+    """A C-ordered copy."""
+    return xp.array(a, order="C", copy=True)
+
+
+def reversed_cumsum(xp, a, axis):
+    """Sums from each element to the end along ``axis``."""
+    return xp.flip(xp.cumsum(xp.flip(a, axis), axis), axis)
+
+
+def top_k(xp, a, k, largest):
+    """Positions (…×k) of the k largest (or smallest) along the last axis, ties in given order."""
+    if not largest:
+        return xp.argsort(a, axis=-1, kind="stable")[..., :k]
+    last = a.shape[-1] - 1
+    return (last - xp.argsort(a[..., ::-1], axis=-1, kind="stable"))[..., ::-1][..., :k]
+
+
 def sum_rows_to(xp, g, shape):
     """Sum ``g`` down to ``shape``, the shape it was broadcast from."""
     lead = g.ndim - len(shape)

@@ -46,7 +46,7 @@ def _(F, g):
 @op(moves=True, method=False, samples=lambda m: [case(m(3, 4).t())], node_name="Clone")
 def clone_contiguous(xp, input):
     """A row-major copy."""
-    return xp.array(input, order="C", copy=True)
+    return xp.contiguous_copy(input)
 
 
 @clone_contiguous.grad("input")

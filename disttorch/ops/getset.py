@@ -235,7 +235,7 @@ advanced_index = Op(
 def _(F, g, input_shape, index):
     # a mask names every place once, so its gradient can be put instead of added
     repeats = len(index) > 1 or index[0].dtype.kind != "b"
-    return F.index_put(F.zeros_shaped(g, input_shape), index, g, repeats)
+    return F.index_backward(g, input_shape, index, repeats)
 
 
 # ---------------------------------------------------------------- putting
@@ -246,8 +246,25 @@ def _(F, g, input_shape, index):
 ])  # fmt: skip
 def put_at(xp, input, index, values, accumulate=False):
     """``input`` with ``values`` at ``index`` (a tuple of arrays and slices)."""
-    out = input.copy()
-    first = index[0]
+    return _put(xp, input.copy(order="C"), index, values, accumulate)
+
+
+@op(method=False, moves=True, samples=lambda m: [
+    case(m(5, 4), (3, 4), (m.index(3, 5)._data,), True),
+    case(m(3, 2), (3, 4), (slice(None), m.permutation(4)[:2]._data), False)])  # fmt: skip
+def index_backward(xp, input, shape, index, repeats):
+    """Zeros of ``shape`` with ``input`` added where ``index`` took it from."""
+    return _put(xp, xp.zeros(shape, input.dtype), index, input, repeats)
+
+
+@index_backward.grad("input")
+def _(F, g, index):
+    return F.index(g, index)
+
+
+def _put(xp, out, index, values, accumulate):
+    """Write ``values`` to (or add them at) ``index`` of ``out``, in place."""
+    input, first = out, index[0]
     if values.dtype != input.dtype:
         raise RuntimeError(
             "Index put requires the source and destination dtypes match, got "

@@ -58,7 +58,23 @@ def _check_gather(xp, name, input, dim, index):
 
 @gather.grad("input")
 def _(F, g, input_shape, dim, index):
-    return F.scatter_add(F.zeros_shaped(g, input_shape), dim, index, g)
+    return F.gather_backward(g, input_shape, dim, index)
+
+
+@op(tensors=("input", "index"), method=False, moves=True, samples=lambda m: [
+    case(m(4, 2), (3, 4), 0, m.index(3, 4, 2)), case(m(3, 2), (3, 4), 1, m.index(4, 3, 2)),
+    case(m(1), (), 0, m.index(1, 1))])  # fmt: skip
+def gather_backward(xp, input, shape, dim, index):
+    """Zeros of ``shape`` with ``input`` added where ``gather`` took it from."""
+    out = xp.zeros(shape, input.dtype)
+    if not shape:
+        return out + input.sum()
+    return xp.add_along_axis(out, index, input, wrap_dim(dim, out.ndim))
+
+
+@gather_backward.grad("input")
+def _(F, g, dim, index):
+    return F.gather(g, dim, index)
 
 
 @op(tensors=("input", "index", "src"), moves=True, inplace=True, samples=lambda m: [
@@ -68,26 +84,13 @@ def _(F, g, input_shape, dim, index):
 def scatter_add(xp, input, dim, index, src):
     """``input`` with ``src`` added at ``index`` along ``dim``; repeated places add up."""
     dim = _check_gather(xp, "scatter", input, dim, index)
-    out = input.copy()
+    out = input.copy(order="C")
     if index.size == 0:
         return out
     if input.ndim == 0:
         return out + src.reshape(()) if index.ndim == 0 else out + src[:1].reshape(())
     src = _crop(src, index.shape, -1)
-    if _is_permutation_like(index, dim):
-        places = list(xp.indices(index.shape, sparse=True))
-        places[dim] = index
-        out[tuple(places)] += src
-        return out
-    places = list(xp.indices(index.shape, sparse=True))
-    places[dim] = index
-    xp.add.at(out, tuple(places), src)
-    return out
-
-
-def _is_permutation_like(index, dim):
-    """One index per line along ``dim``: nothing repeats, a plain assignment will do."""
-    return index.shape[dim] == 1
+    return xp.add_along_axis(out, index, src, dim)
 
 
 @scatter_add.grad("input")
@@ -119,7 +122,19 @@ def index_select(xp, input, dim, index):
 
 @index_select.grad("input")
 def _(F, g, input_shape, dim, index):
-    return F.index_add(F.zeros_shaped(g, input_shape), dim, index, g)
+    return F.index_select_backward(g, input_shape, dim, index)
+
+
+@op(tensors=("input", "index"), method=False, moves=True, samples=lambda m: [
+    case(m(5, 4), (3, 4), 0, m.index(3, 5)), case(m(3, 2), (3, 4), 1, m.index(4, 2))])  # fmt: skip
+def index_select_backward(xp, input, shape, dim, index):
+    """Zeros of ``shape`` with the slices of ``input`` added where ``index_select`` took them."""
+    return _add_slices(xp, xp.zeros(shape, input.dtype), dim, index, input)
+
+
+@index_select_backward.grad("input")
+def _(F, g, dim, index):
+    return F.index_select(g, dim, index)
 
 
 @op(tensors=("input", "index", "source"), moves=True, inplace=True, samples=lambda m: [
@@ -130,14 +145,19 @@ def index_add(xp, input, dim, index, source, alpha=1):
     _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "")
     if alpha != 1:
         source = source * alpha
-    out = input.copy()
-    if input.ndim == 0:
+    return _add_slices(xp, input.copy(order="C"), dim, index, source)
+
+
+def _add_slices(xp, out, dim, index, source):
+    """Add the slices of ``source`` to the contiguous ``out``, in place."""
+    if out.ndim == 0:
         return out + source.sum()
-    moved = xp.moveaxis(out, dim, 0)
-    rows = xp.moveaxis(source, dim, 0)
-    if index.size:
-        flat = xp.ascontiguousarray(moved).reshape(moved.shape[0], -1)
-        xp.add_rows(flat, index.reshape(-1), rows.reshape(rows.shape[0], -1))
+    if index.size == 0:
+        return out
+    moved, rows = xp.moveaxis(out, dim, 0), xp.moveaxis(source, dim, 0)
+    flat = xp.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+    xp.add_rows(flat, index.reshape(-1), rows.reshape(rows.shape[0], -1))
+    if dim % out.ndim:  # otherwise ``flat`` is ``out`` itself
         moved[...] = flat.reshape(moved.shape)
     return out
 
@@ -181,7 +201,7 @@ def _(F, g, weight_shape, indices, padding_idx):
     if padding_idx >= 0:
         keep = F.unsqueeze(F.ne(flat, padding_idx), 1)
         rows = F.where(keep, rows, F.zeros_like(rows))
-    return F.index_add(F.zeros_shaped(g, weight_shape), 0, flat, rows)
+    return F.index_select_backward(rows, weight_shape, 0, flat)
 
 
 def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0,

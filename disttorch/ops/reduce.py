@@ -124,7 +124,7 @@ def _pick_gradient(F, g, input_shape, out1, dim, keepdim):
         return g
     if not keepdim:
         g, out1 = F.unsqueeze(g, dim), F.unsqueeze(out1, dim)
-    return F.scatter_add(F.zeros_shaped(g, input_shape), dim, out1, g)
+    return F.gather_backward(g, input_shape, dim, out1)
 
 
 max_dim.grad("input")(_pick_gradient)

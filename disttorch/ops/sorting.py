@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..backend import dtypes
 from ..tensor import Tensor
-from .core import op, wrap_dim
+from .core import op, wrap_dim, write_out
 from .reduce import named
 from .samples import case
 
@@ -42,26 +42,30 @@ def topk_dim(xp, input, k, dim=-1, largest=True):
             f"selected index k out of range: k is {k}, and dim {dim} of the input has "
             f"{input.shape[dim] if input.ndim else 1} elements"
         )
-    return _ordered(xp, input, dim, largest, k)
+    if input.ndim == 0 or not k or not input.size:
+        return _ordered(xp, input, dim, largest, k)
+    best = xp.top_k(xp.ascontiguousarray(xp.moveaxis(input, dim, -1)), k, largest)
+    index = xp.ascontiguousarray(xp.moveaxis(best, -1, dim)).astype(dtypes.int64.np, copy=False)
+    return xp.take_along_axis(input, index, dim), index
 
 
 def _return_gradient(F, g, input_shape, out1, dim):
     """Each value came from one place: its gradient goes back there."""
     if not input_shape:
         return g[0]
-    return F.scatter_add(F.zeros_shaped(g[0], input_shape), dim, out1, g[0])
+    return F.gather_backward(g[0], input_shape, dim, out1)
 
 
 sort_dim.grad("input")(_return_gradient)
 topk_dim.grad("input")(_return_gradient)
 
 
-def sort(input: Tensor, dim=-1, descending=False, stable=False):
+def sort(input: Tensor, dim=-1, descending=False, stable=False, *, out=None):
     """Values in order along ``dim`` and their positions (int64), as a pair ``values, indices``.
 
     Equal elements keep their order whether or not ``stable`` asks for it.
     """
-    return named("sort", sort_dim.call(input, dim, descending))
+    return _both("sort", sort_dim.call(input, dim, descending), out)
 
 
 def argsort(input: Tensor, dim=-1, descending=False, stable=False) -> Tensor:
@@ -69,7 +73,7 @@ def argsort(input: Tensor, dim=-1, descending=False, stable=False) -> Tensor:
     return sort_dim.call(input, dim, descending)[1]
 
 
-def topk(input: Tensor, k, dim=-1, largest=True, sorted=True):
+def topk(input: Tensor, k, dim=-1, largest=True, sorted=True, *, out=None):
     """The ``k`` largest (or smallest) values along ``dim`` and their positions (int64).
 
     They come in order whether or not ``sorted`` asks for it.
@@ -77,7 +81,13 @@ def topk(input: Tensor, k, dim=-1, largest=True, sorted=True):
     Raises:
         RuntimeError: for a ``k`` that is negative or larger than the dim.
     """
-    return named("topk", topk_dim.call(input, k, dim, largest))
+    return _both("topk", topk_dim.call(input, k, dim, largest), out)
+
+
+def _both(kind, pair, out):
+    if out is not None:
+        pair = tuple(write_out(r, o, kind) for r, o in zip(pair, out))
+    return named(kind, pair)
 
 
 COMPOSITES = {"sort": sort, "argsort": argsort, "topk": topk}

@@ -68,8 +68,8 @@ COUNTERPART |= {
     "median_all": torch.median, "nanmedian_all": torch.nanmedian,
 }  # fmt: skip
 # No public counterpart: pieces of gradients, checked by gradcheck
-INTERNAL = {"slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
-            "ones_like"}  # fmt: skip
+INTERNAL = {"as_strided", "as_strided_backward", "slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
+            "ones_like", "gather_backward", "index_backward", "index_select_backward", "reversed_sum"}  # fmt: skip
 
 MAKES_COMPLEX = {"complex", "view_as_complex"}
 FLOATS = ["float32", "float64", "float16", "bfloat16"]
