@@ -454,7 +454,8 @@ def reciprocal(input, *, out=None):
 
 
 COMPOSITES = {
-    "add": add, "sub": sub, "subtract": sub, "true_divide": _true_divide.call, "div": div, "divide": div,
+    "add": add, "sub": sub, "subtract": sub, "div": div, "divide": div,
+    "true_divide": _true_divide.call,
     "clamp_min": clamp_min, "clamp_max": clamp_max, "square": square, "reciprocal": reciprocal,
     "multiply": mul.call, "clip": clamp.call, "negative": neg.call, "absolute": abs.call,
     "fix": trunc.call,
@@ -468,5 +469,5 @@ def abs_(input):
 
 FUNCTIONS = {"rsub": rsub, "abs_": abs_}
 METHODS = {"abs_": abs_, "absolute_": abs_}
-INPLACE = ("add", "sub", "subtract", "div", "divide", "true_divide", "clamp_min", "clamp_max", "square",
-           "reciprocal", "multiply", "clip", "negative", "fix")  # fmt: skip
+INPLACE = ("add", "sub", "subtract", "div", "divide", "true_divide", "clamp_min", "clamp_max",
+           "square", "reciprocal", "multiply", "clip", "negative", "fix")  # fmt: skip

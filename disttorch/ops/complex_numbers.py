@@ -18,7 +18,8 @@ _COMPLEX_CASES = lambda m: [  # noqa: E731
 
 
 @binary(method=False, name="complex", lacks="bic", moves=True, tensor_only=("input", "other"),
-        samples=lambda m: [case(m(3, 4), m(3, 4)), case(m(), m()), case(m(3, 1), m(4))])  # fmt: skip
+        samples=lambda m: [
+            case(m(3, 4), m(3, 4)), case(m(), m()), case(m(3, 1), m(4))])  # fmt: skip
 def _complex(xp, input, other):
     if input.dtype.itemsize < 4:
         raise no_kernel("complex", dtypes.FROM_NP[input.dtype])
@@ -130,8 +131,8 @@ def view_as_complex(xp, input):
     """
     if input.dtype.kind != "f" or input.dtype.itemsize < 4:
         raise RuntimeError(
-            "view_as_complex is only supported for half, float and double tensors, but got a tensor "
-            f"of scalar type: {type_name(dtypes.FROM_NP[input.dtype])}"
+            "view_as_complex is only supported for half, float and double tensors, but got a "
+            f"tensor of scalar type: {type_name(dtypes.FROM_NP[input.dtype])}"
         )
     if not input.ndim:
         raise RuntimeError("Input tensor must have one or more dimensions")
@@ -197,8 +198,10 @@ def _part(getter, name):
     return property(getter, assign, doc=f"The {name} part, a view; assigning writes into it.")
 
 
-FUNCTIONS = {"complex": complex, "polar": polar, "real": real, "imag": imag,
-             "view_as_real": view_as_real.call, "view_as_complex": view_as_complex.call}  # fmt: skip
+FUNCTIONS = {
+    "complex": complex, "polar": polar, "real": real, "imag": imag,
+    "view_as_real": view_as_real.call, "view_as_complex": view_as_complex.call,
+}  # fmt: skip
 COMPOSITES = {
     "conj_physical": conjugate.call, "resolve_conj": resolve, "resolve_neg": resolve,
     "is_conj": is_conj, "is_neg": is_neg,

@@ -7,7 +7,7 @@ import math
 from ..backend import dtypes, namespace_of
 from ..tensor import Tensor, wrap
 from .casts import to
-from .core import REGISTRY, Op, op, type_name, wrap_dim, write_out
+from .core import REGISTRY, Op, op, wrap_dim, write_out
 from .elementwise_core import no_kernel
 from .reduce import named
 from .samples import case
@@ -299,8 +299,10 @@ def cov(input: Tensor, *, correction=1, fweights=None, aweights=None) -> Tensor:
         fweights: how often each observation occurred (integers); aweights: its importance.
     """
     if input.ndim > 2:
-        raise RuntimeError(f"cov(): expected input to have two or fewer dimensions but got an input "
-                           f"with {input.ndim} dimensions")  # fmt: skip
+        raise RuntimeError(
+            "cov(): expected input to have two or fewer dimensions but got an input with "
+            f"{input.ndim} dimensions"
+        )
     if input.dtype is dtypes.bool:
         raise RuntimeError("cov(): bool dtype is not supported for input")
     rows = input.reshape(1, -1) if input.ndim < 2 else input
@@ -363,7 +365,7 @@ def _range_of(name, array, low, high):
 def histc(input: Tensor, bins=100, min=0, max=0, *, out=None) -> Tensor:
     """Counts of the elements in ``bins`` equal bins of [min, max] (of the data if both are 0)."""
     if input.dtype not in (dtypes.float32, dtypes.float64, dtypes.float16, dtypes.bfloat16):
-        raise no_kernel("histogram_cpu", input.dtype)
+        raise no_kernel("histogram", input.dtype)
     if bins <= 0:
         raise RuntimeError("bins must be > 0")
     array = input._data.reshape(-1)
@@ -381,7 +383,7 @@ def histogram(input: Tensor, bins, *, range=None, weight=None, density=False, ou
         bins: their number, or a vector of increasing edges.
     """
     if input.dtype not in (dtypes.float32, dtypes.float64):
-        raise NotImplementedError(f'"histogram_cpu" not implemented for \'{type_name(input.dtype)}\'')
+        raise no_kernel("histogram", input.dtype)
     array = input._data.reshape(-1)
     xp = namespace_of(array)
     if isinstance(bins, Tensor):

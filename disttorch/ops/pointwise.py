@@ -150,7 +150,8 @@ def _(F, g, needs, input, approximate):
 def _(input, approximate="none"):
     if approximate == "none":
         return input * 0.5 * (1 + erf.call(input * 0.7071067811865476))
-    return input * 0.5 * (1 + tanh.call(0.7978845608028654 * (input + 0.044715 * input * input * input)))
+    inner = 0.7978845608028654 * (input + 0.044715 * input * input * input)
+    return input * 0.5 * (1 + tanh.call(inner))
 
 
 @elementwise(inplace=True, lacks="bic", samples=lambda m: [
@@ -209,7 +210,7 @@ def conj(input):
 
 
 COMPOSITES = {
-    "conj": conj, "arcsin": asin.call, "arccos": acos.call, "arctan": atan.call, "arcsinh": asinh.call,
-    "arccosh": acosh.call, "arctanh": atanh.call,
+    "conj": conj, "arcsin": asin.call, "arccos": acos.call, "arctan": atan.call,
+    "arcsinh": asinh.call, "arccosh": acosh.call, "arctanh": atanh.call,
 }  # fmt: skip
 INPLACE = tuple(n for n in COMPOSITES if n != "conj")

@@ -64,8 +64,8 @@ def _(F, g, input_shape, dim, keepdim):
 
 def sum(input: Tensor, dim=None, keepdim=False, *, dtype=None, out=None) -> Tensor:
     """Sum over ``dim`` (one, several, or None for all); integers add up in int64."""
-    if dtype is not None:
-        input = REGISTRY["to_dtype"].apply((input, dtype)) if dtype.np != input._data.dtype else input
+    if dtype is not None and dtype.np != input._data.dtype:
+        input = REGISTRY["to_dtype"].apply((input, dtype))
     return _sum.call(input, dim, keepdim, out=out)
 
 
@@ -192,7 +192,8 @@ def _max_or_min(name, input, args, kwargs):
         elementwise = REGISTRY["maximum" if name == "max" else "minimum"]
         return elementwise.call(input, *args, **kwargs)
     out = kwargs.pop("out", None)
-    return named(name, (max_dim if name == "max" else min_dim).call(input, *args, **kwargs), out=out)
+    pair = (max_dim if name == "max" else min_dim).call(input, *args, **kwargs)
+    return named(name, pair, out=out)
 
 
 def _arg(name):
@@ -368,7 +369,8 @@ def norm(input: Tensor, p="fro", dim=None, keepdim=False, *, dtype=None) -> Tens
 
 
 def _amax(input, dim, keepdim, largest):
-    return REGISTRY["amax" if largest else "amin"].call(input, dim if dim is not None else (), keepdim)
+    dims = () if dim is None else dim
+    return REGISTRY["amax" if largest else "amin"].call(input, dims, keepdim)
 
 
 @op(method=False, samples=lambda m: [

@@ -48,7 +48,7 @@ def _(F, g, input, dim, keepdim):
 
 
 def _product_of_others(F, input, dim):
-    """The product of all elements along ``dim`` but each one; right for zeros, unlike a quotient."""
+    """The product of all elements along ``dim`` but each one; unlike a quotient right for 0."""
     n = input.shape[dim]
     if n < 2:
         return F.ones_like(input)
@@ -92,7 +92,8 @@ def nanmean(input: Tensor, dim=None, keepdim=False, *, dtype=None, out=None) -> 
 
 
 @op(moves=True, out=False, samples=lambda m: [
-    case(m.int(3, 4, high=2)), case(m.int(3, 4, high=2), 1), case(m.int(2, 3, 4, high=2), (0, 2))])  # fmt: skip
+    case(m.int(3, 4, high=2)), case(m.int(3, 4, high=2), 1),
+    case(m.int(2, 3, 4, high=2), (0, 2))])  # fmt: skip
 def count_nonzero(xp, input, dim=None):
     """The number of nonzero elements over ``dim``."""
     axes = wrap_dims(dim, input.ndim)
@@ -286,7 +287,7 @@ def _check_quantile(name, input, q, interpolation):
     if not isinstance(q, Tensor):
         if not 0 <= q <= 1:
             raise RuntimeError(f"{name}() q must be in the range [0, 1] but got {q}")
-        q = REGISTRY["to_dtype"].call(wrap(namespace_of(input._data).asarray(float(q))), input.dtype)
+        q = to(wrap(namespace_of(input._data).asarray(float(q))), input.dtype)
     if q.ndim > 1:
         raise RuntimeError(f"{name}() q must be a scalar or 1D tensor")
     if q.dtype is not input.dtype:

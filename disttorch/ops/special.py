@@ -31,7 +31,8 @@ def _function(name, doc, rule=None, low=-2.0, high=2.0, avoid=(), top=True, **op
 erfc = _function("erfc", "1 − erf(input), exact in the tail.",
                  lambda F, g, input: g * (F.exp(-(input * input)) * (-2 / _SQRT_PI)))  # fmt: skip
 erfinv = _function("erfinv", "The inverse of erf.",
-                   lambda F, g, out: g * (F.exp(out * out) * (_SQRT_PI / 2)), -0.9, 0.9)  # fmt: skip
+                   lambda F, g, out: g * (F.exp(out * out) * (_SQRT_PI / 2)),
+                   -0.9, 0.9)  # fmt: skip
 lgamma = _function("lgamma", "log |Γ(input)|.", lambda F, g, input: g * F.digamma(input),
                    avoid=(-2, -1, 0))  # fmt: skip
 digamma = _function("digamma", "The derivative of lgamma.",
@@ -49,7 +50,8 @@ i1e = _function("i1e", "exp(−|input|)·i1(input).",
                     F.i0e(input) - out * F.sgn(input) - _over(F, out, input)),
                 top=False, avoid=(0.0,))  # fmt: skip
 erfcx = _function("erfcx", "exp(input²)·erfc(input).",
-                  lambda F, g, input, out: g * (input * out * 2 - 2 / _SQRT_PI), top=False)  # fmt: skip
+                  lambda F, g, input, out: g * (input * out * 2 - 2 / _SQRT_PI),
+                  top=False)  # fmt: skip
 ndtr = _function("ndtr", "The standard normal distribution function.",
                  lambda F, g, input: g * F.exp(input * input * -0.5) / math.sqrt(2 * math.pi),
                  top=False)  # fmt: skip
@@ -78,7 +80,8 @@ _PLAIN = tuple(
 
 
 @elementwise(kind="float", lacks="c", method=False, node_name="Polygamma", samples=lambda m: [
-    case(m(3, 4, low=0.4, high=4), 1), case(m(3, low=0.4, high=3), 2), case(m(low=1), 0)])  # fmt: skip
+    case(m(3, 4, low=0.4, high=4), 1), case(m(3, low=0.4, high=3), 2),
+    case(m(low=1), 0)])  # fmt: skip
 def polygamma_of(xp, input, n):
     return xp.polygamma(n, input)
 
@@ -175,7 +178,8 @@ def _incomplete(name, kernel, sign, doc):
 
 
 igamma = _incomplete("igamma", "gammainc", 1, "The regularised lower incomplete gamma function.")
-igammac = _incomplete("igammac", "gammaincc", -1, "The regularised upper incomplete gamma function.")
+igammac = _incomplete("igammac", "gammaincc", -1,
+                      "The regularised upper incomplete gamma function.")  # fmt: skip
 
 
 @binary(kind="float", lacks="c", method=False, samples=lambda m: [

@@ -1,4 +1,4 @@
-"""Function, method, in-place and ``out=`` forms, keyword names and named results against PyTorch."""
+"""Function, method, in-place and ``out=`` forms, keywords and named results against PyTorch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ def words(text):
 
 
 ONE = words("""
-    abs absolute acos arccos angle asin arcsin asinh arcsinh atan arctan atanh arctanh ceil cos cosh
-    deg2rad digamma erf erfc erfinv exp exp2 expm1 fix floor frac i0 lgamma log log10 log1p log2 logit
-    nan_to_num neg negative rad2deg reciprocal round rsqrt sigmoid sign sgn sin sinc sinh sqrt square
-    tan tanh trunc isnan isfinite logical_not signbit isposinf
+    abs absolute acos arccos angle asin arcsin asinh arcsinh atan arctan atanh arctanh ceil
+    cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 fix floor frac i0 lgamma log
+    log10 log1p log2 logit nan_to_num neg negative rad2deg reciprocal round rsqrt sigmoid
+    sign sgn sin sinc sinh sqrt square tan tanh trunc isnan isfinite logical_not signbit
+    isposinf
 """)  # fmt: skip
 TWO = words("""
-    add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow atan2 arctan2
-    hypot copysign nextafter logaddexp logaddexp2 xlogy maximum minimum fmax fmin eq ne lt le gt ge
-    less less_equal greater greater_equal not_equal logical_and logical_or logical_xor heaviside
-    float_power ldexp igamma igammac
+    add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow
+    atan2 arctan2 hypot copysign nextafter logaddexp logaddexp2 xlogy maximum minimum fmax
+    fmin eq ne lt le gt ge less less_equal greater greater_equal not_equal logical_and
+    logical_or logical_xor heaviside float_power ldexp igamma igammac
 """)  # fmt: skip
 CALLS = [
     ("add", (2.0,), {"alpha": 3}), ("sub", (2.0,), {"alpha": 0.5}), ("rsub", (2.0,), {}),
