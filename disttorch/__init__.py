@@ -5,6 +5,7 @@
 Sub-packages that a script may not need (nn, optim, distributed, ...) load when first used.
 """
 
+# ruff: noqa: F401  (the imports are the public names)
 from __future__ import annotations
 
 import importlib
@@ -15,7 +16,7 @@ from math import e, inf, nan, pi
 # silently, as in PyTorch. Only warnings raised inside this package are concerned.
 warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"disttorch\.")
 
-from . import autograd, ops  # noqa: E402
+from . import autograd, interop, legacy_types, ops, settings, storage, version  # noqa: E402
 from .autograd import (  # noqa: E402
     enable_grad,
     inference_mode,
@@ -44,27 +45,57 @@ from .backend.dtypes import (  # noqa: E402
 )
 from .ops.random import Generator  # noqa: E402
 from .tensor import Size, Tensor, strided  # noqa: E402
-
-__version__ = "0.1.0"
+from .version import __version__  # noqa: E402
 
 globals().update(ops.PUBLIC)
+globals().update(interop.FUNCTIONS)
 globals().update({d.name: d for d in _ALL_DTYPES})
+for _part in (interop, legacy_types, storage):
+    for _name, _method in _part.METHODS.items():
+        setattr(Tensor, _name, _method)
 
+# Sub-packages and single names that load when first used
 _LAZY = {
-    "nn": ".nn", "optim": ".optim", "utils": ".utils", "distributed": ".distributed",
-    "cuda": ".cuda", "serialization": ".serialization", "random": ".random",
-    "special": ".special", "linalg": ".linalg", "fft": ".fft", "return_types": ".return_types",
+    "nn", "optim", "utils", "distributed", "cuda", "serialization", "random", "special", "linalg",
+    "fft", "return_types", "func", "backends", "jit", "compiler", "accelerator", "testing", "amp",
+    "distributions", "profiler", "multiprocessing",
 }  # fmt: skip
-_FROM = {"save": ".serialization", "load": ".serialization"}
+_FROM = {
+    "save": "serialization", "load": "serialization", "fork_rng": "random",
+    "default_generator": "random", "compile": "compiler", "vmap": "func", "mps": "absent_devices",
+    "xpu": "absent_devices", "mtia": "absent_devices", "autocast": "amp", "GradScaler": "amp",
+    "set_printoptions": "printing", "get_printoptions": "printing",
+    "set_default_tensor_type": "legacy_types", "Stream": "cuda", "Event": "cuda",
+    "OutOfMemoryError": "cuda", "ScriptModule": "jit", "is_storage": "storage",
+    "UntypedStorage": "storage", "TypedStorage": "storage",
+    **dict.fromkeys(storage.STORAGE_NAMES, "storage"),
+    **dict.fromkeys(settings.__all__, "settings"),
+}  # fmt: skip
 
 
 def __getattr__(name):
+    value = None
     if name in _LAZY:
-        module = importlib.import_module(_LAZY[name], __name__)
-        globals()[name] = module
-        return module
-    if name in _FROM:
-        value = getattr(importlib.import_module(_FROM[name], __name__), name)
+        value = _sub_package(name)
+    elif name in _FROM:
+        value = getattr(importlib.import_module(f".{_FROM[name]}", __name__), name)
+    elif name.endswith("Tensor"):
+        value = legacy_types.tensor_type(name)
+    if value is None:
+        raise AttributeError(f"module 'torch' has no attribute {name!r} (disttorch lacks it)")
+    if name != "default_generator":
         globals()[name] = value
-        return value
-    raise AttributeError(f"module 'torch' has no attribute {name!r} (disttorch lacks it)")
+    return value
+
+
+def _sub_package(name):
+    try:
+        return importlib.import_module(f".{name}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise  # it is there, but something that it needs is not
+        return None
+
+
+def __dir__():
+    return sorted({*globals(), *_LAZY, *_FROM})

@@ -40,7 +40,7 @@ def set_printoptions(precision=None, threshold=None, edgeitems=None, linewidth=N
         threshold: tensors of more elements are summarised (1000).
         edgeitems: how many elements a summary shows at each end of a dim (3).
         linewidth: characters per line (80).
-        profile: ``"default"``, ``"short"`` or ``"full"``: sets the four above, which may override it.
+        profile: ``"default"``, ``"short"`` or ``"full"`` sets the four above; they override it.
         sci_mode: True or False forces or forbids scientific notation; None decides per tensor.
     """
     if profile is not None:

@@ -22,16 +22,19 @@ LAYERS = (
     ("tensor",),
     ("autograd", "return_types"),
     ("ops",),
-    ("printing", "interop", "random", "special"),
-    ("cuda", "backends", "version"),
+    ("printing", "interop", "random", "special", "fft", "linalg",
+     "legacy_types", "storage", "testing", "version"),
+    ("cuda", "backends", "settings", "compiler", "jit", "absent_devices"),
+    ("accelerator",),
     ("nn",),
     ("optim",),
     ("serialization",),
     ("utils",),
-    ("amp", "jit", "func"),
+    ("amp", "func"),
     ("distributed",),
-    ("__main__",),
     ("",),  # disttorch/__init__.py gathers them all
+    ("as_torch",),
+    ("_torch_name", "__main__"),
 )
 
 

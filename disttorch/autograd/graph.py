@@ -384,7 +384,7 @@ from .saved import (  # noqa: E402
 __all__ = [
     "FREED", "AccumulateGrad", "GradientEdge", "Node", "PackedNode", "PackedTensor",
     "disable_saved_tensors_hooks", "get_gradient_edge", "increment_version", "linked", "node_type",
-    "pack_saved", "register_multi_grad_hook", "save_on_cpu", "saved_tensors_hooks", "RemovableHandle",
-    "accumulator", "add_accumulated_hook", "bump_version", "edge_to", "next_seq", "share_version",
+    "pack_saved", "register_multi_grad_hook", "save_on_cpu", "saved_tensors_hooks",
+    "RemovableHandle", "accumulator", "add_accumulated_hook", "bump_version", "edge_to", "next_seq", "share_version",
     "version_of",
 ]  # fmt: skip

@@ -76,6 +76,14 @@ class Generator:
         """int64 uniform on [low, high)."""
         return self.numpy.integers(low, high, shape)
 
+    def poisson(self, rate):
+        """int64 of the rate's shape."""
+        return self.numpy.poisson(rate)
+
+    def binomial(self, count, prob):
+        """int64: successes among ``count`` trials, elementwise."""
+        return self.numpy.binomial(count, prob)
+
     def permutation(self, n: int):
         return self.numpy.permutation(n)
 

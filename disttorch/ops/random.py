@@ -1,4 +1,4 @@
-"""Random numbers: generators per device, and the factories and in-place fills that draw from them."""
+"""Random numbers: generators per device, the factories and in-place fills that draw from them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import secrets
 
 from ..autograd.graph import share_version
+from ..autograd.modes import state
 from ..backend import devices, dtypes, namespace_for, namespace_of
 from ..tensor import Tensor, wrap
 from .core import HALF, write_out
@@ -22,36 +23,60 @@ class Generator:
 
     def __init__(self, device="cpu"):
         self.device = devices.device(device)
-        self.source = namespace_for(self.device).make_generator(67280421310721)
+        self._source = namespace_for(self.device).make_generator(67280421310721)
+
+    @property
+    def source(self):
+        """The backend's stream, for drawing.
+
+        Raises:
+            RuntimeError: inside a vmap that forbids random numbers.
+        """
+        if state.randomness == "error":
+            raise RuntimeError(
+                "vmap: called random operation while in randomness error mode. Please either use "
+                "the 'same' or 'different' randomness flags on vmap or perform the randomness "
+                "operation out of vmap"
+            )
+        return self._source
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream that belongs to ``seed``; returns self."""
-        self.source.manual_seed(_checked_seed(seed))
+        self._source.manual_seed(_checked_seed(seed))
         return self
 
     def seed(self) -> int:
         """Start a stream from the system's entropy; returns its seed."""
-        return self.source.seed()
+        return self._source.seed()
 
     def initial_seed(self) -> int:
         """The seed the stream started from."""
-        return self.source.initial_seed
+        return self._source.initial_seed
 
     def get_state(self) -> Tensor:
         """The state as a uint8 tensor on the CPU."""
-        return wrap(self.source.get_state())
+        return wrap(self._source.get_state())
 
     def set_state(self, state: Tensor) -> None:
         """Continue from a state; raises RuntimeError if it is none."""
         if not isinstance(state, Tensor):
             raise TypeError(f"expected a torch.ByteTensor, but got {type(state).__name__}")
-        self.source.set_state(namespace_of(state._data).to_host(state._data))
+        self._source.set_state(namespace_of(state._data).to_host(state._data))
+
+    def __reduce__(self):
+        return _rebuild_generator, (str(self.device), self.get_state())
 
     def clone_state(self) -> Generator:
         """Another generator in the same state."""
         other = Generator(self.device)
         other.set_state(self.get_state())
         return other
+
+
+def _rebuild_generator(device, rng_state):
+    made = Generator(device)
+    made.set_state(rng_state)
+    return made
 
 
 def _checked_seed(seed) -> int:
@@ -145,7 +170,8 @@ def _factory(name, kind):
             size = (options.pop("size"),)
         if options:
             raise TypeError(f"{name}() got an unexpected keyword argument '{next(iter(options))}'")
-        dtype = dtype or dtypes.get_default_dtype()
+        if dtype is None:
+            dtype = dtypes.get_default_dtype() if out is None else out.dtype
         if dtype.category < dtypes.FLOAT:
             raise NotImplementedError(f'"{name}" not implemented for {dtype!r}')
         if device is None and generator is not None:
@@ -181,25 +207,54 @@ def _like(name, maker):
 rand_like, randn_like = _like("rand_like", rand), _like("randn_like", randn)
 
 
-def randint(low, high=None, size=None, *, generator=None, out=None, dtype=None, layout=None,
-            device=None, requires_grad=False):  # fmt: skip
+def randint(low=None, high=None, size=None, *, generator=None, out=None, dtype=None, layout=None,
+            device=None, requires_grad=False, pin_memory=False):  # fmt: skip
     """Integers uniform on [low, high); ``randint(high, size)`` starts at 0."""
     if size is None:
         low, high, size = 0, low, high
-    if low >= high:
-        raise RuntimeError(f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}")
+    low = 0 if low is None else low
+    if high is None or size is None:
+        raise TypeError("randint() needs `high` and `size`: randint(high, size) or "
+                        "randint(low, high, size)")  # fmt: skip
+    low, high = (v.item() if isinstance(v, Tensor) else v for v in (low, high))
+    if dtype is None:
+        dtype = dtypes.int64 if out is None else out.dtype
+    _check_range(low, high, dtype)
     if device is None and generator is not None:
         device = generator.device
     place = _place(device)
     array = _source(generator, place).integers(int(low), int(high), sizes((size,)))
-    array = array.astype((dtype or dtypes.int64).np, copy=False)
+    array = array.astype(dtype.np, copy=False)
     if out is not None:
         return write_out(wrap(array), out, "randint")
     return _finish(wrap(array), requires_grad)
 
 
-def randint_like(input, low, high=None, *, dtype=None, device=None, requires_grad=False):
+_C_NAMES = {"uint8": "unsigned char", "int8": "signed char", "int16": "short", "int32": "int",
+            "int64": "int64_t", "bool": "bool"}  # fmt: skip
+
+
+def _check_range(low, high, dtype) -> None:
+    """RuntimeErrors for a range that is empty or that the dtype cannot hold."""
+    if low >= high:
+        raise RuntimeError(
+            f"random_ expects 'from' to be less than 'to', but got from={low} >= to={high}"
+        )
+    if dtype.category > dtypes.INT:
+        return
+    least, most = (0, 1) if dtype is dtypes.bool else (
+        dtypes.iinfo(dtype).min, dtypes.iinfo(dtype).max)  # fmt: skip
+    for what, value in (("from", low), ("to - 1", high - 1)):
+        if not least <= value <= most:
+            kind = _C_NAMES[dtype.name]
+            raise RuntimeError(f"{what} is out of bounds for {kind} (it is {value})")
+
+
+def randint_like(input, low=None, high=None, *, dtype=None, layout=None, device=None,
+                 requires_grad=False, memory_format=None):  # fmt: skip
     """Integers in the input's shape and dtype."""
+    if low is None:
+        low = 0
     if high is None:
         low, high = 0, low
     return randint(low, high, tuple(input._data.shape), dtype=dtype or input.dtype,
@@ -213,7 +268,8 @@ def randperm(n, *, generator=None, out=None, dtype=None, layout=None, device=Non
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
     place = _place(device)
-    array = _source(generator, place).permutation(int(n)).astype((dtype or dtypes.int64).np, copy=False)
+    array = _source(generator, place).permutation(int(n))
+    array = array.astype((dtype or dtypes.int64).np, copy=False)
     if out is not None:
         return write_out(wrap(array), out, "randperm")
     return _finish(wrap(array), requires_grad)
@@ -271,9 +327,42 @@ def multinomial(input, num_samples, replacement=False, *, generator=None, out=No
     return result if out is None else write_out(result, out, "multinomial")
 
 
-def normal(mean=0.0, std=1.0, size=None, *, generator=None, out=None, dtype=None, device=None,
-           requires_grad=False) -> Tensor:  # fmt: skip
+def _check_std(std) -> None:
+    if isinstance(std, Tensor):
+        if bool((std._data < 0).any()):
+            raise RuntimeError("normal expects all elements of std >= 0.0")
+    elif std < 0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
+
+
+def poisson(input, generator=None) -> Tensor:
+    """Poisson numbers with the rates in ``input``, in its dtype."""
+    rate = input._data.astype(dtypes.float64.np)
+    if bool((rate < 0).any()):
+        raise RuntimeError("invalid Poisson rate, expected rate to be non-negative")
+    draw = _source(generator, input.device).poisson(rate)
+    return wrap(namespace_of(input._data).asarray(draw, dtype=input._data.dtype))
+
+
+def binomial(count, prob, generator=None) -> Tensor:
+    """How many of ``count`` trials (a tensor of whole floats) succeed, each with ``prob``."""
+    xp = namespace_of(count._data)
+    n, p = xp.broadcast_arrays(count._data.astype(dtypes.float64.np),
+                               prob._data.astype(dtypes.float64.np))  # fmt: skip
+    if bool((n < 0).any()):
+        raise RuntimeError("binomial expects counts >= 0")
+    if bool(((p < 0) | (p > 1)).any()):
+        raise RuntimeError("binomial expects probabilities between 0 and 1")
+    draw = _source(generator, count.device).binomial(n.astype(dtypes.int64.np), p)
+    return wrap(xp.asarray(draw, dtype=count._data.dtype))
+
+
+def normal(mean=0.0, std=1.0, size=None, *, generator=None, out=None, dtype=None, layout=None,
+           device=None, requires_grad=False, pin_memory=False) -> Tensor:  # fmt: skip
     """Normal numbers with the given means and standard deviations (numbers or tensors)."""
+    _check_std(std)
+    if size is None and out is not None and not any(isinstance(t, Tensor) for t in (mean, std)):
+        size = tuple(out._data.shape)
     if size is None:
         like = next((t for t in (mean, std) if isinstance(t, Tensor)), None)
         if like is None:
@@ -302,18 +391,21 @@ def _fill(t: Tensor, array) -> Tensor:
 
 
 def uniform_(input: Tensor, a=0.0, b=1.0, *, generator=None, **named) -> Tensor:
-    """Fill with uniform numbers on [a, b)."""
-    a, b = named.pop("from", a), named.pop("to", b)
+    """Fill with uniform numbers on [a, b), which PyTorch calls ``from`` and ``to``."""
+    a, b = _named_range(named, a, b, "uniform_")
+    _check_float(input, "uniform_")
     if a > b:
-        raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}")
+        raise RuntimeError(
+            f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}"
+        )
     draw = _draw("random", _source(generator, input.device), input._data.shape, input._data.dtype)
     return _fill(input, draw * (b - a) + a)
 
 
 def normal_(input: Tensor, mean=0.0, std=1.0, *, generator=None) -> Tensor:
     """Fill with normal numbers."""
-    if std < 0:
-        raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
+    _check_std(std)
+    _check_float(input, "normal_")
     draw = _draw("standard_normal", _source(generator, input.device), input._data.shape,
                  input._data.dtype)  # fmt: skip
     return _fill(input, draw * std + mean)
@@ -321,6 +413,9 @@ def normal_(input: Tensor, mean=0.0, std=1.0, *, generator=None) -> Tensor:
 
 def exponential_(input: Tensor, lambd=1.0, *, generator=None) -> Tensor:
     """Fill with exponential numbers of rate ``lambd``."""
+    if lambd <= 0:
+        raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")
+    _check_float(input, "exponential_")
     source = _source(generator, input.device)
     draw = source.standard_exponential(input._data.shape, _float_type(input._data.dtype))
     return _fill(input, draw / lambd)
@@ -333,15 +428,66 @@ def bernoulli_(input: Tensor, p=0.5, *, generator=None) -> Tensor:
     return _fill(input, draw < prob)
 
 
-def random_(input: Tensor, low=0, high=None, *, generator=None, **named) -> Tensor:
-    """Fill with integers on [low, high); ``random_(high)`` starts at 0."""
+def cauchy_(input: Tensor, median=0.0, sigma=1.0, *, generator=None) -> Tensor:
+    """Fill with Cauchy numbers around ``median``."""
+    if sigma <= 0:
+        raise RuntimeError(f"cauchy_ expects sigma > 0.0, but found sigma={sigma}")
+    _check_float(input, "cauchy_")
+    u = _uniform(input, generator)
+    return _fill(input, median + sigma * namespace_of(u).tan(math.pi * (u - 0.5)))
+
+
+def log_normal_(input: Tensor, mean=1.0, std=2.0, *, generator=None) -> Tensor:
+    """Fill with numbers whose logarithm is normal with this mean and deviation."""
+    if std <= 0:
+        raise RuntimeError(f"log_normal_ expects std > 0.0, but found std={std}")
+    _check_float(input, "log_normal_")
+    draw = _source(generator, input.device).standard_normal(input._data.shape, dtypes.float64.np)
+    return _fill(input, namespace_of(draw).exp(draw * std + mean))
+
+
+def geometric_(input: Tensor, p, *, generator=None) -> Tensor:
+    """Fill with the number of trials up to the first success (1, 2, ...)."""
+    if not 0 < p < 1:
+        raise RuntimeError(f"geometric_ expects p to be in (0, 1), but got p={p}")
+    u = 1 - _uniform(input, generator)  # on (0, 1]
+    xp = namespace_of(u)
+    return _fill(input, xp.maximum(xp.ceil(xp.log(u) / math.log1p(-p)), 1))
+
+
+def _uniform(input, generator):
+    return _source(generator, input.device).random(input._data.shape, dtypes.float64.np)
+
+
+def _check_float(input, name) -> None:
+    if input.dtype.category < dtypes.FLOAT:
+        raise NotImplementedError(f'"{name}" not implemented for {input.dtype!r}')
+
+
+def _named_range(named, low, high, name):
+    """The range under PyTorch's names: ``from`` is a word of Python, no parameter's name."""
     low, high = named.pop("from", low), named.pop("to", high)
-    if high is None and low:
+    if named:
+        raise TypeError(f"{name}() got an unexpected keyword argument '{next(iter(named))}'")
+    return low, high
+
+
+def random_(input: Tensor, low=None, high=None, *, generator=None, **named) -> Tensor:
+    """Fill with integers on [low, high); ``random_(high)`` starts at 0.
+
+    Without a range: all that an integer dtype holds from 0 on, or up to where a float dtype still
+    counts in ones.
+    """
+    low, high = _named_range(named, low, high, "random_")
+    if high is None and low is not None:
         low, high = 0, low
+    d, low = input.dtype, 0 if low is None else low
     if high is None:
-        d = input.dtype
-        high = 2 if d is dtypes.bool else (
-            dtypes.iinfo(d).max if d.category == dtypes.INT else 1 << int(-math.log2(dtypes.finfo(d).eps) + 1))  # fmt: skip
+        if d.category <= dtypes.INT:
+            high = 2 if d is dtypes.bool else dtypes.iinfo(d).max
+        else:
+            high = 1 << int(1 - math.log2(dtypes.finfo(d).eps))
+    _check_range(low, high, d)
     draw = _source(generator, input.device).integers(int(low), int(high), input._data.shape)
     return _fill(input, draw)
 
@@ -349,7 +495,9 @@ def random_(input: Tensor, low=0, high=None, *, generator=None, **named) -> Tens
 FUNCTIONS = {
     f.__name__: f
     for f in (rand, randn, rand_like, randn_like, randint, randint_like, randperm, bernoulli,
-              multinomial, normal, manual_seed, seed, initial_seed, get_rng_state, set_rng_state)
+              multinomial, normal, poisson, binomial, manual_seed, seed, initial_seed,
+              get_rng_state, set_rng_state)
 }  # fmt: skip
-METHODS = {f.__name__: f for f in (uniform_, normal_, exponential_, bernoulli_, random_)}
+METHODS = {f.__name__: f for f in (uniform_, normal_, exponential_, bernoulli_, random_, cauchy_,
+                                   log_normal_, geometric_)}  # fmt: skip
 METHODS |= {"bernoulli": bernoulli, "multinomial": multinomial}

@@ -1,7 +1,7 @@
 """Small programs run on disttorch and on PyTorch: equal results, gradients, errors and messages.
 
-A program takes the module ``torch`` and returns anything printable; an exception counts as a result,
-compared by type and, where the program names key words, by those words in both messages.
+A program takes the module ``torch`` and returns anything printable; an exception counts as a
+result, compared by type and, where the program names key words, by those words in both messages.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def requires_grad_of_modes(t):
     out.append(t.is_grad_enabled())
     with t.inference_mode():
         y = x * 2
-        out += [y.requires_grad, y.is_inference(), t.is_inference_mode_enabled(), t.is_grad_enabled()]
+        out += [y.requires_grad, y.is_inference()]
+        out += [t.is_inference_mode_enabled(), t.is_grad_enabled()]
     out += [y.is_inference(), x.is_inference()]
     return out
 
@@ -1031,7 +1032,8 @@ def node_names(t):
     values = [x * 2, x + 1, x - x, x / 2, x.exp(), x.sum(), x.mean(), w.transpose(0, 1), x[1:],
               x.sigmoid(), x.tanh(), x.relu(), x ** 2, x.view(2, 1), x.log(), x.sqrt(), -x,
               x.abs(), x.unsqueeze(0), x.clone(), w.permute(1, 0), x.expand(3, 2),
-              t.cat([x, x]), t.stack([x, x]), x.prod(), x.std(), x.softmax(0), x.cumsum(0)]  # fmt: skip
+              t.cat([x, x]), t.stack([x, x]), x.prod(), x.std(), x.softmax(0),
+              x.cumsum(0)]  # fmt: skip
     return [(v.grad_fn.name(), type(v.grad_fn).__name__) for v in values]
 
 

@@ -72,7 +72,8 @@ def test_suffixes():
         m.manual_seed(0)
     x, y = dt.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
     for f in (lambda a: a, lambda a: a * 2, lambda a: a.sum(), lambda a: a.detach().double(),
-              lambda a: a.expand(9, 3) + 1, lambda a: a.view(1, 3).half(), lambda a: a[:0]):  # fmt: skip
+              lambda a: a.expand(9, 3) + 1, lambda a: a.view(1, 3).half(),
+              lambda a: a[:0]):  # fmt: skip
         assert repr(f(x)) == repr(f(y))
         assert str(f(x)) == str(f(y))
 

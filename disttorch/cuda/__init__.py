@@ -1,0 +1,243 @@
+"""GPUs under PyTorch's names ``torch.cuda.*``, over CuPy.
+
+Without CuPy or a GPU, questions are answered honestly (``is_available()`` is False, counts and
+memory are 0), seeding does nothing, and what needs a GPU raises.
+"""
+
+from __future__ import annotations
+
+from ..backend import cupy_backend, devices, gpu_runtime
+from ..ops.random import _checked_seed, default_generator
+from ..tensor import Tensor
+from .memory import (
+    empty_cache,
+    ipc_collect,
+    max_memory_allocated,
+    max_memory_cached,
+    max_memory_reserved,
+    mem_get_info,
+    memory_allocated,
+    memory_cached,
+    memory_reserved,
+    memory_stats,
+    memory_summary,
+    reset_accumulated_memory_stats,
+    reset_max_memory_allocated,
+    reset_max_memory_cached,
+    reset_peak_memory_stats,
+)
+from .streams import (
+    Event,
+    ExternalStream,
+    Stream,
+    StreamContext,
+    current_stream,
+    default_stream,
+    is_current_stream_capturing,
+    set_stream,
+    stream,
+)
+from .which import current_device, device_number, device_of_number, is_available, require
+
+OutOfMemoryError = MemoryError
+
+
+def device_count() -> int:
+    """The number of visible GPUs."""
+    return cupy_backend.device_count()
+
+
+def is_initialized() -> bool:
+    """Whether a GPU can be used (there is no separate initialisation)."""
+    return is_available()
+
+
+def init() -> None:
+    """Nothing to initialise; raises if there is no GPU."""
+    require()
+
+
+def set_device(device) -> None:
+    """Make a GPU the current one; a negative number does nothing."""
+    index = device_number(device)
+    if index >= 0:
+        require()
+        gpu_runtime.set_device(index)
+
+
+class device:
+    """Context: another GPU is the current one. A negative number does nothing."""
+
+    def __init__(self, device):
+        self.index = device_number(device)
+
+    def __enter__(self):
+        if self.index >= 0:
+            require()
+            self.previous = gpu_runtime.current_device()
+            gpu_runtime.set_device(self.index)
+
+    def __exit__(self, *exc):
+        if self.index >= 0:
+            gpu_runtime.set_device(self.previous)
+
+
+class device_of(device):
+    """Context: the GPU of a tensor is the current one; nothing for a CPU tensor."""
+
+    def __init__(self, obj):
+        super().__init__(obj.device.index if obj.is_cuda else -1)
+
+
+def synchronize(device=None) -> None:
+    """Wait until the GPU has done all work given to it."""
+    require()
+    gpu_runtime.synchronize(device_number(device))
+
+
+class _Properties:
+    """What ``get_device_properties`` tells."""
+
+    def __init__(self, found):
+        self.name = found["name"]
+        self.major, self.minor = found["major"], found["minor"]
+        self.total_memory = found["totalGlobalMem"]
+        self.multi_processor_count = found["multiProcessorCount"]
+        self.warp_size = found["warpSize"]
+        self.max_threads_per_multi_processor = found["maxThreadsPerMultiProcessor"]
+        self.L2_cache_size = found.get("l2CacheSize", 0)
+
+    def __repr__(self):
+        return (
+            f"_CudaDeviceProperties(name='{self.name}', major={self.major}, minor={self.minor}, "
+            f"total_memory={self.total_memory >> 20}MB, "
+            f"multi_processor_count={self.multi_processor_count})"
+        )
+
+
+def get_device_properties(device=None) -> _Properties:
+    """Name, compute capability, memory in bytes and multiprocessors of a GPU."""
+    require()
+    return _Properties(gpu_runtime.properties(device_number(device)))
+
+
+def get_device_name(device=None) -> str:
+    """The GPU's name."""
+    return get_device_properties(device).name
+
+
+def get_device_capability(device=None) -> tuple[int, int]:
+    """The compute capability, for example (9, 0)."""
+    found = get_device_properties(device)
+    return found.major, found.minor
+
+
+def can_device_access_peer(device, peer_device) -> bool:
+    """Whether one GPU can read another's memory."""
+    require()
+    runtime = gpu_runtime.cupy().cuda.runtime
+    return bool(runtime.deviceCanAccessPeer(device_number(device), device_number(peer_device)))
+
+
+def get_arch_list() -> list[str]:
+    """Kernels are compiled for the GPU at hand: no fixed list."""
+    return []
+
+
+def is_bf16_supported(including_emulation: bool = True) -> bool:
+    """Whether the GPU computes in bfloat16 (compute capability 8 and up)."""
+    return is_available() and (including_emulation or get_device_capability()[0] >= 8)
+
+
+def is_tf32_supported() -> bool:
+    """Whether the GPU has TF32 (compute capability 8 and up)."""
+    return is_available() and get_device_capability()[0] >= 8
+
+
+# ---------------------------------------------------------------- random numbers
+def _generators():
+    return [default_generator(devices.device("cuda", i)) for i in range(device_count())]
+
+
+def manual_seed(seed: int) -> None:
+    """Seed the current GPU's generator; nothing without a GPU."""
+    seed = _checked_seed(seed)
+    if is_available():
+        default_generator(device_of_number(None)).manual_seed(seed)
+
+
+def manual_seed_all(seed: int) -> None:
+    """Seed the generators of all GPUs."""
+    seed = _checked_seed(seed)
+    for g in _generators():
+        g.manual_seed(seed)
+
+
+def seed() -> None:
+    """Seed the current GPU's generator from the system's entropy."""
+    if is_available():
+        default_generator(device_of_number(None)).seed()
+
+
+def seed_all() -> None:
+    """Seed all GPUs' generators from the system's entropy."""
+    for g in _generators():
+        g.seed()
+
+
+def initial_seed() -> int:
+    """The seed of the current GPU's generator."""
+    require()
+    return default_generator(device_of_number(None)).initial_seed()
+
+
+def get_rng_state(device="cuda") -> Tensor:
+    """The state of a GPU's generator, a uint8 tensor on the CPU."""
+    require()
+    return default_generator(device_of_number(device)).get_state()
+
+
+def get_rng_state_all() -> list[Tensor]:
+    """The states of all GPUs' generators."""
+    return [g.get_state() for g in _generators()]
+
+
+def set_rng_state(new_state: Tensor, device="cuda") -> None:
+    """Restore what ``get_rng_state`` returned; nothing without a GPU."""
+    if is_available():
+        default_generator(device_of_number(device)).set_state(new_state)
+
+
+def set_rng_state_all(new_states) -> None:
+    """Restore what ``get_rng_state_all`` returned."""
+    for g, s in zip(_generators(), new_states):
+        g.set_state(s)
+
+
+def __getattr__(name):
+    if name.endswith("Tensor"):
+        from ..legacy_types import tensor_type
+
+        found = tensor_type(name, "cuda")
+        if found is not None:
+            return found
+    if name in ("amp", "nccl", "nvtx", "profiler"):
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'torch.cuda' has no attribute {name!r} (disttorch lacks it)")
+
+
+__all__ = [
+    "Event", "ExternalStream", "OutOfMemoryError", "Stream", "StreamContext",
+    "can_device_access_peer", "current_device", "current_stream", "default_stream", "device",
+    "device_count", "device_of", "empty_cache", "get_arch_list", "get_device_capability",
+    "get_device_name", "get_device_properties", "get_rng_state", "get_rng_state_all", "init",
+    "initial_seed", "ipc_collect", "is_available", "is_bf16_supported",
+    "is_current_stream_capturing", "is_initialized", "is_tf32_supported", "manual_seed",
+    "manual_seed_all", "max_memory_allocated", "max_memory_cached", "max_memory_reserved",
+    "mem_get_info", "memory_allocated", "memory_cached", "memory_reserved", "memory_stats",
+    "memory_summary", "reset_accumulated_memory_stats", "reset_max_memory_allocated",
+    "reset_max_memory_cached", "reset_peak_memory_stats", "seed", "seed_all", "set_device",
+    "set_rng_state", "set_rng_state_all", "set_stream", "stream", "synchronize",
+]  # fmt: skip
