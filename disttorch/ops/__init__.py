@@ -21,6 +21,7 @@ from . import (
     cumulative,
     einsum,
     fft,
+    geometry,
     getset,
     indexing,
     inplace,
@@ -37,6 +38,7 @@ from . import (
     reduce,
     reduce_more,
     scatter,
+    searching,
     shapes,
     sorting,
     special,
@@ -52,7 +54,7 @@ from .inplace import inplace_of, inplace_of_function
 
 _FAMILIES = (arithmetic, pointwise, pointwise_more, bits, compare, casts,
              complex_numbers, special, reduce, promotion, reduce_more, cumulative,
-             sorting, views, join, matmul, indexing, getset, windows, fft, einsum,
+             sorting, views, join, matmul, indexing, getset, geometry, searching, windows, fft, einsum,
              linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn,
              creation, _random, inplace, tensor_methods)  # fmt: skip
 
@@ -230,8 +232,17 @@ def _attach_operators() -> None:
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(Tensor, f"__{name}__", _comparison_operator(name, r[name].call))
     Tensor.__neg__ = r["neg"].call
-    Tensor.__abs__, Tensor.__invert__ = r["abs"].call, r["bitwise_not"].call
+    Tensor.__abs__, Tensor.__invert__ = r["abs"].call, _invert
     Tensor.__getitem__, Tensor.__setitem__ = getitem, setitem
+
+
+def _invert(input):
+    if input.dtype.is_floating_point or input.dtype.is_complex:
+        raise TypeError(
+            "~ (operator.invert) is only implemented on integer and Boolean-type tensors, not "
+            f"{input.dtype}"
+        )
+    return REGISTRY["bitwise_not"].call(input)
 
 
 def _is_operand(other) -> bool:

@@ -7,6 +7,8 @@ that a number never takes part in the broadcasting of index tensors (in NumPy it
 
 from __future__ import annotations
 
+import warnings
+
 from ..autograd.graph import share_version
 from ..autograd.modes import state
 from ..backend import CPU, dtypes, namespace_of
@@ -14,7 +16,7 @@ from ..tensor import Tensor
 from .core import REGISTRY, Op, _new, op, type_name
 from .inplace import apply_inplace, check_inplace, copy_, fill_
 from .samples import case
-from .views import basic_index
+from .views import basic_index, expand
 
 _ALL = slice(None)
 _PLAIN_BOUNDS = (int, type(None))
@@ -32,6 +34,8 @@ def parse(input: Tensor, index):
         IndexError: for too many indices, kinds that cannot index, masks of another shape.
         ValueError: for a slice whose step is not positive.
     """
+    if isinstance(index, list) and _means_tuple(index):
+        index = tuple(index)
     items = [_item(input, i) for i in (index if isinstance(index, tuple) else (index,))]
     used = sum(_dims_used(i) for i in items)
     if used > input._data.ndim:
@@ -61,6 +65,20 @@ def parse(input: Tensor, index):
     while advanced[-1] is _ALL:
         advanced.pop()
     return tuple(basic), tuple(advanced)
+
+
+def _means_tuple(index: list) -> bool:
+    """NumPy's old rule, which PyTorch keeps: a short list that holds more than numbers is a tuple."""
+    if len(index) >= 32 or not any(
+        i is None or i is Ellipsis or isinstance(i, (Tensor, slice, list, tuple)) for i in index
+    ):
+        return False
+    warnings.warn(
+        "Using a non-tuple sequence for multidimensional indexing is deprecated; use x[tuple(seq)] "
+        "instead of x[seq], or x[torch.tensor(seq)] for an index tensor",
+        stacklevel=4,
+    )
+    return True
 
 
 def _zeros(input, count):
@@ -266,10 +284,7 @@ def _put(xp, out, index, values, accumulate):
     """Write ``values`` to (or add them at) ``index`` of ``out``, in place."""
     input, first = out, index[0]
     if values.dtype != input.dtype:
-        raise RuntimeError(
-            "Index put requires the source and destination dtypes match, got "
-            f"{_type_name(input)} for the destination and {_type_name(values)} for the source."
-        )
+        raise _dtype_mismatch(input, values)
     try:
         if not accumulate:
             out[index] = _fitting(values, lambda: input[index].ndim)
@@ -287,8 +302,12 @@ def _put(xp, out, index, values, accumulate):
     return out
 
 
-def _type_name(a):
-    return type_name(dtypes.FROM_NP[a.dtype])
+def _dtype_mismatch(array, values):
+    want, have = (type_name(dtypes.FROM_NP[a.dtype]) for a in (array, values))
+    return RuntimeError(
+        "Index put requires the source and destination dtypes match, got "
+        f"{want} for the destination and {have} for the source."
+    )
 
 
 def _fitting(values, ndim):
@@ -330,7 +349,11 @@ def _(F, g, index, values_shape, accumulate):
 
 @put_at.grad("values")
 def _(F, g, index, values_shape):
-    return F.sum_to(F.index(g, index), values_shape)
+    got = F.index(g, index)
+    extra = len(values_shape) - got.ndim  # leading dims of size 1
+    if extra <= 0:
+        return F.sum_to(got, values_shape)
+    return F.reshape(F.sum_to(got, values_shape[extra:]), values_shape)
 
 
 def setitem(input: Tensor, index, value) -> None:
@@ -341,12 +364,16 @@ def setitem(input: Tensor, index, value) -> None:
         TypeError: if the value is neither a number nor a tensor.
         RuntimeError: if it does not broadcast to what the index shows.
     """
+    if index is False:
+        return
+    if index is True:
+        index = None
     basic, advanced = parse(input, index)
     view = input if all(i is _ALL for i in basic) else _basic(input, basic)
     if advanced is None:
         _write_basic(view, value)
         return
-    value = _as_value(input, value)
+    value = _as_value(input, advanced, value)
     if not (state.enabled and (view.requires_grad or value.requires_grad)):
         check_inplace(view, "index_put_")
         _write_advanced(view._data, advanced, value._data)
@@ -357,7 +384,10 @@ def setitem(input: Tensor, index, value) -> None:
 
 def _write_basic(view, value):
     if isinstance(value, Tensor):
-        copy_(view, _without_leading_ones(value, view._data.ndim))
+        value = _without_leading_ones(value, view._data.ndim)
+        if value._data.shape != view._data.shape:
+            value = expand.apply((value, view._data.shape))
+        copy_(view, value)
     elif isinstance(value, (int, float, complex, CPU.generic)):
         fill_(view, value)
     else:
@@ -373,7 +403,7 @@ def _write_advanced(array, index, values):
         raise _shape_mismatch(values, array, index) from None
 
 
-def _as_value(input, value) -> Tensor:
+def _as_value(input, index, value) -> Tensor:
     if not isinstance(value, Tensor):
         if not isinstance(value, (int, float, complex, CPU.generic)):
             raise _cannot_assign(input, value)
@@ -381,6 +411,10 @@ def _as_value(input, value) -> Tensor:
         t._data = namespace_of(input._data).asarray(value).astype(input._data.dtype)
         return t
     if value._data.dtype != input._data.dtype:
+        given = [i for i in index if not isinstance(i, slice)]
+        # PyTorch fills under a single mask, which converts; anything else needs equal dtypes
+        if len(given) > 1 or given[0].dtype.kind != "b" or value._data.size != 1:
+            raise _dtype_mismatch(input._data, value._data)
         value = REGISTRY["to_dtype"].apply((value, input.dtype))
     return value
 

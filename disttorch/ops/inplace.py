@@ -13,7 +13,7 @@ from ..autograd.modes import state
 from ..backend import CPU, namespace_of, ndarray
 from ..tensor import Tensor, wrap
 from .core import REGISTRY, Op, Plan, check_castable, make_node, op
-from .elementwise_core import FAST, ElementwiseOp
+from .elementwise_core import FAST, ElementwiseOp, expand_error
 from .samples import case
 
 
@@ -24,7 +24,7 @@ def check_inplace(t: Tensor, name: str) -> None:
             "Inplace update to inference tensor outside InferenceMode is not allowed. You can make "
             "a clone to get a normal tensor before doing inplace update."
         )
-    if not t._data.flags.writeable:
+    if not t._data.flags.writeable and not _reopened(t._data):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a "
             "single memory location. Please clone() the tensor before performing the operation "
@@ -60,6 +60,18 @@ def check_inplace(t: Tensor, name: str) -> None:
             "no_grad block (if you don't want the inplace to be tracked) or both outside (if you "
             "want the inplace to be tracked)."
         )
+
+
+def _reopened(array) -> bool:
+    """Whether an array that NumPy keeps read-only can be written: a part of an expanded one that
+    repeats no element."""
+    if any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape)):
+        return False
+    try:
+        array.flags.writeable = True
+    except ValueError:
+        return False
+    return True
 
 
 def forget_history(t: Tensor) -> None:
@@ -279,10 +291,7 @@ def copy(xp, input, src):
     try:
         return xp.broadcast_to(src, input.shape).astype(input.dtype)
     except ValueError:
-        raise RuntimeError(
-            f"The size of tensor a ({list(input.shape)}) must match the size of tensor b "
-            f"({list(src.shape)}): the source does not broadcast to the destination"
-        ) from None
+        raise expand_error(src.shape, input.shape) from None
 
 
 @copy.grad("input")

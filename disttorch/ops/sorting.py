@@ -11,6 +11,10 @@ from .samples import case
 
 def _ordered(xp, input, dim, descending, count=None):
     """Values and int64 positions in order along ``dim``, ties in their given order."""
+    if input.dtype.kind == "c":
+        raise RuntimeError(
+            f"Sort does not support complex dtypes, and the input is {input.dtype.name}"
+        )
     if input.ndim == 0:
         return input.copy(), xp.zeros((), dtypes.int64.np)
     lines = xp.moveaxis(input, dim, -1)

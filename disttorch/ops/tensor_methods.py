@@ -6,7 +6,7 @@ from ..autograd.graph import RemovableHandle, add_accumulated_hook
 from ..backend import CPU, dtypes, namespace_of
 from ..tensor import Size, Tensor, current_node
 from .compare import where as _where
-from .core import REGISTRY
+from .core import REGISTRY, argument_must_be_tensor, wrap_dim
 
 
 def size(self, dim=None):
@@ -37,7 +37,7 @@ def stride(self, dim=None):
     """Elements between neighbours along each dim (or one)."""
     item = self._data.itemsize
     strides = tuple(s // item for s in self._data.strides)
-    return strides if dim is None else strides[dim]
+    return strides if dim is None else strides[wrap_dim(dim, self._data.ndim)]
 
 
 def is_contiguous(self, memory_format=None) -> bool:
@@ -63,6 +63,20 @@ def storage_offset(self) -> int:
     while owner.base is not None and hasattr(owner.base, "ctypes"):
         owner = owner.base
     return (self._data.ctypes.data - owner.ctypes.data) // self._data.itemsize
+
+
+def _as_number(self, kind):
+    if self._data.size != 1:
+        raise ValueError(
+            "only one element tensors can be converted to Python scalars, not one of shape "
+            f"{list(self._data.shape)}"
+        )
+    value = item(self)
+    if isinstance(value, complex):
+        if value.imag:
+            raise RuntimeError(f"value {value} cannot be converted to {kind.__name__}: not real")
+        value = value.real
+    return kind(value)
 
 
 def item(self):
@@ -196,6 +210,8 @@ def nonzero(input, *, as_tuple=False):
 
 def equal(input, other) -> bool:
     """Whether two tensors have the same shape and elements."""
+    if not isinstance(other, Tensor):
+        raise argument_must_be_tensor("equal", "other", 2, other)
     a, b = input._data, other._data
     return a.shape == b.shape and bool((a == b).all())
 
@@ -322,10 +338,8 @@ METHODS |= {
     "__bool__": bool_of, "__iter__": iterate, "__contains__": contains,
     "__index__": index_of, "__array__": array_protocol, "__repr__": show, "__str__": show,
     "__format__": format_of,
-    "__float__": lambda self: float(item(self)), "__int__": lambda self: int(item(self)),
+    "__float__": lambda self: _as_number(self, float), "__int__": lambda self: _as_number(self, int),
     "__complex__": lambda self: complex(item(self)),
-    "T": property(lambda self: REGISTRY["permute"].call(self, tuple(range(self.ndim))[::-1])),
-    "mT": property(lambda self: REGISTRY["transpose"].call(self, -2, -1)),
 }  # fmt: skip
 FUNCTIONS = {
     f.__name__: f

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 
 from ..backend import dtypes
-from ..tensor import Tensor, wrap
+from ..tensor import Tensor
 from .core import op, wrap_dim
+from .elementwise_core import expand_error
 from .samples import case
 
 
@@ -23,8 +25,10 @@ def check_shape(shape, size: int) -> tuple:
     if holes > 1:
         raise RuntimeError("only one dimension can be inferred")
     if any(s < -1 for s in shape):
-        bad = next(s for s in shape if s < -1)
-        raise RuntimeError(f"invalid shape dimension {bad}")
+        at, bad = next((i, s) for i, s in enumerate(shape) if s < -1)
+        raise RuntimeError(
+            f"invalid shape dimension {bad} at index {at} of shape {list(shape)}"
+        )
     known = math.prod(s for s in shape if s != -1)
     if holes:
         if known == 0:
@@ -124,8 +128,8 @@ def expand(xp, input, shape):
             f"in the tensor ({input.ndim})"
         )
     full = []
-    for i, s in enumerate(shape):
-        have = input.shape[i - lead] if i >= lead else None
+    for i in reversed(range(len(shape))):
+        s, have = shape[i], input.shape[i - lead] if i >= lead else None
         if s == -1:
             if have is None:
                 raise RuntimeError(
@@ -135,13 +139,14 @@ def expand(xp, input, shape):
                 )
             s = have
         elif have not in (None, 1, s):
-            raise RuntimeError(
-                f"The expanded size of the tensor ({s}) must match the existing size ({have}) at "
-                f"non-singleton dimension {i}.  Target sizes: {list(shape)}.  Tensor sizes: "
-                f"{list(input.shape)}"
-            )
+            raise expand_error(input.shape, _filled_in(shape, input.shape))
         full.append(s)
-    return xp.broadcast_to(input, tuple(full))
+    return xp.broadcast_to(input, tuple(full[::-1]))
+
+
+def _filled_in(shape, have):
+    lead = len(shape) - len(have)
+    return tuple(have[i - lead] if s == -1 and i >= lead else s for i, s in enumerate(shape))
 
 
 def _kind(a):
@@ -258,6 +263,8 @@ def _(F, g, dim):
 def diagonal(xp, input, offset=0, dim1=0, dim2=1):
     """The diagonal over two dims, as a new last dim: a view."""
     dim1, dim2 = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
+    if dim1 == dim2:
+        raise RuntimeError(f"diagonal dimensions cannot be identical {dim1}, {dim2}")
     out = xp.diagonal(input, offset, dim1, dim2)
     return _writeable(xp, out)
 
@@ -312,7 +319,20 @@ def sizes(args) -> tuple:
     """``f(2, 3)`` and ``f((2, 3))`` alike."""
     if len(args) == 1 and args[0].__class__ is not int and hasattr(args[0], "__iter__"):
         args = args[0]
-    return tuple(map(int, args))
+    try:
+        return tuple(map(operator.index, args))
+    except TypeError:
+        return tuple(map(_size, args))
+
+
+def _size(value) -> int:
+    """A size that is no int: a tensor or NumPy value with a whole number."""
+    if isinstance(value, Tensor) and value.dtype.category <= dtypes.INT and value.numel() == 1:
+        return int(value.item())
+    raise TypeError(
+        f"argument 'size' must be tuple of ints, but found element of type {type(value).__name__} "
+        f"({value!r})"
+    )
 
 
 def flatten(input: Tensor, start_dim=0, end_dim=-1) -> Tensor:
@@ -329,9 +349,18 @@ def flatten(input: Tensor, start_dim=0, end_dim=-1) -> Tensor:
 
 
 def unflatten(input: Tensor, dim, sizes) -> Tensor:
-    """One dim as several."""
+    """One dim as several; one of their sizes may be −1."""
+    if not len(sizes):
+        raise RuntimeError("unflatten: sizes must be non-empty")
     dim, shape = wrap_dim(dim, input.ndim), input._data.shape
-    return reshape.call(input, shape[:dim] + check_shape(sizes, shape[dim]) + shape[dim + 1:])
+    try:
+        parts = check_shape(sizes, shape[dim])
+    except RuntimeError:
+        raise RuntimeError(
+            f"unflatten: Provided sizes {list(sizes)} don't multiply up to the size of dim {dim} "
+            f"({shape[dim]}) in the input tensor"
+        ) from None
+    return reshape.call(input, shape[:dim] + parts + shape[dim + 1:])
 
 
 def select(input: Tensor, dim: int, index: int) -> Tensor:
@@ -360,8 +389,12 @@ def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     return basic_index.call(input, (slice(None),) * dim + (slice(start, start + length),))
 
 
-def split(input: Tensor, split_size, dim=0) -> tuple:
-    """Pieces of ``split_size`` (the last may be smaller), or of the listed sizes."""
+def split(input: Tensor, split_size_or_sections=None, dim=0, *, split_size=None) -> tuple:
+    """Pieces of a given size (the last may be smaller), or of the listed sizes.
+
+    The method's name for the size is ``split_size``.
+    """
+    split_size = split_size_or_sections if split_size is None else split_size
     n = input._data.shape[wrap_dim(dim, input.ndim)]
     if isinstance(split_size, int):
         if split_size < 0 or (split_size == 0 and n):
@@ -404,6 +437,11 @@ def movedim(input: Tensor, source, destination) -> Tensor:
     return permute.call(input, tuple(order))
 
 
+def swapaxes(input: Tensor, axis0, axis1) -> Tensor:
+    """Two dims exchanged (NumPy's name of ``transpose``)."""
+    return transpose.call(input, axis0, axis1)
+
+
 def contiguous(input: Tensor, memory_format=None) -> Tensor:
     """The same values in row-major memory; itself if they lie so already."""
     from .casts import clone_contiguous
@@ -435,13 +473,15 @@ def _method_of(made, unpack):
 def view(input: Tensor, *shape, **kwargs) -> Tensor:
     """The same memory in another shape, or with its bytes read as another dtype."""
     if "dtype" in kwargs or shape and isinstance(shape[0], dtypes.dtype):
-        return wrap(input._data.view((kwargs.get("dtype") or shape[0]).np))
+        from .geometry import view_dtype
+
+        return view_dtype(input, kwargs.get("dtype") or shape[0])
     return _view.call(input, sizes(shape or (kwargs["size"],)))
 
 
 COMPOSITES = {
     "flatten": flatten, "unflatten": unflatten, "select": select, "narrow": narrow, "split": split,
-    "chunk": chunk, "t": t, "movedim": movedim, "moveaxis": movedim, "swapaxes": transpose.call,
+    "chunk": chunk, "t": t, "movedim": movedim, "moveaxis": movedim, "swapaxes": swapaxes,
     "swapdims": transpose.call, "transpose": transpose.call, "ravel": flatten,
     "expand_as": expand_as, "reshape": reshape.call, "permute": permute.call,
 }  # fmt: skip
