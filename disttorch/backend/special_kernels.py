@@ -51,6 +51,15 @@ def chebyshev(x, coefficients):
     return x * a - b + coefficients[0]
 
 
+def _by_case(xp, condition, x, one, other):
+    """one(x) where the condition holds, else other(x), each computed for its elements only."""
+    out = xp.empty_like(x)
+    out[condition] = one(x[condition])
+    rest = ~condition
+    out[rest] = other(x[rest])
+    return out
+
+
 # ---------------------------------------------------------------- error functions
 # erf(x)/x in x², A&S 7.1.5
 _ERF_SERIES = tuple((-1) ** k * 2 / math.sqrt(math.pi) / (math.factorial(k) * (2 * k + 1))
@@ -77,16 +86,23 @@ def _erf_near_zero(x):
 
 
 def _erfc(xp, x):
-    size = xp.absolute(x)
-    tail = xp.exp(-size * size) * _scaled_erfc(size)
-    small = 1 - _erf_near_zero(xp.clip(x, -1, 1))
-    return xp.where(size < 1, small, xp.where(x < 0, 2 - tail, tail))
+    def near(v):
+        return 1 - _erf_near_zero(v)
+
+    def far(v):
+        size = xp.absolute(v)
+        tail = xp.exp(-size * size) * _scaled_erfc(size)
+        return xp.where(v < 0, 2 - tail, tail)
+
+    return _by_case(xp, xp.absolute(x) < 1, x, near, far)
 
 
 def _erf(xp, x):
-    size = xp.absolute(x)
-    far = xp.copysign(1 - xp.exp(-size * size) * _scaled_erfc(size), x)
-    return xp.where(size < 1, _erf_near_zero(xp.clip(x, -1, 1)), far)
+    def far(v):
+        size = xp.absolute(v)
+        return xp.copysign(1 - xp.exp(-size * size) * _scaled_erfc(size), v)
+
+    return _by_case(xp, xp.absolute(x) < 1, x, _erf_near_zero, far)
 
 
 @in_blocks
@@ -122,13 +138,18 @@ def _erfc_inverse(xp, q):
 @in_blocks
 def erfinv(xp, y):
     """x with erf(x) = y; ±inf at ±1 and NaN outside."""
+    def inner(v):
+        x = _inverse_start(xp, xp.log1p(-v * v))
+        for _ in range(2):  # an error of 2e-3 becomes 1e-8, then 1e-24
+            step = (_erf_near_zero(x) - v) * xp.exp(x * x) * (math.sqrt(math.pi) / 2)
+            x = x - step / (1 + x * step)
+        return x
+
+    def outer(v):
+        return _erfc_inverse(xp, xp.clip(1 - v, 1e-17, 0.5))
+
     size = xp.absolute(y)
-    inner = xp.minimum(size, 0.5)
-    x = _inverse_start(xp, xp.log1p(-inner * inner))
-    for _ in range(3):
-        step = (_erf(xp, x) - inner) * xp.exp(x * x) * (math.sqrt(math.pi) / 2)
-        x = x - step / (1 + x * step)
-    x = xp.where(size > 0.5, _erfc_inverse(xp, xp.clip(1 - size, 1e-17, 0.5)), x)
+    x = _by_case(xp, size <= 0.5, size, inner, outer)
     x = xp.where(size == 1, xp.inf, xp.where(size > 1, xp.nan, x))
     return xp.copysign(x, y)
 
@@ -163,16 +184,6 @@ _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617
 _SHIFT = 10  # the asymptotic series are used above this
 
 
-def _raised(xp, x, term, combine, start):
-    """(x raised to at least _SHIFT by steps of 1, ``term`` of the passed values combined)."""
-    total = start
-    for _ in range(_SHIFT):
-        low = x < _SHIFT
-        total = combine(total, xp.where(low, term(x), start))
-        x = xp.where(low, x + 1, x)
-    return x, total
-
-
 def _sine_of_pi(xp, x):
     """sin(πx) and cos(πx) of the part of x beyond the nearest even integer."""
     r = x - 2 * xp.round(x / 2)
@@ -181,7 +192,12 @@ def _sine_of_pi(xp, x):
 
 def _lgamma(xp, x):
     y = xp.where(x < 0.5, 1 - x, x)
-    z, product = _raised(xp, y, lambda v: v, lambda a, b: a * b, 1.0)
+    low = y < _SHIFT  # Γ(y) = Γ(y + 10) / (y(y + 1)…(y + 9)), into reach of the series
+    z, start = xp.where(low, y + _SHIFT, y), xp.where(low, y, 1)
+    product = start
+    for k in range(1, _SHIFT):
+        product = product * (start + k)
+    product = xp.where(low, product, 1)
     w = 1 / (z * z)
     series = polynomial(w, [b / (2 * k * (2 * k - 1)) for k, b in enumerate(_BERNOULLI, 1)]) / z
     out = (z - 0.5) * xp.log(z) - z + 0.5 * math.log(2 * math.pi) + series - xp.log(product)
@@ -201,7 +217,12 @@ def lgamma(xp, x):
 def digamma(xp, x):
     """The derivative of log Γ (DLMF 5.11.2); −inf at +0 and NaN at negative integers."""
     y = xp.where(x < 0.5, 1 - x, x)
-    z, total = _raised(xp, y, lambda v: 1 / v, lambda a, b: a + b, 0.0)
+    low = y < _SHIFT
+    z, start = xp.where(low, y + _SHIFT, y), xp.where(low, y, 1)
+    total = 1 / start
+    for k in range(1, _SHIFT):
+        total = total + 1 / (start + k)
+    total = xp.where(low, total, 0)
     w = 1 / (z * z)
     series = w * polynomial(w, [b / (2 * k) for k, b in enumerate(_BERNOULLI, 1)])
     out = xp.log(z) - 0.5 / z - series - total

@@ -249,8 +249,9 @@ def sign(xp, input):
         )
     if input.dtype.kind == "b":
         return input.copy()
-    out = xp.sign(input)
-    return xp.nan_to_num(out, nan=0.0) if input.dtype.kind == "f" else out
+    if input.dtype.kind == "f":
+        return xp.subtract(input > 0, input < 0, dtype=input.dtype)
+    return xp.sign(input)
 
 
 @sign.grad("input")
@@ -315,6 +316,9 @@ def clamp(xp, input, min=None, max=None):
     """input limited to [min, max]; bounds are numbers, tensors or None."""
     if min is None and max is None:
         raise RuntimeError("torch.clamp: At least one of 'min' or 'max' must not be None")
+    if input.dtype.kind == "f" and not hasattr(min, "dtype") and not hasattr(max, "dtype"):
+        # with numbers, NumPy's clip is three times faster than its maximum and minimum
+        return input.clip(-math.inf if min is None else min, math.inf if max is None else max)
     out = input
     if min is not None:
         out = xp.maximum(out, min)

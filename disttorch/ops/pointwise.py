@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .elementwise_core import elementwise, unary
 from .samples import case, unary_cases
 
@@ -105,6 +107,8 @@ def relu(xp, input):
     """max(input, 0)."""
     if input.dtype.kind == "b":
         raise RuntimeError("Boolean inputs not supported for relu")
+    if input.dtype.kind == "f":  # with numbers, NumPy's clip is faster than its maximum
+        return input.clip(0, math.inf)
     return xp.maximum(input, input.dtype.type(0))
 
 

@@ -36,8 +36,12 @@ class _OneDtypeOp(ElementwiseOp):
 
 def _lerp(xp, input, end, weight):
     """input + weight·(end − input), exact at both ends."""
-    near = xp.absolute(weight) < 0.5
     change = end - input
+    if isinstance(weight, (int, float)):
+        if -0.5 < weight < 0.5:
+            return input + weight * change
+        return end - change * (1 - weight)
+    near = xp.absolute(weight) < 0.5
     return xp.where(near, input + weight * change, end - change * (1 - weight))
 
 

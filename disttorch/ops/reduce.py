@@ -22,8 +22,8 @@ def _widened_sum(xp, input, dim, keepdim):
     if input.ndim == 0:
         return input.copy()
     if input.dtype.kind == "b" or (input.dtype.kind in "iu" and input.dtype.itemsize < 8):
-        return xp.sum(input, axis=axes, keepdims=keepdim, dtype=dtypes.int64.np)
-    return xp.sum(input, axis=axes, keepdims=keepdim)
+        return input.sum(axis=axes, keepdims=keepdim, dtype=dtypes.int64.np)
+    return input.sum(axis=axes, keepdims=keepdim)
 
 
 @op(samples=_DIM_CASES, method=False, name="sum", node_name="Sum")
@@ -205,6 +205,7 @@ def _arg(name):
                              "argument.")  # fmt: skip
         if dim is not None:
             dim = wrap_dim(dim, input.ndim)
+            _check_not_empty(name, input, (dim,), False)
         if input.ndim == 0:
             return xp.zeros((), dtypes.int64.np)
         out = getattr(xp, name)(input, axis=dim, keepdims=keepdim)
@@ -390,10 +391,24 @@ def _(F, g, input, out, dim, keepdim):
     return input * spread(F, scale, input.shape, dim, keepdim)
 
 
+def _check_not_empty(name, input, axes, whole):
+    if input.size or input.ndim == 0:
+        return
+    if whole:
+        raise RuntimeError(
+            f"{name}(): Expected reduction dim to be specified for input.numel() == 0. Specify the "
+            "reduction dim with the 'dim' argument."
+        )
+    for d in axes:
+        if not input.shape[d]:
+            raise IndexError(f"{name}(): Expected reduction dim {d} to have non-zero size.")
+
+
 def _reduced_extreme(name, function):
     def forward(xp, input, dim=(), keepdim=False):
         _no_complex(name, input)
         axes = wrap_dims(dim, input.ndim)
+        _check_not_empty(name, input, axes, dim in ((), None))
         return getattr(xp, function)(input, axis=axes if input.ndim else None, keepdims=keepdim)
 
     forward.__doc__ = f"The {function}imum over ``dim``; ties share the gradient evenly."

@@ -171,11 +171,17 @@ def _at(xp, order, position, dim):
 
 def _middle(xp, a, dim):
     """The index of the lower median; the first NaN if there is one (NaN sorts last)."""
-    order = xp.argsort(a, axis=dim, kind="stable")
-    place = xp.full([1 if i == dim else s for i, s in enumerate(a.shape)], (a.shape[dim] - 1) // 2)
+    middle = (a.shape[dim] - 1) // 2
     nans = xp.sum(xp.isnan(a), axis=dim, keepdims=True)
-    place = xp.where(nans > 0, a.shape[dim] - nans, place)
-    return _at(xp, order, place, dim)
+    if not nans.any():
+        return _nth(xp, a, middle, dim)
+    order = xp.argsort(a, axis=dim, kind="stable")
+    return _at(xp, order, xp.where(nans > 0, a.shape[dim] - nans, middle), dim)
+
+
+def _nth(xp, a, n, dim):
+    """The index of the n-th smallest element, without sorting the others."""
+    return xp.take(xp.argpartition(a, n, axis=dim), xp.asarray([n]), axis=dim)
 
 
 def _middle_number(xp, a, dim):
@@ -210,15 +216,12 @@ mode_dim = _selecting("mode", _most_frequent, "The most frequent value along ``d
 @op(nout=2, method=False, moves=True, node_name="Kthvalue", samples=lambda m: [
     case(m(3, 5), 2), case(m(4, 3), 3, 0, True), case(m(), 1)])  # fmt: skip
 def kthvalue_dim(xp, input, k, dim=-1, keepdim=False):
-    size = input.shape[wrap_dim(dim, input.ndim)] if input.ndim else 1
-    if not 1 <= k <= size:
+    dim = wrap_dim(dim, input.ndim)
+    _needs_elements("kthvalue", input, dim)
+    if not 1 <= k <= (input.shape[dim] if input.ndim else 1):
         raise RuntimeError(f"kthvalue(): selected number k out of range for dimension {dim}")
 
-    def choose(a, d):
-        order = xp.argsort(a, axis=d, kind="stable")
-        return xp.take(order, xp.asarray([k - 1]), axis=d)
-
-    return _select(xp, "kthvalue", input, dim, keepdim, choose)
+    return _select(xp, "kthvalue", input, dim, keepdim, lambda a, d: _nth(xp, a, k - 1, d))
 
 
 kthvalue_dim.grad("input")(_picked_gradient)
