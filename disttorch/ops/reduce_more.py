@@ -9,9 +9,10 @@ from ..tensor import Tensor, wrap
 from .casts import to
 from .core import REGISTRY, Op, op, type_name, wrap_dim, wrap_dims, write_out
 from .elementwise_core import no_kernel
-from .reduce import mean, named, norm, spread
+from .reduce import named, norm, spread
 from .reduce import sum as _sum
 from .samples import case
+from .views import sizes
 
 
 def _cast_first(input, dtype):
@@ -352,6 +353,15 @@ def nanquantile(input, q, dim=None, keepdim=False, *, interpolation="linear", ou
     return _quantile("nanquantile", input, q, dim, keepdim, interpolation, True, out)
 
 
+def sum_to_size(input: Tensor, *size) -> Tensor:
+    """Sum over the dims that broadcasting from ``size`` would have repeated."""
+    shape, have = sizes(size), tuple(input.shape)
+    tail = have[len(have) - len(shape):]
+    if len(shape) > len(have) or any(s not in (1, h) for s, h in zip(shape, tail, strict=True)):
+        raise RuntimeError(f"size {list(shape)} is not expandable to size {list(have)}.")
+    return REGISTRY["sum_to"].call(input, shape)
+
+
 # ---------------------------------------------------------------- distances
 def dist(input: Tensor, other: Tensor, p=2) -> Tensor:
     """The p-norm of input − other."""
@@ -381,4 +391,4 @@ COMPOSITES = {
               nanquantile, dist, renorm)
 }  # fmt: skip
 INPLACE = ("renorm",)
-__all__ = ["COMPOSITES", "INPLACE", "mean"]
+METHODS = {"sum_to_size": sum_to_size}

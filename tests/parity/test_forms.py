@@ -214,6 +214,16 @@ def test_cross_dist_cov():
          torch.cov(ta, aweights=torch.tensor([0.2, 0.5, 1.0])))  # fmt: skip
 
 
+def test_sum_to_size():
+    a, ta = pair(0, (4, 3))
+    for size in ((4, 1), (3,), (1, 1), (4, 3), ()):
+        same(a.sum_to_size(size), ta.sum_to_size(size))
+    for size in ((4, 2), (4,), (1, 4, 3)):
+        for t in (a, ta):
+            with pytest.raises(RuntimeError, match="not expandable"):
+                t.sum_to_size(size)
+
+
 def test_complex_views():
     z = dt.tensor([1 + 2j, 3 - 1j])
     z.real.mul_(2)
