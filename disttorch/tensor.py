@@ -110,7 +110,7 @@ class Tensor:
     def is_cpu(self) -> bool:
         return self.device.type == "cpu"
 
-    is_sparse = is_quantized = is_meta = is_mps = is_nested = is_mkldnn = False
+    is_sparse = is_quantized = is_meta = is_mps = is_xpu = is_nested = is_mkldnn = False
 
     @property
     def layout(self):
@@ -144,6 +144,14 @@ class Tensor:
                 "only Tensors of floating point and complex dtype can require gradients"
                 f" (this one is {self.dtype})"
             )
+        if value and self._inference:
+            from .autograd.modes import state
+
+            if not state.inference:
+                raise RuntimeError(
+                    "Setting requires_grad=True on inference tensor outside InferenceMode is not "
+                    "allowed: clone() it first."
+                )
         self._rg = bool(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -257,6 +265,26 @@ class layout_type:
 
 
 strided = layout_type()
+
+
+class memory_format:
+    """A wish for the order of elements in memory. It changes speed, never values: disttorch takes
+    the argument and keeps row-major order."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __repr__(self):
+        return f"torch.{self.name}"
+
+    def __reduce__(self):
+        return self.name
+
+
+contiguous_format = memory_format("contiguous_format")
+preserve_format = memory_format("preserve_format")
+channels_last = memory_format("channels_last")
+channels_last_3d = memory_format("channels_last_3d")
 
 
 def wrap(array) -> Tensor:

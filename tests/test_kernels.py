@@ -101,6 +101,17 @@ def test_contiguous_copy_of_transposed_arrays(shape):
         np.testing.assert_array_equal(copy, view)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2), (2, 1, 0)])
+def test_memory_of_arrays_whose_dims_lie_in_any_order(order):
+    a = np.maximum(draw((3, 4, 5), np.float64).transpose(order), 0)  # laid out like its operand
+    flat, offset, strides = CPU.storage_of(a)
+    assert np.shares_memory(flat, a) and flat.size == a.size
+    assert np.array_equal(CPU.strided_view(a, a.shape, a.strides), a)
+    assert [flat[offset + s * (n - 1)] for s, n in zip(strides, a.shape)] == [
+        a[n - 1, 0, 0] if d == 0 else a[0, n - 1, 0] if d == 1 else a[0, 0, n - 1]
+        for d, n in enumerate(a.shape)]  # fmt: skip
+
+
 def test_reversed_cumsum():
     a = draw((3, 4, 5), np.float64)
     for axis in range(3):

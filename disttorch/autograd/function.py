@@ -42,10 +42,11 @@ class FunctionCtx:
 
     def save_for_backward(self, *tensors) -> None:
         """Keep inputs or outputs for ``backward``; read them there as ``ctx.saved_tensors``."""
-        for t in tensors:
+        for i, t in enumerate(tensors):
             if t is not None and not isinstance(t, Tensor):
                 raise TypeError(
-                    f"save_for_backward can only save variables, but argument is of type {type(t)}"
+                    f"save_for_backward can only save variables, but argument {i} is of type "
+                    f"{type(t).__name__}"
                 )
         self.saved_tensors_list = tensors
 
@@ -168,7 +169,7 @@ class FunctionNode(Node):
 
     def _check_gradient(self, i, d, shape):
         if not isinstance(d, Tensor):
-            raise TypeError(
+            raise RuntimeError(
                 f"expected Variable or None (got {type(d).__name__}) as gradient {i} of "
                 f"{self.name()}"
             )
@@ -231,6 +232,12 @@ class Function:
     """
 
     generate_vmap_rule = False
+
+    def __call__(self, *args, **kwargs):
+        raise RuntimeError(
+            f"{type(self).__name__} was called as an object: autograd Functions have static methods "
+            f"and are used by {type(self).__name__}.apply(...)"
+        )
 
     @staticmethod
     def forward(*args, **kwargs):

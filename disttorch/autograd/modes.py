@@ -105,7 +105,12 @@ class set_grad_enabled(_Mode):
     """
 
     def __init__(self, mode: bool):
-        self.mode = bool(mode)
+        if not isinstance(mode, bool):
+            raise TypeError(
+                "set_grad_enabled(): argument 'enabled' (position 1) must be bool, not "
+                f"{type(mode).__name__}"
+            )
+        self.mode = mode
         self.previous = state.enabled
         state.enabled = self.mode
 

@@ -23,6 +23,8 @@ class device:
             type, index = type.type, type.index if index is None else index
         elif isinstance(type, int):
             type, index = "cuda", type
+        if index is not None and index < 0:
+            raise RuntimeError(f"Device index must not be negative, but is {index}")
         if not isinstance(type, str):
             raise TypeError(f"device() takes a string, an int or a device, got {type!r}")
         found = _FORM.match(type)

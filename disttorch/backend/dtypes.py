@@ -153,6 +153,12 @@ def promote_types(a: dtype, b: dtype) -> dtype:
     Integers and floats give the float; uint8 with a signed integer gives the next signed type;
     float16 with bfloat16 gives float32; a real float with a complex widens the complex.
     """
+    for position, given in enumerate((a, b), 1):
+        if not isinstance(given, dtype):
+            raise TypeError(
+                f"promote_types(): argument 'type{position}' (position {position}) must be "
+                f"torch.dtype, not {type(given).__name__}"
+            )
     if a is b:
         return a
     if a.category < b.category:

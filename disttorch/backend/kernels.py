@@ -214,8 +214,8 @@ def layer_norm(xp, x, weight, bias, eps):
     return out, mean, rstd
 
 
-def layer_norm_backward(xp, g, x, weight, mean, rstd):
-    """(grad x R×C, grad weight C, grad bias C) of layer_norm."""
+def layer_norm_backward(xp, g, x, weight, mean, rstd, affine=True):
+    """(grad x R×C, grad weight C, grad bias C) of layer_norm; the latter only if ``affine``."""
     rows, width = x.shape
     gx = np.empty_like(x)
     gw, gb = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
@@ -227,8 +227,9 @@ def layer_norm_backward(xp, g, x, weight, mean, rstd):
         xhat = x[b] - mean[b][:, None]
         xhat *= scale
         np.multiply(gr, xhat, out=out)
-        gw += _sum(out, 0)
-        gb += _sum(gr, 0)
+        if affine:
+            gw += _sum(out, 0)
+            gb += _sum(gr, 0)
         xhat *= np.vecdot(out, share)[:, None]
         xhat += np.vecdot(gr, share)[:, None]
         if weight is None:

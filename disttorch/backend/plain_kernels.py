@@ -68,8 +68,8 @@ def layer_norm(xp, x, weight, bias, eps):
     return out, mean[:, 0], rstd[:, 0]
 
 
-def layer_norm_backward(xp, g, x, weight, mean, rstd):
-    """(grad x R×C, grad weight C, grad bias C)."""
+def layer_norm_backward(xp, g, x, weight, mean, rstd, affine=True):
+    """(grad x R×C, grad weight C, grad bias C), all of them always."""
     xhat = (x - mean[:, None]) * rstd[:, None]
     gh = g if weight is None else g * weight
     s1 = gh.mean(axis=1, keepdims=True)

@@ -38,13 +38,14 @@ def _whole(array):
     root = array
     while (below := _array_below(root)) is not None:
         root = below
-    if root.dtype != array.dtype or not (root.flags.c_contiguous or root.flags.f_contiguous):
+    # NumPy lays out results like their operands: an owner may have its dims in any order
+    root = root.transpose(sorted(range(root.ndim), key=lambda d: -root.strides[d]))
+    if root.dtype != array.dtype or not root.flags.c_contiguous:
         return None, 0
     distance = _address(array) - _address(root)
     if distance % array.itemsize:
         return None, 0
-    flat = root.reshape(-1, order="C" if root.flags.c_contiguous else "F")
-    return flat, distance // array.itemsize
+    return root.reshape(-1), distance // array.itemsize
 
 
 def _array_below(array):

@@ -13,6 +13,8 @@ from ..backend import CPU, namespace_of, ndarray
 from ..tensor import Tensor
 from . import (
     arithmetic,
+    attention,
+    autocast,
     bits,
     casts,
     compare,
@@ -35,6 +37,7 @@ from . import (
     pointwise,
     pointwise_more,
     promotion,
+    ranges,
     reduce,
     reduce_more,
     scatter,
@@ -48,15 +51,16 @@ from . import (
     windows,
 )
 from . import random as _random
+from . import random_gamma as _random_gamma
 from .core import REGISTRY
 from .getset import getitem, setitem
 from .inplace import inplace_of, inplace_of_function
 
 _FAMILIES = (arithmetic, pointwise, pointwise_more, bits, compare, casts,
              complex_numbers, special, reduce, promotion, reduce_more, cumulative,
-             sorting, views, join, matmul, indexing, getset, geometry, searching, windows, fft, einsum,
-             linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn,
-             creation, _random, inplace, tensor_methods)  # fmt: skip
+             sorting, views, join, matmul, indexing, getset, ranges, geometry, searching, windows, fft, einsum,
+             linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention,
+             creation, _random, _random_gamma, inplace, tensor_methods)  # fmt: skip
 
 
 class _TensorOps:
@@ -176,12 +180,15 @@ def _with_numpy_words(function):
 _OPERANDS = (Tensor, int, float, complex, CPU.generic)  # before ``complex`` names an operation
 PUBLIC = _public()
 PUBLIC |= {name: _with_numpy_words(PUBLIC[name]) for name in _NUMPY_WORDS}
+PUBLIC |= autocast.points(PUBLIC)
 # functional forms that live in nn.functional, not at the top
 FUNCTIONAL = {
     name: getattr(nn, name)
     for name in ("softmax", "log_softmax", "layer_norm", "rms_norm", "nll_loss", "cross_entropy",
-                 "dropout", "scaled_dot_product_attention")
+                 "dropout")
 }  # fmt: skip
+FUNCTIONAL["scaled_dot_product_attention"] = attention.scaled_dot_product_attention
+FUNCTIONAL |= autocast.points(FUNCTIONAL)
 FUNCTIONAL |= {"linear": matmul.linear.call, "embedding": indexing.embedding}
 ONLY_FUNCTIONAL = ("gelu", "silu", "leaky_relu", "elu", "softplus", "log_sigmoid")
 globals().update(PUBLIC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..autograd.graph import share_version
 from ..backend import device_of, devices, dtypes, namespace_for, namespace_of
 from ..tensor import Tensor, wrap
-from .core import Op, op
+from .core import Op, argument_must_be_tensor, op
 from .samples import case
 
 
@@ -95,6 +95,13 @@ def sum_to(xp, input, shape):
 @sum_to.grad("input")
 def _(F, g, input_shape):
     return F.expand(g, input_shape)
+
+
+def type_as(input: Tensor, other: Tensor) -> Tensor:
+    """``input`` in the dtype and on the device of ``other``."""
+    if not isinstance(other, Tensor):
+        raise argument_must_be_tensor("type_as", "other", 1, other)
+    return to(input, other.device, other.dtype)
 
 
 def detach(input: Tensor) -> Tensor:
@@ -198,7 +205,7 @@ METHODS = {
 METHODS |= {
     "byte": _caster("byte", dtypes.uint8), "char": _caster("char", dtypes.int8),
     "to": to, "detach": detach, "detach_": detach_,
-    "type_as": lambda input, other: to(input, other.dtype),
+    "type_as": type_as,
     "cpu": lambda input, memory_format=None: to(input, "cpu"),
     "cuda": lambda input, device=None, non_blocking=False, memory_format=None: to(
         input, "cuda" if device is None else device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .core import op
-from .elementwise_core import binary, elementwise, unary
+from .elementwise_core import binary, broadcast_error, elementwise, unary
 from .samples import binary_cases, case
 
 
@@ -104,7 +104,10 @@ def masked_fill(xp, input, mask, value):
             "masked_fill only supports a 0-dimensional value tensor, but got tensor with "
             f"{value.ndim} dimension(s)."
         )
-    return xp.where(mask, xp.asarray(value).astype(input.dtype), input)
+    try:
+        return xp.where(mask, xp.asarray(value).astype(input.dtype), input)
+    except ValueError as error:
+        raise broadcast_error([mask, input], error) from None
 
 
 @masked_fill.grad("input")

@@ -25,6 +25,7 @@ import functools
 import inspect
 
 from ..autograd.anomaly import user_trace
+from ..autograd.autocast import switch as autocast
 from ..autograd.graph import (
     Node,
     PackedNode,
@@ -34,7 +35,6 @@ from ..autograd.graph import (
     share_version,
     version_of,
 )
-
 from ..autograd.modes import state
 from ..backend import CPU, dtypes, namespace_of, ndarray
 from ..tensor import Tensor, wrap
@@ -177,6 +177,8 @@ class Op:
 
     def apply(self, args):
         """Run the op on a full tuple of arguments (tensors and plain values) and record it."""
+        if autocast.on:
+            args = autocast.cast(self, args)
         raw, mask, first = list(args), 0, None
         for i in self.slots:
             t = raw[i]
@@ -499,6 +501,14 @@ def argument_error(op, slot, value):
         got = type(value).__name__
     return TypeError(
         f"{op.name}(): argument '{op.params[slot]}' (position {slot + 1}) must be Tensor, not {got}"
+    )
+
+
+def argument_must_be_tensor(function, argument, position, value):
+    """PyTorch's TypeError for an argument that is no tensor."""
+    return TypeError(
+        f"{function}(): argument '{argument}' (position {position}) must be Tensor, not "
+        f"{type(value).__name__}"
     )
 
 

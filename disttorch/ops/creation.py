@@ -56,11 +56,17 @@ def host_array(data, dtype=None):
     if isinstance(data, bool):
         return CPU.asarray(data, (dtype or dtypes.bool).np)
     if isinstance(data, (int, float, complex)):
+        if isinstance(data, int) and not -(2**63) <= data < 2**63:
+            raise ValueError(f"{data} does not fit into an int64")
+        if dtype is not None:
+            check_fits(data, dtype)
         return CPU.asarray(data).astype((dtype or dtypes.of_scalar(data)).np)
     if isinstance(data, Tensor):
         array = namespace_of(data._data).to_host(data._data)
     elif isinstance(data, (list, tuple, range)):
         array, converted = _from_sequence(data)
+        if dtype is not None and dtype.category == dtypes.INT and array.size:
+            check_fits(array.min().item(), dtype), check_fits(array.max().item(), dtype)
         if not converted and dtype is None and array.dtype.kind == "f":
             dtype = dtypes.get_default_dtype()
         elif not converted and dtype is None and array.dtype.kind == "c":
@@ -70,7 +76,8 @@ def host_array(data, dtype=None):
     elif hasattr(data, "__array__") or hasattr(data, "__array_interface__"):
         array = CPU.asarray(data)
     else:
-        raise TypeError(f"new(): data must be a sequence or a number (got {type(data).__name__})")
+        kind = TypeError if isinstance(data, (str, bytes)) else RuntimeError
+        raise kind(f"Could not infer dtype of {type(data).__name__}: new() takes numbers")
     if dtype is None:
         dtype = dtypes.from_np(array.dtype)
     if array.dtype.kind in "OUSV" and array.dtype not in dtypes.FROM_NP:
@@ -97,10 +104,28 @@ def _from_sequence(data):
     except (ValueError, TypeError):
         raise _ragged(data) from None
     if array.dtype.kind == "O":
-        raise _ragged(data)
+        raise _no_number(data) or _ragged(data)
     if array.dtype.kind in "US":
-        raise ValueError(f"too many dimensions 'str' (got {first!r})")
+        raise _no_number(data)
     return array, False
+
+
+def _no_number(data):
+    """The error for the first element that is neither a number nor a sequence, if there is one."""
+    for item in data:
+        if isinstance(item, str):
+            first = data[0]
+            if item is first:
+                return ValueError(f"too many dimensions 'str' (got {item!r})")
+            return TypeError(f"new(): invalid data type 'str' (got {item!r})")
+        if isinstance(item, (list, tuple)):
+            if error := _no_number(item):
+                return error
+        elif not isinstance(item, (int, float, complex, Tensor)) and not hasattr(item, "__array__"):
+            return RuntimeError(f"Could not infer dtype of {type(item).__name__}")
+        elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+            return ValueError(f"{item} does not fit into an int64")
+    return None
 
 
 def _to_lists(data):
@@ -212,7 +237,7 @@ def _filled(name, fill):
             size = size[0]
         shape = _checked(sizes(size), name)
         xp = namespace_for(_place(device))
-        array = getattr(xp, fill)(shape, (dtype or dtypes.get_default_dtype()).np)
+        array = getattr(xp, fill)(shape, _dtype(dtype, name).np)
         if out is not None:
             return write_out(wrap(array), out, name)
         return _finish(wrap(array), requires_grad)
@@ -223,6 +248,21 @@ def _filled(name, fill):
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"A tensor of the given size{'' if fill == 'empty' else f', filled with {name}'}."
     return make
+
+
+_PYTHON_TYPES = {bool: dtypes.bool, int: dtypes.int64, float: dtypes.float64,
+                 complex: dtypes.complex128}  # fmt: skip
+
+
+def _dtype(dtype, name):
+    if dtype is None:
+        return dtypes.get_default_dtype()
+    dtype = _PYTHON_TYPES.get(dtype, dtype)
+    if not isinstance(dtype, dtypes.dtype):
+        raise TypeError(
+            f"{name}(): argument 'dtype' must be torch.dtype, not {type(dtype).__name__} ({dtype!r})"
+        )
+    return dtype
 
 
 def _checked(shape, name):
@@ -260,9 +300,19 @@ def full(size, fill_value, *, out=None, dtype=None, layout=None, device=None, re
     if dtype is None:
         dtype = dtypes.of_scalar(value)
     size = (size,) if isinstance(size, int) else size
+    check_fits(value, dtype)
     xp = namespace_for(_place(device))
     result = wrap(xp.full(_checked(sizes((size,)), "full"), value, dtype.np))
     return _finish(result, requires_grad) if out is None else write_out(result, out, "full")
+
+
+def check_fits(value, dtype):
+    """RuntimeError for a number beyond the range of an integer dtype."""
+    if dtype.category == dtypes.INT and isinstance(value, (int, float)):
+        info = dtypes.iinfo(dtype)
+        low = info.min if info.min < 0 else -info.max  # unsigned types wrap small negatives around
+        if not low <= value <= info.max:
+            raise RuntimeError(f"value {value} cannot be converted to type {dtype} without overflow")
 
 
 def _like(name, fill):
@@ -317,18 +367,6 @@ def arange(start, end=None, step=1, *, out=None, dtype=None, layout=None, device
     return _finish(wrap(array), requires_grad)
 
 
-def linspace(start, end, steps, *, out=None, dtype=None, layout=None, device=None,
-             requires_grad=False):  # fmt: skip
-    """``steps`` values from start to end, both included."""
-    if steps < 0:
-        raise RuntimeError("number of steps must be non-negative")
-    start, end = (v.item() if isinstance(v, Tensor) else v for v in (start, end))
-    xp = namespace_for(_place(device))
-    array = xp.linspace(start, end, int(steps)).astype((dtype or dtypes.get_default_dtype()).np)
-    result = wrap(array)
-    return _finish(result, requires_grad) if out is None else write_out(result, out, "linspace")
-
-
 def eye(n, m=None, *, out=None, dtype=None, layout=None, device=None, requires_grad=False):
     """The n×m matrix with ones on the diagonal."""
     if n < 0 or (m is not None and m < 0):
@@ -366,7 +404,7 @@ def _new_tensor(self, data, *, dtype=None, device=None, requires_grad=False):
 FUNCTIONS = {
     f.__name__: f
     for f in (tensor, as_tensor, from_numpy, frombuffer, empty, zeros, ones, full, empty_like,
-              zeros_like, ones_like, full_like, arange, linspace, eye)
+              zeros_like, ones_like, full_like, arange, eye)
 }  # fmt: skip
 FUNCTIONS["asarray"] = as_tensor
 METHODS = {"new_zeros": _new(zeros), "new_ones": _new(ones), "new_empty": _new(empty),

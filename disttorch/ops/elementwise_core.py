@@ -7,8 +7,7 @@ checks for exactly that case first and leaves everything else to the general pat
 
 from __future__ import annotations
 
-
-
+from ..autograd.autocast import switch as autocast
 from ..autograd.modes import state
 from ..backend import CPU, dtypes, namespace_of, ndarray
 from ..tensor import Tensor
@@ -51,6 +50,8 @@ class ElementwiseOp(Op):
         self.tensor_only = frozenset(self.params.index(n) for n in tensor_only)
 
     def apply(self, args):
+        if autocast.on:
+            args = autocast.cast(self, args)
         raw, tensors, numbers = list(args), [], []
         for i in self.slots:
             t = raw[i]
@@ -168,7 +169,7 @@ class BinaryOp(ElementwiseOp):
             else:
                 result = apply((input, other))
                 return result if out is None else write_out(result, out, self.name)
-            if function is None or state.inference:
+            if function is None or state.inference or autocast.on:
                 return apply((input, other))
             try:
                 r = function(a, b)
@@ -211,6 +212,20 @@ def broadcast_error(arrays, error):
     return error
 
 
+def expand_error(have, want):
+    """PyTorch's words for a shape that does not broadcast to the shape ``want``."""
+    lead = len(want) - len(have)
+    for i in range(len(have) - 1, -1, -1):
+        if i + lead < 0 or have[i] not in (1, want[i + lead]):
+            size = want[i + lead] if i + lead >= 0 else 1
+            return RuntimeError(
+                f"The expanded size of the tensor ({size}) must match the existing size ({have[i]}) "
+                f"at non-singleton dimension {max(i + lead, 0)}.  Target sizes: {list(want)}.  "
+                f"Tensor sizes: {list(have)}"
+            )
+    return RuntimeError(f"a tensor of shape {list(have)} does not expand to {list(want)}")
+
+
 class UnaryOp(ElementwiseOp):
     """An elementwise op of one operand without parameters."""
 
@@ -226,7 +241,10 @@ class UnaryOp(ElementwiseOp):
         def call(input, *, out=None):
             if out is not None:
                 return write_out(apply((input,)), out, name)
-            if function is None or not isinstance(input, Tensor) or state.inference:
+            if (
+                function is None or not isinstance(input, Tensor) or state.inference
+                or autocast.on
+            ):
                 return apply((input,))
             a = input._data
             if a.__class__ is not ndarray or a.dtype not in FAST:
@@ -267,5 +285,6 @@ def binary(**options):
     return lambda forward: BinaryOp(forward, **options)
 
 
-__all__ = ["BinaryOp", "ElementwiseOp", "UnaryOp", "binary", "broadcast_error", "elementwise", "no_kernel",
+__all__ = ["BinaryOp", "ElementwiseOp", "UnaryOp", "binary", "broadcast_error", "elementwise",
+           "expand_error", "no_kernel",
            "unary"]  # fmt: skip

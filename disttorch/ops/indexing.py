@@ -84,6 +84,16 @@ def _(F, g, dim, index):
 def scatter_add(xp, input, dim, index, src):
     """``input`` with ``src`` added at ``index`` along ``dim``; repeated places add up."""
     dim = _check_gather(xp, "scatter", input, dim, index)
+    if src.dtype != input.dtype:
+        raise RuntimeError(
+            f"scatter(): Expected self.dtype to be equal to src.dtype, but got {input.dtype} and "
+            f"{src.dtype}"
+        )
+    if src.ndim != index.ndim or any(n > s for n, s in zip(index.shape, src.shape)):
+        raise RuntimeError(
+            f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} apart "
+            f"from dimension {dim} and to be no larger size than src {list(src.shape)}"
+        )
     out = input.copy(order="C")
     if index.size == 0:
         return out
@@ -142,7 +152,15 @@ def _(F, g, dim, index):
 def index_add(xp, input, dim, index, source, alpha=1):
     """``input`` with the slices of ``source`` added at ``index`` along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
-    _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "")
+    if index.size != (source.shape[dim] if source.ndim else 1):
+        raise RuntimeError(
+            f"index_add_(): Number of indices ({index.size}) should be equal to source.size(dim): "
+            f"({source.shape[dim] if source.ndim else 1}), for dim: {dim}"
+        )
+    try:
+        _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "")
+    except IndexError as error:  # PyTorch's type here, unlike index_select's
+        raise RuntimeError(str(error)) from None
     if alpha != 1:
         source = source * alpha
     return _add_slices(xp, input.copy(order="C"), dim, index, source)

@@ -74,12 +74,6 @@ def _reopened(array) -> bool:
     return True
 
 
-def forget_history(t: Tensor) -> None:
-    """After overwriting all of ``t`` with values outside the graph: gradients stop here."""
-    if state.enabled and t._node is not None and t._base is None:
-        t._node, t._rg = None, False
-
-
 def apply_inplace(op: Op, args: tuple) -> Tensor:
     """Run ``op`` and put the result into its first argument."""
     target = args[0]
@@ -448,5 +442,5 @@ def quick_inplace(made, slow):
 
 
 METHODS = {"copy_": copy_, "fill_": fill_, "zero_": zero_}
-__all__ = ["CPU", "METHODS", "apply_inplace", "check_inplace", "forget_history", "inplace_of",
+__all__ = ["CPU", "METHODS", "apply_inplace", "check_inplace", "inplace_of",
            "inplace_of_function", "namespace_of", "ndarray"]  # fmt: skip

@@ -50,7 +50,8 @@ class ListOp(Op):
             )
         tensors = list(tensors)
         if not tensors:
-            raise RuntimeError(f"{self.name}(): expected a non-empty list of Tensors")
+            kind = ValueError if self.name == "cat" else RuntimeError
+            raise kind(f"{self.name}(): expected a non-empty list of Tensors")
         for i, t in enumerate(tensors):
             if not isinstance(t, Tensor):
                 raise TypeError(

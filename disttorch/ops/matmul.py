@@ -9,6 +9,7 @@ import math
 
 from ..tensor import Tensor
 from .core import REGISTRY, op, write_out
+from .elementwise_core import expand_error
 from .samples import case
 
 
@@ -65,6 +66,10 @@ def _mismatch(a, b):
     if len(a) <= 2 or len(b) == 2:
         return (f"mat1 and mat2 shapes cannot be multiplied ({rows}x{a[-1]} and "
                 f"{b[-2]}x{b[-1]})")  # fmt: skip
+    if a[-1] == b[-2]:
+        dim = next(i for i in range(-3, -len(a) - 1, -1) if a[i] != b[i] and 1 not in (a[i], b[i]))
+        return (f"The size of tensor a ({a[dim]}) must match the size of tensor b ({b[dim]}) at "
+                f"non-singleton dimension {max(len(a), len(b)) + dim}")  # fmt: skip
     return (f"Expected size for first two dimensions of batch2 tensor to be: [{a[0]}, {a[-1]}] but "
             f"got: [{b[0]}, {b[-2]}].")  # fmt: skip
 
@@ -124,7 +129,10 @@ def linear(xp, input, weight, bias=None):
     rows = math.prod(input.shape[:-1])
     out = xp.matmul(input.reshape(rows, input.shape[-1]), weight.T)
     if bias is not None:
-        out += bias
+        try:
+            out += bias
+        except ValueError:
+            raise expand_error(bias.shape, out.shape) from None
     return out.reshape(*input.shape[:-1], weight.shape[0])
 
 
@@ -198,6 +206,12 @@ def baddbmm(input, batch1, batch2, *, beta=1, alpha=1, out=None) -> Tensor:
     return _added(input, bmm(batch1, batch2), beta, alpha, out, "baddbmm")
 
 
+def addbmm(input, batch1, batch2, *, beta=1, alpha=1, out=None) -> Tensor:
+    """beta·input + alpha·Σ over the batch of (batch1 @ batch2)."""
+    total = REGISTRY["sum"].call(bmm(batch1, batch2), 0)
+    return _added(input, total, beta, alpha, out, "addbmm")
+
+
 def addmv(input, mat, vec, *, beta=1, alpha=1, out=None) -> Tensor:
     """beta·input + alpha·(mat @ vec)."""
     return _added(input, mv(mat, vec), beta, alpha, out, "addmv")
@@ -227,6 +241,6 @@ def _need_dims(name, *given):
 
 COMPOSITES = {
     "mm": mm, "bmm": bmm, "mv": mv, "dot": dot, "outer": outer, "ger": outer,
-    "addmm": addmm, "baddbmm": baddbmm, "addmv": addmv, "addr": addr,
+    "addmm": addmm, "addbmm": addbmm, "baddbmm": baddbmm, "addmv": addmv, "addr": addr,
 }  # fmt: skip
-INPLACE = ("addmm", "baddbmm", "addmv", "addr")
+INPLACE = ("addmm", "addbmm", "baddbmm", "addmv", "addr")

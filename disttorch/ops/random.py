@@ -11,6 +11,7 @@ from ..backend import devices, dtypes, namespace_for, namespace_of
 from ..tensor import Tensor, wrap
 from .core import HALF, write_out
 from .creation import _finish, _place
+from .elementwise_core import broadcast_error
 from .views import sizes
 
 
@@ -367,9 +368,11 @@ def normal(mean=0.0, std=1.0, size=None, *, generator=None, out=None, dtype=None
         like = next((t for t in (mean, std) if isinstance(t, Tensor)), None)
         if like is None:
             raise TypeError("normal() needs `size` when mean and std are numbers")
-        shape = namespace_of(like._data).broadcast_shapes(
-            *(t._data.shape for t in (mean, std) if isinstance(t, Tensor))
-        )
+        given = [t._data for t in (mean, std) if isinstance(t, Tensor)]
+        try:
+            shape = namespace_of(like._data).broadcast_shapes(*(a.shape for a in given))
+        except ValueError as error:
+            raise broadcast_error(given, error) from None
         device, dtype = like.device, dtype or like.dtype
     else:
         shape = sizes((size,))
@@ -381,12 +384,13 @@ def normal(mean=0.0, std=1.0, size=None, *, generator=None, out=None, dtype=None
 
 # ---------------------------------------------------------------- in-place fills
 def _fill(t: Tensor, array) -> Tensor:
-    from .inplace import check_inplace, forget_history
+    from .inplace import apply_inplace, check_inplace, copy
 
+    if state.enabled and t.requires_grad:  # the old values get no gradient: recorded as a copy
+        return apply_inplace(copy, (t, wrap(array.astype(t._data.dtype, copy=False))))
     check_inplace(t, "fill_")
     t._data[...] = array.astype(t._data.dtype, copy=False)
     share_version(t)[0] += 1
-    forget_history(t)
     return t
 
 
@@ -424,6 +428,8 @@ def exponential_(input: Tensor, lambd=1.0, *, generator=None) -> Tensor:
 def bernoulli_(input: Tensor, p=0.5, *, generator=None) -> Tensor:
     """Fill with 1 with probability ``p`` (a number or a tensor), else 0."""
     prob = p._data if isinstance(p, Tensor) else p
+    if not isinstance(p, Tensor) and not 0 <= p <= 1:
+        raise RuntimeError(f"bernoulli_ expects p to be in [0, 1], but got p={p:g}")
     draw = _source(generator, input.device).random(input._data.shape, dtypes.float32.np)
     return _fill(input, draw < prob)
 

@@ -9,6 +9,7 @@ import operator
 from ..backend import dtypes
 from ..tensor import Tensor
 from .core import F32, REGISTRY, Op, op, type_name, wrap_dim, wrap_dims, write_out
+from .elementwise_core import no_kernel
 from .samples import case
 
 _DIM_CASES = lambda m: [  # noqa: E731
@@ -139,6 +140,8 @@ def _full_extreme(name):
                 f"{name}(): Expected reduction dim to be specified for input.numel() == 0. "
                 "Specify the reduction dim with the 'dim' argument."
             )
+        if input.dtype.kind == "c":
+            raise no_kernel(f"{name}_all", dtypes.FROM_NP[input.dtype])
         return getattr(xp, name)(input)
 
     made = Op(forward, name=f"{name}_all", method=False, node_name=name.capitalize(), moves=True,

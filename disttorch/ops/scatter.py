@@ -6,6 +6,8 @@ overwritten are zero; where places repeat, the last one written wins, as in PyTo
 
 from __future__ import annotations
 
+import math
+
 from ..tensor import Tensor
 from .core import REGISTRY, op, type_name, wrap_dim, write_out
 from .getset import put_at
@@ -45,16 +47,17 @@ def scatter_into(xp, input, dim, index, src):
         out[...] = src.reshape(-1)[0] if array else src
         return out
     if array:
-        _check_src(src, index)
+        _check_src(src, index, input, dim)
         src = _crop(src, index.shape, -1)
     out[_places(xp, index, dim)] = src
     return out
 
 
-def _check_src(src, index):
+def _check_src(src, index, input, dim):
     if src.ndim != index.ndim or any(i > s for i, s in zip(index.shape, src.shape)):
         raise RuntimeError(
-            f"Expected index {list(index.shape)} to be no larger than src {list(src.shape)}"
+            f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} apart "
+            f"from dimension {dim} and to be no larger size than src {list(src.shape)}"
         )
 
 
@@ -64,8 +67,8 @@ def _(F, g, dim, index):
 
 
 @scatter_into.grad("src")
-def _(F, g, dim, index, src):
-    return _padded(F, F.gather(g, dim, index), tuple(src.shape))
+def _(F, g, dim, index, src_shape):
+    return _padded(F, F.gather(g, dim, index), src_shape)
 
 
 def _padded(F, g, shape):
@@ -225,7 +228,7 @@ def scatter_reduce(input: Tensor, dim, index, src, reduce, *, include_self=True,
         raise RuntimeError(
             f"reduce argument must be either sum, prod, mean, amax or amin, got {reduce}."
         )
-    _check_src(src._data, index._data)
+    _check_src(src._data, index._data, input._data, dim)
     if src._data.dtype != input._data.dtype:
         raise RuntimeError("scatter(): Expected self.dtype to be equal to src.dtype")
     if src._data.shape != index._data.shape:
@@ -244,7 +247,7 @@ def index_reduce(input: Tensor, dim, index, source, reduce, *, include_self=True
             f"reduce argument must be either prod, mean, amax or amin, got {reduce}."
         )
     d = wrap_dim(dim, input.ndim)
-    _check_slices("index_reduce", input, d, index, source)
+    _check_slices("index_reduce", input._data, d, index._data, source._data)
     if input.ndim == 0:
         return scatter_reduce(input, 0, reshape.call(index, ()), reshape.call(source, ()), reduce,
                               include_self=include_self, out=out)  # fmt: skip
@@ -260,9 +263,10 @@ def _check_slices(name, input, dim, index, source):
     if source.dtype != input.dtype:
         raise RuntimeError(f"{name}_(): self and source expected to have the same dtype")
     count = source.shape[dim] if source.ndim else 1
-    if count != (index.numel() if isinstance(index, Tensor) else index.size):
+    if count != index.size:
         raise IndexError(
-            f"{name}_(): Number of indices should be equal to source.size(dim): ({count})"
+            f"{name}_(): Number of indices ({index.size}) should be equal to source.size(dim) "
+            f"({count})"
         )
 
 
@@ -293,8 +297,8 @@ def _(F, g, dim, index):
 
 
 @index_copy.grad("source")
-def _(F, g, dim, index, source):
-    return F.reshape(F.index_select(g, dim, index), tuple(source.shape))
+def _(F, g, dim, index, source_shape):
+    return F.reshape(F.index_select(g, dim, index), source_shape)
 
 
 @op(tensors=("input", "index", "value"), numbers=("value",), moves=True, inplace=True,
@@ -351,7 +355,7 @@ def put(input: Tensor, index: Tensor, source: Tensor, accumulate=False) -> Tenso
             f"put_(): Expected a long tensor for index, but got {type_name(index.dtype)}"
         )
     if index.numel() != source.numel():
-        raise RuntimeError(
+        raise IndexError(
             "put_(): Expected source and index to have the same number of elements, but got "
             f"source.numel() = {source.numel()}, index.numel() = {index.numel()}"
         )
@@ -417,13 +421,11 @@ def _(F, g, mask):
 
 
 @masked_scatter.grad("source")
-def _(F, g, mask, source):
+def _(F, g, mask, source_shape):
     picked = F.masked_pick(g, mask)
-    n = 1
-    for s in source.shape:
-        n *= s
-    padded = F.slice_backward(picked, (n,), (slice(0, picked.shape[0]),))
-    return F.reshape(padded, tuple(source.shape))
+    padded = F.slice_backward(
+        picked, (math.prod(source_shape),), (slice(0, picked.shape[0]),))  # fmt: skip
+    return F.reshape(padded, source_shape)
 
 
 @op(tensors=("input", "mask"), moves=True, method=False, samples=lambda m: [
@@ -438,15 +440,11 @@ def masked_pick(xp, input, mask):
 
 
 @masked_pick.grad("input")
-def _(F, g, input, mask):
-    spot = F.expand(F.zeros_like(input), _joint(input, mask))
-    return F.sum_to(F.masked_scatter(spot, mask, g), tuple(input.shape))
-
-
-def _joint(a, b):
+def _(F, g, input_shape, mask):
     from .shapes import broadcast_shapes
 
-    return tuple(broadcast_shapes(tuple(a.shape), tuple(b.shape)))
+    spot = F.zeros_shaped(g, tuple(broadcast_shapes(input_shape, tuple(mask.shape))))
+    return F.sum_to(F.masked_scatter(spot, mask, g), input_shape)
 
 
 # ---------------------------------------------------------------- views replaced

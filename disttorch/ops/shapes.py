@@ -106,6 +106,11 @@ def rot90(input: Tensor, k=1, dims=(0, 1)) -> Tensor:
 # ---------------------------------------------------------------- triangles and diagonals
 def _triangle(name, doc):
     def forward(xp, input, diagonal=0):
+        if not isinstance(diagonal, int):
+            raise TypeError(
+                f"{name}(): argument 'diagonal' (position 2) must be int, not "
+                f"{type(diagonal).__name__}"
+            )
         if input.ndim < 2:
             raise RuntimeError(f"{name}: input tensor must have at least 2 dimensions")
         return getattr(xp, name)(input, diagonal)

@@ -35,8 +35,12 @@ def numel(self) -> int:
 
 def stride(self, dim=None):
     """Elements between neighbours along each dim (or one)."""
-    item = self._data.itemsize
-    strides = tuple(s // item for s in self._data.strides)
+    item, shape = self._data.itemsize, self._data.shape
+    strides = [s // item for s in self._data.strides]
+    for d in reversed(range(len(shape))):
+        if shape[d] == 1 and strides[d] == 0:  # NumPy has 0 where PyTorch counts on
+            strides[d] = strides[d + 1] * shape[d + 1] if d + 1 < len(shape) else 1
+    strides = tuple(strides)
     return strides if dim is None else strides[wrap_dim(dim, self._data.ndim)]
 
 

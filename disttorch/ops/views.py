@@ -286,7 +286,13 @@ def _(F, g, input_shape, offset, dim1, dim2):
 def diagonal_scatter(xp, input, src, offset=0, dim1=0, dim2=1):
     """``input`` with its diagonal replaced by ``src``."""
     out = input.copy()
-    _writeable(xp, xp.diagonal(out, offset, dim1, dim2))[...] = src
+    diagonal = _writeable(xp, xp.diagonal(out, offset, dim1, dim2))
+    if src.shape != diagonal.shape:
+        raise RuntimeError(
+            "expected src to have a size equal to the slice of self. src size = "
+            f"{list(src.shape)}, slice size = {list(diagonal.shape)}"
+        )
+    diagonal[...] = src
     return out
 
 
@@ -322,17 +328,7 @@ def sizes(args) -> tuple:
     try:
         return tuple(map(operator.index, args))
     except TypeError:
-        return tuple(map(_size, args))
-
-
-def _size(value) -> int:
-    """A size that is no int: a tensor or NumPy value with a whole number."""
-    if isinstance(value, Tensor) and value.dtype.category <= dtypes.INT and value.numel() == 1:
-        return int(value.item())
-    raise TypeError(
-        f"argument 'size' must be tuple of ints, but found element of type {type(value).__name__} "
-        f"({value!r})"
-    )
+        raise TypeError(f"argument 'size' must be tuple of ints, not {args!r}") from None
 
 
 def flatten(input: Tensor, start_dim=0, end_dim=-1) -> Tensor:
@@ -464,6 +460,8 @@ def _method_of(made, unpack):
         for key in ("shape", "size", "dims", "sizes"):
             if key in kwargs:
                 args = (*args, kwargs.pop(key))
+        if not args:
+            raise TypeError(f"{made.name}() missing 1 required positional argument: {made.params[1]!r}")
         return made.call(self, unpack(args), **kwargs)
 
     method.__name__, method.__doc__ = made.name, made.forward.__doc__

@@ -26,10 +26,10 @@ def main():
     out += [values.flip(0)[:3].numpy(), (vectors.abs().max(dim=0).values).numpy()]
 
     w = torch.tensor(rng.standard_normal((4, 6)), dtype=dtype, requires_grad=True)
-    u = torch.ones(4, dtype=dtype)
     for _ in range(8):
+        u = torch.tensor([1.0, 0.5, -0.3, 0.2], dtype=dtype)
         with torch.no_grad():
-            for _ in range(60):
+            for _ in range(30):
                 v = torch.nn.functional.normalize(w.t() @ u, dim=0)
                 u = torch.nn.functional.normalize(w @ v, dim=0)
         sigma = u @ w @ v
