@@ -53,10 +53,9 @@ def _fft_r2c(xp, input, dim, normalization, onesided):
 
 
 @_fft_r2c.grad("input")
-def _(F, g, input, dim, normalization, onesided):
-    shape = tuple(input.shape)
-    if tuple(g.shape) != shape:  # the half that was left out gets no gradient
-        g = F.slice_backward(g, shape, tuple(slice(0, n) for n in g.shape))
+def _(F, g, input_shape, dim, normalization, onesided):
+    if tuple(g.shape) != input_shape:  # the half that was left out gets no gradient
+        g = F.slice_backward(g, input_shape, tuple(slice(0, n) for n in g.shape))
     return F._fft_c2c(g, dim, normalization, False)
 
 
@@ -72,14 +71,14 @@ def _fft_c2r(xp, input, dim, normalization, last_dim_size):
 
 
 @_fft_c2r.grad("input")
-def _(F, g, input, dim, normalization, last_dim_size):
+def _(F, g, input_shape, dim, normalization, last_dim_size):
     out = F._fft_r2c(g, dim, normalization, True)
     # Every bin but the first (and the middle one of an even length) stands for two
     last = dim[-1]
-    twice = last_dim_size - input.shape[last]
+    twice = last_dim_size - input_shape[last]
     if twice <= 0:
         return out
-    at = (slice(None),) * (last % input.ndim) + (slice(1, 1 + twice),)
+    at = (slice(None),) * (last % len(input_shape)) + (slice(1, 1 + twice),)
     return out + F.slice_backward(F.slice(out, at), tuple(out.shape), at)
 
 

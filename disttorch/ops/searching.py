@@ -126,12 +126,6 @@ def searchsorted(sorted_sequence: Tensor, input, *, out_int32=False, right=False
             "dimensions of boundaries tensor and input value tensor must match, but we got "
             f"boundaries tensor {list(seq.shape)} and input value tensor {list(a.shape)}"
         )
-    if isinstance(input, Tensor) and seq.dtype != a.dtype:
-        raise RuntimeError(
-            "torch.searchsorted(): input value tensor and boundaries tensor should have same "
-            f"dtype, but got boundaries tensor dtype {sorted_sequence.dtype.name} and input value "
-            f"tensor dtype {values.dtype.name}"
-        )
     xp = namespace_of(seq)
     if seq.ndim == 1:
         found = xp.searchsorted(seq, a, side)
