@@ -1,10 +1,10 @@
-"""Operations of neural networks: softmax, normalisation, dropout, losses, attention."""
+"""Operations of neural networks: softmax, normalisation, dropout, losses."""
 
 from __future__ import annotations
 
 import math
 
-from ..backend import dtypes, namespace_of
+from ..backend import dtypes
 from ..tensor import Tensor
 from .core import REGISTRY, op, wrap_dim
 from .samples import case
@@ -62,6 +62,16 @@ def log_softmax(input: Tensor, dim=None, _stacklevel=3, dtype=None) -> Tensor:
                              _implicit_dim(input, dim))  # fmt: skip
 
 
+def _softmax_with_dim(name, function):
+    """As ``torch.`` function and method the dim must be given; ``nn.functional`` guesses it."""
+
+    def call(input, dim, dtype=None):
+        return function(input, dim, dtype=dtype)
+
+    call.__name__, call.__doc__ = name, function.__doc__
+    return call
+
+
 def _implicit_dim(input, dim):
     return (0 if input.ndim in (0, 1, 3) else 1) if dim is None else dim
 
@@ -86,7 +96,7 @@ def _(F, g, needs, input, weight, aux, ndim):
     width = math.prod(shape)
     flat = None if weight is None else weight.reshape(-1)
     rows = [xp.ascontiguousarray(a).reshape(-1, width) for a in (g, input)]
-    gx, gw, gb = xp.layer_norm_backward(*rows, flat, *aux)
+    gx, gw, gb = xp.layer_norm_backward(*rows, flat, *aux, needs[1] or needs[2])
     return gx.reshape(input.shape), gw.reshape(shape), gb.reshape(shape)
 
 
@@ -148,6 +158,11 @@ _REDUCTIONS = ("none", "mean", "sum")
 def _nll(xp, input, target, weight, ignore_index, reduction, smoothing):
     """Loss of log-probabilities N×C at the targets N; aux holds weights of rows and their sum."""
     classes = input.shape[1]
+    if weight is not None and weight.shape != (classes,):
+        raise RuntimeError(
+            f"weight tensor should be defined either for all {classes} classes or no classes but got "
+            f"weight tensor of shape: {list(weight.shape)}"
+        )
     counted = target != ignore_index
     safe = xp.where(counted, target, 0)
     if safe.size and (safe.min() < 0 or safe.max() >= classes):
@@ -183,6 +198,23 @@ def _(F, g, input, weight, aux, reduction, smoothing):
         each = F.where(F.unsqueeze(counted, 1), each, F.zeros_like(each))
         grad = grad * (1 - smoothing) - each * (smoothing / input.shape[1])
     return g * grad
+
+
+@_nll.fast_grad("input")
+def _(F, g, needs, input, weight, aux, reduction, smoothing):
+    xp, (safe, rows, counted, total) = F.xp, aux
+    if reduction == "mean":
+        g = g / total
+    if reduction == "none":
+        g = g[:, None]
+    grad = xp.zeros(input.shape, input.dtype)
+    grad[xp.arange(safe.shape[0]), safe] = -rows
+    if smoothing:
+        each = xp.ones(input.shape[1], input.dtype) if weight is None else weight
+        grad *= 1 - smoothing
+        grad -= xp.where(counted[:, None], each * (smoothing / input.shape[1]), 0)
+    grad *= g
+    return (grad,)
 
 
 def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None,
@@ -302,105 +334,7 @@ def dropout(input, p=0.5, training=True, inplace=False) -> Tensor:
     return input.copy_(result) if inplace else result
 
 
-# ---------------------------------------------------------------- attention
-@op(tensors=("query", "key", "value"), method=False, aux=True, name="causal_attention",
-    node_name="ScaledDotProductAttention", samples=lambda m: [
-        case(m(2, 2, 5, 3), m(2, 2, 5, 3), m(2, 2, 5, 3), True, 0.6),
-        case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), False, 0.5),
-    ])  # fmt: skip
-def _attention(xp, query, key, value, is_causal, scale):
-    """softmax(q kᵀ·scale) v, B…×T×D, without dropout or mask other than the causal one."""
-    p = xp.matmul(query * query.dtype.type(scale), key.swapaxes(-1, -2))
-    if is_causal:
-        p += _causal_bias(xp, p.shape[-2], p.shape[-1], p.dtype)
-    p = xp.softmax(p, p.ndim - 1)
-    return xp.matmul(p, value), (p,)
-
-
-_causal_cache: dict = {}
-
-
-def _causal_bias(xp, rows, columns, dtype):
-    """0 on and below the diagonal, −inf above, kept between calls."""
-    key = (xp.name, rows, columns, dtype)
-    bias = _causal_cache.get(key)
-    if bias is None:
-        if len(_causal_cache) > 8:
-            _causal_cache.clear()
-        above = xp.arange(rows)[:, None] < xp.arange(columns)[None, :]
-        bias = _causal_cache[key] = xp.where(above, -math.inf, 0.0).astype(dtype)
-    return bias
-
-
-@_attention.fast_grad("query", "key", "value")
-def _(F, g, needs, query, key, value, aux, is_causal, scale):
-    xp, p = F.xp, aux[0]
-    gv = xp.matmul(p.swapaxes(-1, -2), g)
-    gp = xp.matmul(g, value.swapaxes(-1, -2))
-    gs = xp.softmax_backward(gp, p, p.ndim - 1)
-    gs *= gs.dtype.type(scale)
-    return xp.matmul(gs, key), xp.matmul(gs.swapaxes(-1, -2), query), gv
-
-
-@_attention.compose
-def _(query, key, value, is_causal, scale):
-    scores = REGISTRY["matmul"].call(query * scale, REGISTRY["transpose"].call(key, -1, -2))
-    if is_causal:
-        from ..tensor import wrap
-
-        a = scores._data
-        scores = scores + wrap(_causal_bias(namespace_of(a), a.shape[-2], a.shape[-1], a.dtype))
-    return REGISTRY["matmul"].call(softmax(scores, -1), value)
-
-
-def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0,
-                                 is_causal=False, scale=None, enable_gqa=False) -> Tensor:  # fmt: skip
-    """softmax(query keyᵀ·scale + mask) value (Vaswani et al., arXiv:1706.03762).
-
-    Args:
-        query: …×L×E; key: …×S×E; value: …×S×Ev.
-        attn_mask: bool (True takes part) or added to the scores; broadcasts to …×L×S.
-        dropout_p: applied to the attention weights (also outside training).
-        is_causal: position i sees keys 0..i; excludes ``attn_mask``.
-        scale: default 1/√E.
-        enable_gqa: heads of key and value (dim −3) are repeated to those of query.
-
-    Returns:
-        …×L×Ev.
-    """
-    if attn_mask is not None and is_causal:
-        raise RuntimeError("scaled_dot_product_attention: Explicit attn_mask should not be set "
-                           "when is_causal=True")  # fmt: skip
-    if scale is None:
-        scale = 1 / math.sqrt(query._data.shape[-1])
-    if enable_gqa:
-        repeat = query._data.shape[-3] // key._data.shape[-3]
-        key, value = _repeat_heads(key, repeat), _repeat_heads(value, repeat)
-    if attn_mask is None and not dropout_p:
-        if query._data.shape[:-2] == key._data.shape[:-2] == value._data.shape[:-2]:
-            return _attention.call(query, key, value, is_causal, scale)
-    scores = REGISTRY["matmul"].call(query * scale, REGISTRY["transpose"].call(key, -1, -2))
-    if is_causal:
-        from ..tensor import wrap
-
-        a = scores._data
-        scores = scores + wrap(_causal_bias(namespace_of(a), a.shape[-2], a.shape[-1], a.dtype))
-    elif attn_mask is not None:
-        if attn_mask.dtype is dtypes.bool:
-            scores = REGISTRY["where"].call(attn_mask, scores, -math.inf)
-        else:
-            scores = scores + attn_mask
-    weights = dropout(softmax(scores, -1), dropout_p)
-    return REGISTRY["matmul"].call(weights, value)
-
-
-def _repeat_heads(t, times):
-    shape = t._data.shape
-    t = REGISTRY["unsqueeze"].call(t, -3)
-    t = REGISTRY["expand"].call(t, (*shape[:-2], times, *shape[-2:]))
-    return REGISTRY["reshape"].call(t, (*shape[:-3], shape[-3] * times, *shape[-2:]))
-
-
-COMPOSITES = {"softmax": softmax, "log_softmax": log_softmax, "dropout": dropout,
+COMPOSITES = {"softmax": _softmax_with_dim("softmax", softmax),
+              "log_softmax": _softmax_with_dim("log_softmax", log_softmax), "dropout": dropout,
               "layer_norm": layer_norm, "rms_norm": rms_norm}  # fmt: skip
-METHODS = {"softmax": softmax, "log_softmax": log_softmax}
+METHODS = {name: COMPOSITES[name] for name in ("softmax", "log_softmax")}

@@ -47,8 +47,8 @@ COUNTERPART = {
         tuple(_t(k) for k in _full(x, i)), v, acc),
     "embedding_lookup": lambda w, i: F.embedding(i, w), "softmax_over": torch.softmax,
     "log_softmax_over": torch.log_softmax, "native_layer_norm": _layer_norm, "nll_rows": _nll,
-    "causal_attention": lambda q, k, v, c, s: F.scaled_dot_product_attention(
-        q, k, v, is_causal=c, scale=s),
+    "attention_kept": lambda q, k, v, m, c, s: F.scaled_dot_product_attention(
+        q, k, v, m, is_causal=c, scale=s),
     "conjugate": torch.conj_physical, "linear": F.linear,
     "unfold": lambda x, d, n, s: x.unfold(d, n, s), "scatter_into": torch.scatter,
     "unfold_backward": torch.ops.aten.unfold_backward, "masked_pick": torch.masked_select,
@@ -68,7 +68,7 @@ COUNTERPART |= {
     "median_all": torch.median, "nanmedian_all": torch.nanmedian,
 }  # fmt: skip
 # No public counterpart: pieces of gradients, checked by gradcheck
-INTERNAL = {"as_strided", "as_strided_backward", "slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
+INTERNAL = {"attention_anew", "as_strided", "as_strided_backward", "slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
             "ones_like", "gather_backward", "index_backward", "index_select_backward", "reversed_sum"}  # fmt: skip
 
 MAKES_COMPLEX = {"complex", "view_as_complex"}
