@@ -15,10 +15,10 @@ DEV_STAMP := $(VENV)/.dev-$(VERSION)
 PARITY_STAMP := $(PARITY_VENV)/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity lint bench clean
+.PHONY: help demo test parity lint bench clean coverage-report
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 demo: $(STAMP) ## train a small GPT on 2 ranks and show what it writes
 	$(VENV)/bin/disttorch-run --nproc-per-node 2 examples/train_gpt.py $(ARGS)
@@ -37,6 +37,9 @@ bench: $(STAMP) ## measure, and print the figures
 	@for script in benchmarks/[!_]*.py; do \
 		echo "== $$script"; $(VENV)/bin/python $$script $(ARGS) || exit 1; \
 	done
+
+coverage-report: $(STAMP) ## print the share of torch names that disttorch has
+	$(VENV)/bin/python -m disttorch.utils.coverage benchmarks/torch_names.json $(ARGS)
 
 clean: ## remove environments and caches, but no run folder
 	rm -rf $(VENV) $(PARITY_VENV) build dist *.egg-info

@@ -44,7 +44,16 @@ from .backend.dtypes import (  # noqa: E402
     set_default_dtype,
 )
 from .ops.random import Generator  # noqa: E402
-from .tensor import Size, Tensor, strided  # noqa: E402
+from .tensor import (  # noqa: E402
+    Size,
+    Tensor,
+    channels_last,
+    channels_last_3d,
+    contiguous_format,
+    memory_format,
+    preserve_format,
+    strided,
+)
 from .version import __version__  # noqa: E402
 
 globals().update(ops.PUBLIC)
@@ -58,7 +67,7 @@ for _part in (interop, legacy_types, storage):
 _LAZY = {
     "nn", "optim", "utils", "distributed", "cuda", "serialization", "random", "special", "linalg",
     "fft", "return_types", "func", "backends", "jit", "compiler", "accelerator", "testing", "amp",
-    "distributions", "profiler", "multiprocessing",
+    "distributions", "profiler", "multiprocessing", "cpu",
 }  # fmt: skip
 _FROM = {
     "save": "serialization", "load": "serialization", "fork_rng": "random",
@@ -70,6 +79,13 @@ _FROM = {
     "UntypedStorage": "storage", "TypedStorage": "storage",
     **dict.fromkeys(storage.STORAGE_NAMES, "storage"),
     **dict.fromkeys(settings.__all__, "settings"),
+    **dict.fromkeys((
+        "autocast_decrement_nesting", "autocast_increment_nesting", "clear_autocast_cache",
+        "get_autocast_cpu_dtype", "get_autocast_dtype", "get_autocast_gpu_dtype",
+        "is_autocast_cache_enabled", "is_autocast_cpu_enabled", "is_autocast_enabled",
+        "set_autocast_cache_enabled", "set_autocast_cpu_dtype", "set_autocast_cpu_enabled",
+        "set_autocast_dtype", "set_autocast_enabled", "set_autocast_gpu_dtype",
+    ), "amp"),
 }  # fmt: skip
 
 
@@ -78,7 +94,7 @@ def __getattr__(name):
     if name in _LAZY:
         value = _sub_package(name)
     elif name in _FROM:
-        value = getattr(importlib.import_module(f".{_FROM[name]}", __name__), name)
+        value = getattr(_sub_package(_FROM[name]), name, None)
     elif name.endswith("Tensor"):
         value = legacy_types.tensor_type(name)
     if value is None:
@@ -89,6 +105,7 @@ def __getattr__(name):
 
 
 def _sub_package(name):
+    """A sub-package, or None where there is none of that name."""
     try:
         return importlib.import_module(f".{name}", __name__)
     except ModuleNotFoundError as error:

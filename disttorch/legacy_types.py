@@ -100,4 +100,10 @@ def set_default_tensor_type(t) -> None:
     devices.set_default_device(None if kind in (None, "cpu") else kind)
 
 
-METHODS = {"type": type_method}
+def new(self, *args, device=None):
+    """Another tensor of this one's dtype and device, by sizes or data."""
+    kind = tensor_type(type_text(self).rpartition(".")[2], self.device.type)
+    return kind(*args, device=device or self.device)
+
+
+METHODS = {"type": type_method, "new": new}

@@ -246,7 +246,35 @@ def share_memory_(self):
     raise NotImplementedError(SHARING)
 
 
+def pin_memory(self, device=None) -> Tensor:
+    """A copy in page-locked host memory, from which a GPU reads faster; itself if it is there.
+
+    Raises:
+        RuntimeError: without a GPU, or for a tensor that is not on the CPU.
+    """
+    from .backend import gpu_runtime
+    from .cuda.which import require
+
+    require()
+    if self.is_cuda:
+        raise RuntimeError(f"cannot pin '{self.type()}' only dense CPU tensors can be pinned")
+    return self if is_pinned(self) else wrap(gpu_runtime.pinned_copy(self._data))
+
+
+def is_pinned(self, device=None) -> bool:
+    """Whether it lies in page-locked host memory."""
+    from .backend import gpu_runtime
+
+    return self.is_cpu and gpu_runtime.is_pinned(self._data)
+
+
+def get_device(self) -> int:
+    """The number of its GPU; −1 for a CPU tensor."""
+    return self.device.index or 0 if self.is_cuda else -1
+
+
 METHODS = {
+    "pin_memory": pin_memory, "is_pinned": is_pinned, "get_device": get_device,
     "untyped_storage": untyped_storage, "storage": typed_storage, "is_set_to": is_set_to,
     "is_shared": is_shared, "share_memory_": share_memory_,
 }  # fmt: skip

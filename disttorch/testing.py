@@ -112,7 +112,9 @@ def _tensor_difference(a, b, options, numbers_only):
 def _report(xp, x, y, off, rtol, atol, what):
     difference = xp.where(off, xp.abs(x - y), 0)
     relative = xp.where(off, difference / xp.abs(y), 0)
-    worst = xp.nanargmax(difference)
+    difference, relative = (xp.nan_to_num(d, nan=xp.inf, posinf=xp.inf)
+                            for d in (difference, relative))
+    worst = xp.argmax(difference)
     at = tuple(int(i) for i in xp.unravel_index(worst, x.shape)) if x.ndim else ()
     exact = rtol == atol == 0
     head = f"{what} are not {'equal' if exact else 'close'}!\n\n"
@@ -120,8 +122,8 @@ def _report(xp, x, y, off, rtol, atol, what):
         count = int(off.sum())
         head += f"Mismatched elements: {count} / {x.size} ({100 * count / x.size:.1f}%)\n"
     return head + (
-        f"Greatest absolute difference: {float(xp.nanmax(difference))} at index {at} (up to {atol} "
-        f"allowed)\nGreatest relative difference: {float(xp.nanmax(relative))} (up to {rtol} "
+        f"Greatest absolute difference: {float(xp.max(difference))} at index {at} (up to {atol} "
+        f"allowed)\nGreatest relative difference: {float(xp.max(relative))} (up to {rtol} "
         "allowed)"
     )
 

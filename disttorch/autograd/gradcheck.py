@@ -7,7 +7,7 @@ import warnings
 from ..backend import dtypes, namespace_of
 from ..tensor import Tensor, wrap
 from . import grad
-from .modes import no_grad
+from .modes import enable_grad, no_grad
 
 
 class GradcheckError(RuntimeError):
@@ -106,6 +106,8 @@ def gradcheck(func, inputs, *, eps=1e-6, atol=1e-5, rtol=1e-3, raise_exception=T
     """
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     checked = [i for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.requires_grad]
+    if not _outputs(func(*inputs)):
+        raise GradcheckError("the function returns no tensor that could have a gradient")
     if not checked:
         raise ValueError(
             "gradcheck expects at least one input tensor to require gradient, but none of the "
@@ -176,11 +178,14 @@ def gradgradcheck(func, inputs, grad_outputs=None, *, eps=1e-6, atol=1e-5, rtol=
 
     def first(*args):
         given, seeds_now = args[: len(inputs)], args[len(inputs):]
-        outs = _outputs(func(*given))
-        used = [(o, s) for o, s in zip(outs, seeds_now) if o.requires_grad]
-        got = grad([o for o, _ in used], [given[i] for i in wanted], [s for _, s in used],
-                   create_graph=True, allow_unused=True)  # fmt: skip
+        with enable_grad():  # the differences are taken under no_grad
+            outs = _outputs(func(*given))
+            used = [(o, s) for o, s in zip(outs, seeds_now) if o.requires_grad]
+            got = grad([o for o, _ in used], [given[i] for i in wanted], [s for _, s in used],
+                       create_graph=True, allow_unused=True)  # fmt: skip
         return tuple(g for g in got if g is not None)
 
+    if not first(*inputs, *seeds):
+        return True  # the function is constant: there is no gradient to differentiate
     return gradcheck(first, (*inputs, *seeds), eps=eps, atol=atol, rtol=rtol,
                      raise_exception=raise_exception)  # fmt: skip

@@ -83,6 +83,25 @@ def reset_peak(index: int) -> None:
     _peak_hook().peaks.pop(index, None)
 
 
+def pinned_copy(array):
+    """A NumPy array of equal values in page-locked host memory."""
+    cupy()
+    import cupyx
+
+    out = cupyx.empty_pinned(array.shape, array.dtype)
+    out[...] = array
+    return out
+
+
+def is_pinned(array) -> bool:
+    """Whether a NumPy array lies in page-locked memory that CuPy allocated."""
+    root = array
+    while getattr(root, "base", None) is not None:
+        root = root.base
+    return type(root).__name__ == "PinnedMemoryPointer" or type(
+        getattr(root, "obj", None)).__name__ == "PinnedMemoryPointer"  # fmt: skip
+
+
 def make_stream(priority: int, pointer: int | None = None):
     module = cupy().cuda
     if pointer is not None:

@@ -221,10 +221,10 @@ def __getattr__(name):
         found = tensor_type(name, "cuda")
         if found is not None:
             return found
-    if name in ("amp", "nccl", "nvtx", "profiler"):
+    if name == "nccl":
         import importlib
 
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(".nccl", __name__)
     raise AttributeError(f"module 'torch.cuda' has no attribute {name!r} (disttorch lacks it)")
 
 

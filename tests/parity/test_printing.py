@@ -41,12 +41,12 @@ KINDS = ["normal", "whole", "wide", "tiny", "huge", "zeros", "special", "whole_s
 
 
 def both(array, dtype):
-    if dtype.startswith("complex"):
-        array = array + 1j * np.flip(array)
-    elif not dtype.startswith(("float", "bfloat")):
-        array = np.nan_to_num(array, posinf=3, neginf=-4)
-        array = np.abs(array) % 200 if dtype == "uint8" else array % 1000
     with np.errstate(all="ignore"):
+        if dtype.startswith("complex"):
+            array = array + 1j * np.flip(array)
+        elif not dtype.startswith(("float", "bfloat")):
+            array = np.nan_to_num(array, posinf=3, neginf=-4)
+            array = np.abs(array) % 200 if dtype == "uint8" else array % 1000
         theirs = torch.tensor(np.asarray(array)).to(getattr(torch, dtype))
         return dt.tensor(np.asarray(array)).to(getattr(dt, dtype)), theirs
 
