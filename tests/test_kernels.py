@@ -41,7 +41,8 @@ def test_erf_is_within_half_a_millionth_of_the_exact_function():
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 @pytest.mark.parametrize("shape,axis", [((3, 5), 1), ((3, 5), 0), ((2, 3, 4), 1), ((7,), 0),
-                                        ((_BLOCK // 8 + 1, 9), 1), ((0, 4), 1)])  # fmt: skip
+                                        ((_BLOCK // 8 + 1, 9), 1),
+                                        ((9, _BLOCK // 8 + 1), 0), ((0, 4), 1)])  # fmt: skip
 def test_softmax(name, shape, axis):
     x, g = draw(shape, np.float64), draw(shape, np.float64)
     out = getattr(CPU, name)(x, axis)
@@ -51,7 +52,7 @@ def test_softmax(name, shape, axis):
         back, getattr(plain_kernels, name + "_backward")(CPU, g, out, axis), atol=1e-12)  # fmt: skip
 
 
-@pytest.mark.parametrize("rows,width", [(1, 4), (5, 3), (_BLOCK // 8 + 3, 8), (0, 4)])
+@pytest.mark.parametrize("rows,width", [(1, 4), (5, 3), (_BLOCK // 8 + 3, 8), (0, 4), (70, 999)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_layer_norm(rows, width, affine):
     x, g = draw((rows, width), np.float64), draw((rows, width), np.float64)
@@ -62,6 +63,10 @@ def test_layer_norm(rows, width, affine):
     for ours, plain in zip(CPU.layer_norm_backward(g, x, w, mean, rstd),
                            plain_kernels.layer_norm_backward(CPU, g, x, w, mean, rstd)):  # fmt: skip
         np.testing.assert_allclose(ours, plain, atol=1e-9)
+    for kernels, first in ((CPU, ()), (plain_kernels, (CPU,))):
+        gx, *rest = kernels.layer_norm_backward(*first, g, x, w, mean, rstd, affine=False)
+        assert rest == [None, None]
+        np.testing.assert_allclose(gx, CPU.layer_norm_backward(g, x, w, mean, rstd)[0], atol=1e-10)
 
 
 def test_add_rows_sums_repeated_indices():

@@ -222,7 +222,7 @@ class _Execution:
         elif grad is None:
             if not owned or not g.flags.c_contiguous:
                 # Someone else holds this memory, and optimizers change gradients in place
-                g = namespace_of(g).array(g, copy=True, order="C")
+                g = namespace_of(g).contiguous_copy(g)
             leaf._grad = wrap(g)
         elif grad._data.flags.writeable:
             xp = namespace_of(g)

@@ -194,6 +194,8 @@ def log_softmax_backward(xp, g, out, axis):
 def layer_norm(xp, x, weight, bias, eps):
     """Normalise each row. x: R×C, weight and bias: C or None -> (y R×C, mean R, rstd R)."""
     rows, width = x.shape
+    if _is_small(x):
+        return _layer_norm_block(x, weight, bias, eps)
     out = np.empty_like(x)
     mean, rstd = np.empty(rows, x.dtype), np.empty(rows, x.dtype)
     inverse, eps = x.dtype.type(1 / (width or 1)), x.dtype.type(eps)
@@ -214,11 +216,30 @@ def layer_norm(xp, x, weight, bias, eps):
     return out, mean, rstd
 
 
+def _layer_norm_block(x, weight, bias, eps):
+    inverse = x.dtype.type(1 / x.shape[1])
+    mean = _sum(x, 1, None, None, True)
+    mean *= inverse
+    out = x - mean
+    rstd = _sum(out * out, 1, None, None, True)
+    rstd *= inverse
+    rstd += x.dtype.type(eps)
+    rstd = 1 / np.sqrt(rstd, out=rstd)
+    out *= rstd
+    if weight is not None:
+        out *= weight
+    if bias is not None:
+        out += bias
+    return out, mean[:, 0], rstd[:, 0]
+
+
 def layer_norm_backward(xp, g, x, weight, mean, rstd, affine=True):
-    """(grad x R×C, grad weight C, grad bias C) of layer_norm; the latter only if ``affine``."""
+    """(grad x R×C, grad weight C, grad bias C) of layer_norm; the latter None unless ``affine``."""
     rows, width = x.shape
+    if _is_small(x):
+        return _layer_norm_backward_block(g, x, weight, mean[:, None], rstd[:, None], affine)
     gx = np.empty_like(x)
-    gw, gb = np.zeros(width, x.dtype), np.zeros(width, x.dtype)
+    gw, gb = (np.zeros(width, x.dtype), np.zeros(width, x.dtype)) if affine else (None, None)
     share = np.full(width, 1 / (width or 1), x.dtype)
     if weight is not None:
         share *= weight
@@ -238,6 +259,26 @@ def layer_norm_backward(xp, g, x, weight, mean, rstd, affine=True):
             np.multiply(gr, weight, out=out)
             out -= xhat
         out *= scale
+    return gx, gw, gb
+
+
+def _layer_norm_backward_block(g, x, weight, mean, rstd, affine):
+    inverse = x.dtype.type(1 / x.shape[1])
+    xhat = x - mean
+    xhat *= rstd
+    product = g * xhat
+    gw, gb = (_sum(product, 0), _sum(g, 0)) if affine else (None, None)
+    if weight is not None:
+        g = g * weight
+        product *= weight
+    s2 = _sum(product, 1, None, None, True)
+    s2 *= inverse
+    xhat *= s2
+    s1 = _sum(g, 1, None, None, True)
+    s1 *= inverse
+    xhat += s1
+    gx = g - xhat
+    gx *= rstd
     return gx, gw, gb
 
 

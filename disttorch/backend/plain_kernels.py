@@ -69,12 +69,13 @@ def layer_norm(xp, x, weight, bias, eps):
 
 
 def layer_norm_backward(xp, g, x, weight, mean, rstd, affine=True):
-    """(grad x R×C, grad weight C, grad bias C), all of them always."""
+    """(grad x R×C, grad weight C, grad bias C); the latter None unless ``affine``."""
     xhat = (x - mean[:, None]) * rstd[:, None]
     gh = g if weight is None else g * weight
     s1 = gh.mean(axis=1, keepdims=True)
     s2 = (gh * xhat).mean(axis=1, keepdims=True)
-    return (gh - s1 - xhat * s2) * rstd[:, None], (g * xhat).sum(axis=0), g.sum(axis=0)
+    gx = (gh - s1 - xhat * s2) * rstd[:, None]
+    return (gx, (g * xhat).sum(axis=0), g.sum(axis=0)) if affine else (gx, None, None)
 
 
 def add_rows(xp, out, index, rows):

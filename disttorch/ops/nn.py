@@ -97,7 +97,8 @@ def _(F, g, needs, input, weight, aux, ndim):
     flat = None if weight is None else weight.reshape(-1)
     rows = [xp.ascontiguousarray(a).reshape(-1, width) for a in (g, input)]
     gx, gw, gb = xp.layer_norm_backward(*rows, flat, *aux, needs[1] or needs[2])
-    return gx.reshape(input.shape), gw.reshape(shape), gb.reshape(shape)
+    gx = gx.reshape(input.shape)
+    return (gx, None, None) if gw is None else (gx, gw.reshape(shape), gb.reshape(shape))
 
 
 @_layer_norm.compose
