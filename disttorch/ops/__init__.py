@@ -22,6 +22,7 @@ from . import (
     creation,
     cumulative,
     einsum,
+    factorizations,
     fft,
     geometry,
     getset,
@@ -38,6 +39,7 @@ from . import (
     pointwise_more,
     promotion,
     ranges,
+    recurrent,
     reduce,
     reduce_more,
     scatter,
@@ -58,8 +60,8 @@ from .inplace import inplace_of, inplace_of_function
 
 _FAMILIES = (arithmetic, pointwise, pointwise_more, bits, compare, casts,
              complex_numbers, special, reduce, promotion, reduce_more, cumulative,
-             sorting, views, join, matmul, indexing, getset, ranges, geometry, searching, windows, fft, einsum,
-             linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention,
+             sorting, views, join, matmul, indexing, getset, factorizations, ranges, geometry, searching, windows, fft, einsum,
+             linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention, recurrent,
              creation, _random, _random_gamma, inplace, tensor_methods)  # fmt: skip
 
 

@@ -398,12 +398,18 @@ def _widening(rule):
 
     @functools.wraps(rule)
     def wrapped(F, g, needs, *args):
-        if F.xp.widens_half and g.dtype in HALF:
-            g = g.astype(F32)
-            args = [a.astype(F32) if getattr(a, "dtype", None) in HALF else a for a in args]
+        if F.xp.widens_half:
+            several = g.__class__ is tuple or g.__class__ is list
+            if any(getattr(a, "dtype", None) in HALF for a in (g if several else (g,))):
+                g = tuple(map(_widen, g)) if several else _widen(g)
+                args = map(_widen, args)
         return rule(F, g, needs, *args)
 
     return wrapped
+
+
+def _widen(a):
+    return a.astype(F32) if getattr(a, "dtype", None) in HALF else a
 
 
 def _with_tensor_aux(run, position):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...ops.autocast import points as _points
 from .activation import (
     celu,
     elu,
@@ -70,3 +71,5 @@ __all__ = [
     "smooth_l1_loss", "softmax", "softmin", "softplus", "softshrink", "softsign", "tanh",
     "tanhshrink", "threshold",
 ]  # fmt: skip
+
+globals().update(_points({name: globals()[name] for name in __all__}))

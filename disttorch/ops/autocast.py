@@ -1,0 +1,220 @@
+"""Which operations autocast casts, and how: PyTorch's lists for CPU and GPU.
+
+- ``LOWER``: matrix products, convolutions and attention run in the lower-precision type.
+- ``FLOAT32``: what loses accuracy or range in 16 bits runs in float32.
+- ``WIDEST``: operations that need operands of one type take the widest among them.
+- ``AS_IS``: no rule of its own in PyTorch, but written here with operations that have one.
+- ``REFUSED``: unsafe in 16 bits.
+
+Registered ops look here from ``Op.apply``; functions written with other ops are wrapped by ``points``
+when their module is put together, and run their parts as they are. Only float16, bfloat16 and float32
+tensors of the region's device are ever cast. See "Autocast Op Reference" of PyTorch's documentation.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from ..autograd.autocast import state, switch
+from ..autograd.modes import state as grad_state
+from ..backend import dtypes, ndarray
+from ..tensor import Tensor
+from .core import REGISTRY
+
+_CONVOLUTIONS = ("conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d")
+_PRODUCTS = ("addbmm addmm baddbmm bmm chain_matmul einsum inner linalg.multi_dot linalg.vecdot linear "
+             "matmul mm prelu scaled_dot_product_attention tensordot")  # fmt: skip
+_LOSSES = (
+    "cosine_embedding_loss cross_entropy hinge_embedding_loss huber_loss kl_div l1_loss "
+    "margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss nll_loss "
+    "poisson_nll_loss smooth_l1_loss soft_margin_loss triplet_margin_loss "
+    "binary_cross_entropy_with_logits"
+)
+_FFT = "fft ifft fft2 ifft2 fftn ifftn rfft irfft rfft2 irfft2 rfftn irfftn hfft ihfft"
+_LINALG = ("cond matrix_rank solve cholesky cholesky_ex svd svdvals eig eigvals eigh eigvalsh inv "
+           "inv_ex householder_product tensorinv tensorsolve qr lstsq")  # fmt: skip
+
+LOWER, FLOAT32, WIDEST, AS_IS, REFUSED = "lower", "float32", "widest", "as is", "refused"
+
+
+def _table(**lists) -> dict:
+    return {name: policy for policy, names in lists.items() for name in names.split()}
+
+
+_CPU = _table(
+    lower=f"{_CONVOLUTIONS} {_PRODUCTS}",
+    float32=f"{_LOSSES} " + " ".join(f"fft.{n}" for n in _FFT.split()) + " "
+    + " ".join(f"linalg.{n}" for n in _LINALG.split())
+    + " avg_pool3d binary_cross_entropy grid_sample polar prod quantile nanquantile stft cdist trace "
+    "view_as_complex cholesky cholesky_inverse cholesky_solve inverse lu_solve orgqr ormqr pinverse "
+    "geqrf lu qr svd triangular_solve max_pool3d max_unpool2d max_unpool3d adaptive_avg_pool3d "
+    "adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d ctc_loss",
+    widest="cat stack index_copy",
+)  # fmt: skip
+_CPU |= dict.fromkeys("mv dot vdot addmv addr bilinear".split(), AS_IS)
+_CUDA = _table(
+    lower=f"{_CONVOLUTIONS} {_PRODUCTS} addmv addr mv",
+    float32=f"{_LOSSES} acos asin cosh cosine_similarity cdist cumprod cumsum dist erfinv exp expm1 "
+    "group_norm layer_norm linalg.matrix_norm linalg.vector_norm log log10 log1p log2 log_softmax "
+    "logsumexp native_layer_norm norm pdist pow prod reciprocal renorm rms_norm rsqrt sinh softmax "
+    "softplus sum tan interpolate",
+    widest="addcdiv addcmul atan2 bilinear cross dot vdot grid_sample index_put scatter_add",
+    refused="binary_cross_entropy",
+)  # fmt: skip
+_CUDA["tensordot"] = WIDEST
+POLICIES = {"cpu": _CPU, "cuda": _CUDA}
+
+FLOATS = frozenset(d.np for d in (dtypes.float16, dtypes.bfloat16, dtypes.float32))
+
+
+# ---------------------------------------------------------------- finding what to do
+def _device_type(args):
+    """The type of the device of the first tensor among arguments and lists of them, or None."""
+    for a in args:
+        if isinstance(a, Tensor):
+            return "cpu" if a._data.__class__ is ndarray else a.device.type
+        if a.__class__ is list or a.__class__ is tuple:
+            found = _device_type(a)
+            if found is not None:
+                return found
+    return None
+
+
+def _policy(name, args):
+    """(policy, device type) of a call in this thread; (None, None) if it runs as it is."""
+    if not state.enabled:
+        return None, None
+    device = _device_type(args)
+    if device not in state.enabled:
+        return None, None
+    return POLICIES[device].get(name), device
+
+
+def cast_args(op, args):
+    """The arguments of a registered op as autocast wants them; called from ``Op.apply``."""
+    policy, device = _policy(op.name, args)
+    if policy is None or policy is AS_IS:
+        return args
+    return _cast(args, _target(policy, op.name, args, device), device)
+
+
+switch.cast = cast_args
+
+
+def _target(policy, name, args, device):
+    if policy is LOWER:
+        return state.dtypes[device]
+    if policy is FLOAT32:
+        return dtypes.float32
+    if policy is WIDEST:
+        return _widest(args, device)
+    raise RuntimeError(
+        f"torch.nn.functional.{name} and torch.nn.BCELoss are unsafe to autocast.\nMany models use "
+        "a sigmoid layer right before the binary cross entropy layer.\nIn this case, combine the "
+        "two layers using torch.nn.functional.binary_cross_entropy_with_logits\nor "
+        "torch.nn.BCEWithLogitsLoss.  binary_cross_entropy_with_logits and BCEWithLogits are\nsafe "
+        "to autocast."
+    )
+
+
+def _widest(args, device):
+    """float32 if any tensor is, else the lower type; None without floats."""
+    found = {t._data.dtype for t in _tensors(args) if _eligible(t, device)}
+    if not found:
+        return None
+    if dtypes.float32.np in found:
+        return dtypes.float32
+    if found == {state.dtypes[device].np}:
+        return state.dtypes[device]
+    raise RuntimeError(
+        "Unexpected floating ScalarType in at::autocast::prioritize: under autocast to "
+        f"{state.dtypes[device]} the operands are {sorted(str(d) for d in found)}; cast them to one "
+        "type before"
+    )
+
+
+def _tensors(values):
+    for v in values:
+        if isinstance(v, Tensor):
+            yield v
+        elif v.__class__ is list or v.__class__ is tuple:
+            yield from _tensors(v)
+
+
+# ---------------------------------------------------------------- casting
+def _eligible(t, device) -> bool:
+    a = t._data
+    return a.dtype in FLOATS and (a.__class__ is ndarray) == (device == "cpu")
+
+
+def _cast(value, dtype, device):
+    """Tensors in (nested) arguments cast to ``dtype``; everything else as it is."""
+    if isinstance(value, Tensor):
+        if dtype is None or not _eligible(value, device) or value._data.dtype == dtype.np:
+            return value
+        return _cached_cast(value, dtype, device)
+    if value.__class__ is tuple or value.__class__ is list:
+        return value.__class__(_cast(v, dtype, device) for v in value)
+    return value
+
+
+def _cached_cast(t, dtype, device):
+    """Cast; a float32 weight only once in a region, so that its uses share one node."""
+    cast = REGISTRY["to_dtype"].apply
+    if not (
+        state.cache_enabled and t._rg and t._node is None and t._base is None
+        and dtype is state.dtypes[device] and t._data.dtype == dtypes.float32.np
+    ):  # fmt: skip
+        return cast((t, dtype))
+    # under no_grad the cast has no graph: it must not serve where one is wanted
+    key = id(t), dtype, grad_state.enabled
+    found = state.cache.get(key)
+    if found is None or found[0] is not t or found[1:3] != (t._version, id(t._data)):
+        found = state.cache[key] = (t, t._version, id(t._data), cast((t, dtype)))
+    return found[3]
+
+
+# ---------------------------------------------------------------- functions made of other ops
+def _point(name, function):
+    """``function`` cast under autocast as the lists say for ``name``."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if not switch.on:
+            return function(*args, **kwargs)
+        policy, device = _policy(name, (*args, *kwargs.values()))
+        if policy is None:
+            return function(*args, **kwargs)
+        if policy is not AS_IS:
+            target = _target(policy, name, (*args, *kwargs.values()), device)
+            args = _cast(args, target, device)
+            kwargs = {k: _cast(v, target, device) for k, v in kwargs.items()}
+        enabled, state.enabled = state.enabled, state.enabled - {device}
+        try:  # its parts see the cast operands and are left alone
+            return function(*args, **kwargs)
+        finally:
+            state.enabled = enabled
+
+    return call
+
+
+def points(namespace: dict, prefix: str = "") -> dict:
+    """The functions of a namespace that autocast knows, wrapped.
+
+    Args:
+        namespace: name to function; registered ops are left out, as they look by themselves.
+        prefix: of the names in the lists, for example ``"linalg."``.
+    """
+    return {
+        name: _point(prefix + name, f)
+        for name, f in namespace.items()
+        if any(prefix + name in p for p in POLICIES.values()) and callable(f) and not _looks_itself(f)
+    }
+
+
+def _looks_itself(function) -> bool:
+    op = getattr(function, "op", None)
+    return op is not None and any(op.name in p for p in POLICIES.values())
+
+
+__all__ = ["POLICIES", "cast_args", "points"]
