@@ -1,0 +1,357 @@
+"""Recurrent layers as one op for a whole sequence: one GEMM projects all inputs, a loop does the
+steps in place, and backward gathers all weight gradients in one GEMM each.
+
+Sequences lie packed: the rows of step t are the ``sizes[t]`` longest sequences of the batch, in the
+same order at every step, so that step t works on the first ``sizes[t]`` rows of the state. Going
+backward in time (``reverse``) the same rows join the batch where, forward, they leave it.
+
+Shape legend: T steps, B batch, N = Σ sizes rows, I inputs, H hidden, P outputs (H, or the width of
+an LSTM's projection), G gates.
+"""
+
+from __future__ import annotations
+
+from .core import REGISTRY, op
+from .samples import case
+
+
+def _steps(sizes, reverse) -> list[tuple[slice, int]]:
+    """(rows, batch size) of each step, in the order in which the steps are done."""
+    steps, start = [], 0
+    for b in sizes:
+        steps.append((slice(start, start + b), b))
+        start += b
+    return steps[::-1] if reverse else steps
+
+
+def _projected(xp, input, weight, bias):
+    """input·weightᵀ + bias: N×I -> N×G·H."""
+    out = xp.matmul(input, weight.T)
+    if bias is not None:
+        out += bias
+    return out
+
+
+def _sigmoid_(xp, a):
+    """The sigmoid, in place. NumPy's tanh is several times faster than its exp."""
+    a *= a.dtype.type(0.5)
+    xp.tanh(a, out=a)
+    a *= a.dtype.type(0.5)
+    a += a.dtype.type(0.5)
+
+
+def _times_sigmoid_slope(grad, s):
+    """grad·s·(1 − s), in place."""
+    grad *= s
+    grad *= 1 - s
+
+
+def _times_tanh_slope(grad, t):
+    """grad·(1 − t²), in place."""
+    grad *= 1 - t * t
+
+
+def _start(xp, grad, like):
+    """The gradient of a final state as the running gradient of the state."""
+    return xp.zeros_like(like) if grad is None else xp.array(grad, like.dtype)
+
+
+def _outside(xp, needs, grads, inner, input, before, weight_ih):
+    """Gradients of input, weights and biases, from those of the gates.
+
+    grads: N×G·H of the input's side; inner: of the state's side (the same array, but for a GRU).
+    """
+    return (
+        xp.matmul(grads, weight_ih) if needs[0] else None,
+        xp.matmul(grads.T, input) if needs[1] else None,
+        xp.matmul(inner.T, before) if needs[2] else None,
+        grads.sum(axis=0) if needs[3] else None,
+        inner.sum(axis=0) if needs[4] else None,
+    )
+
+
+def _carry(F, new, state, b):
+    """The state after a step of b rows: sequences that are over keep what they have."""
+    return new if b == state.shape[0] else F["cat"].call([new, state[b:]], 0)
+
+
+def _in_row_order(F, outs, reverse):
+    return F["cat"].call(outs[::-1] if reverse else outs, 0)
+
+
+def _linear(x, weight, bias=None):
+    return REGISTRY["linear"].call(x, weight, bias)
+
+
+_GRADS = ("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_SIZES = [((2, 2, 2), False), ((3, 2, 2, 1), False), ((3, 2, 1), True)]
+
+
+def _rows_and_state(m, sizes, outputs):
+    return m(sum(sizes), 3), m(sizes[0], outputs)
+
+
+# ---------------------------------------------------------------- plain
+def _rnn_cases(m):
+    return [
+        case(*_rows_and_state(m, sizes, 2), m(2, 3), m(2, 2), bias, bias, kind, sizes, reverse)
+        for (sizes, reverse), bias, kind in zip(_SIZES, (m(2), None, m(2)), ("tanh", "relu", "tanh"))
+    ]
+
+
+@op(tensors=("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"), nout=2, aux=True,
+    optional=("bias_ih", "bias_hh"), method=False, samples=_rnn_cases)  # fmt: skip
+def rnn_layer(xp, input, h0, weight_ih, weight_hh, bias_ih, bias_hh, kind, sizes, reverse):
+    """h ← tanh or relu of (W·x + b + U·h + c). input: N×I, h0: B×H -> (N×H, final B×H)."""
+    out = _projected(xp, input, weight_ih, None if bias_ih is None else bias_ih + bias_hh)
+    h, before = h0.copy(), xp.empty_like(out)
+    for rows, b in _steps(sizes, reverse):
+        a = out[rows]
+        before[rows] = h[:b]
+        a += xp.matmul(before[rows], weight_hh.T)
+        xp.tanh(a, out=a) if kind == "tanh" else xp.maximum(a, a.dtype.type(0), out=a)
+        h[:b] = a
+    return (out, h), (before,)
+
+
+@rnn_layer.fast_grad(*_GRADS)
+def _(F, g, needs, input, h0, weight_ih, weight_hh, out0, aux, kind, sizes, reverse):
+    xp, (before,), (grad_out, grad_final) = F.xp, aux, g
+    running, grads = _start(xp, grad_final, h0), xp.empty_like(before)
+    for rows, b in reversed(_steps(sizes, reverse)):
+        d, a = grads[rows], out0[rows]
+        d[...] = running[:b]
+        if grad_out is not None:
+            d += grad_out[rows]
+        if kind == "tanh":
+            _times_tanh_slope(d, a)
+        else:
+            d *= a > 0
+        running[:b] = xp.matmul(d, weight_hh)
+    gx, *rest = _outside(xp, (needs[0], *needs[2:]), grads, grads, input, before, weight_ih)
+    return gx, running, *rest
+
+
+@rnn_layer.compose
+def _(input, h0, weight_ih, weight_hh, bias_ih, bias_hh, kind, sizes, reverse):
+    F, h, outs = REGISTRY, h0, []
+    x = _linear(input, weight_ih, bias_ih)
+    for rows, b in _steps(sizes, reverse):
+        new = F[kind].call(x[rows] + _linear(h[:b], weight_hh, bias_hh))
+        outs.append(new)
+        h = _carry(F, new, h, b)
+    return _in_row_order(F, outs, reverse), h
+
+
+# ---------------------------------------------------------------- LSTM
+def _lstm_cases(m):
+    made = []
+    for (sizes, reverse), bias, outputs in zip(_SIZES, (m(8), None, m(8)), (2, 2, 3)):
+        made.append(case(
+            *_rows_and_state(m, sizes, outputs), m(sizes[0], 2), m(8, 3), m(8, outputs), bias, bias,
+            m(3, 2) if outputs == 3 else None, sizes, reverse))  # fmt: skip
+    return made
+
+
+@op(tensors=("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"),
+    optional=("bias_ih", "bias_hh", "weight_hr"), nout=3, aux=True, method=False,
+    samples=_lstm_cases)  # fmt: skip
+def lstm_layer(xp, input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, sizes,
+               reverse):  # fmt: skip
+    """Hochreiter & Schmidhuber, Neural Computation 9 (1997); projection: arXiv:1402.1128.
+
+    input: N×I, h0: B×P, c0: B×H, weights 4H×I, 4H×P (rows: input, forget, cell, output gate) and,
+    with a projection, P×H -> (N×P, final h B×P, final c B×H).
+    """
+    width = c0.shape[1]
+    gates = _projected(xp, input, weight_ih, None if bias_ih is None else bias_ih + bias_hh)
+    n, h, c = gates.shape[0], h0.copy(), c0.copy()
+    out, before = xp.empty((n, h.shape[1]), gates.dtype), xp.empty((n, h.shape[1]), gates.dtype)
+    cells, squashed = xp.empty((n, width), gates.dtype), xp.empty((n, width), gates.dtype)
+    for rows, b in _steps(sizes, reverse):
+        a, cell = gates[rows], c[:b]
+        before[rows], cells[rows] = h[:b], cell
+        a += xp.matmul(before[rows], weight_hh.T)
+        _lstm_activations_(xp, a, width)
+        cell *= a[:, width : 2 * width]
+        cell += a[:, :width] * a[:, 2 * width : 3 * width]
+        s = xp.tanh(cell, out=squashed[rows])
+        if weight_hr is None:
+            xp.multiply(a[:, 3 * width :], s, out=out[rows])
+        else:
+            out[rows] = xp.matmul(a[:, 3 * width :] * s, weight_hr.T)
+        h[:b] = out[rows]
+    return (out, h, c), (gates, before, cells, squashed)
+
+
+def _lstm_activations_(xp, a, width):
+    """Sigmoid of the input, forget and output gates and tanh of the cell gate with one tanh."""
+    sides = (a[:, : 2 * width], a[:, 3 * width :])
+    for s in sides:
+        s *= a.dtype.type(0.5)
+    xp.tanh(a, out=a)
+    for s in sides:
+        s *= a.dtype.type(0.5)
+        s += a.dtype.type(0.5)
+
+
+@lstm_layer.fast_grad("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh",
+                      "weight_hr")  # fmt: skip
+def _(F, g, needs, input, h0, c0, weight_ih, weight_hh, weight_hr, aux, sizes, reverse):
+    xp, (gates, before, cells, squashed), (grad_out, grad_h, grad_c) = F.xp, aux, g
+    running, grad_cell = _start(xp, grad_h, h0), _start(xp, grad_c, c0)
+    grads, width = xp.empty_like(gates), c0.shape[1]
+    outs = xp.empty_like(before)  # gradients of the outputs, once the later steps' are in
+    for rows, b in reversed(_steps(sizes, reverse)):
+        d = outs[rows]
+        d[...] = running[:b]
+        if grad_out is not None:
+            d += grad_out[rows]
+        if weight_hr is not None:
+            d = xp.matmul(d, weight_hr)
+        _lstm_gate_grads(grads[rows], gates[rows], d, grad_cell[:b], cells[rows], squashed[rows],
+                         width)  # fmt: skip
+        running[:b] = xp.matmul(grads[rows], weight_hh)
+    gx, *rest = _outside(
+        xp, (needs[0], *needs[3:7]), grads, grads, input, before, weight_ih
+    )
+    grad_hr = None
+    if needs[7]:
+        grad_hr = xp.matmul(outs.T, gates[:, 3 * width :] * squashed)
+    return gx, running, grad_cell, *rest, grad_hr
+
+
+def _lstm_gate_grads(grads, gates, d, cell, before, squashed, width):
+    """Gradients of one step's gates before their activations, into ``grads``; ``cell``, the
+    gradient of the cell after the step, becomes that of the cell before it."""
+    i, f, c, o = (gates[:, k * width : (k + 1) * width] for k in range(4))
+    gi, gf, gc, go = (grads[:, k * width : (k + 1) * width] for k in range(4))
+    through = d * o
+    _times_tanh_slope(through, squashed)
+    cell += through
+    gi[...] = cell * c
+    gf[...] = cell * before
+    gc[...] = cell * i
+    go[...] = d * squashed
+    both = slice(0, 2 * width)
+    _times_sigmoid_slope(grads[:, both], gates[:, both])
+    _times_tanh_slope(gc, c)
+    _times_sigmoid_slope(go, o)
+    cell *= f
+
+
+@lstm_layer.compose
+def _(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, sizes, reverse):
+    F, h, c, outs = REGISTRY, h0, c0, []
+    width, sigmoid, tanh = c0.shape[1], REGISTRY["sigmoid"].call, REGISTRY["tanh"].call
+    x = _linear(input, weight_ih, bias_ih)
+    for rows, b in _steps(sizes, reverse):
+        a = x[rows] + _linear(h[:b], weight_hh, bias_hh)
+        i, f, cell, o = (a[:, k * width : (k + 1) * width] for k in range(4))
+        new_c = sigmoid(f) * c[:b] + sigmoid(i) * tanh(cell)
+        new = sigmoid(o) * tanh(new_c)
+        if weight_hr is not None:
+            new = _linear(new, weight_hr)
+        outs.append(new)
+        h, c = _carry(F, new, h, b), _carry(F, new_c, c, b)
+    return _in_row_order(F, outs, reverse), h, c
+
+
+# ---------------------------------------------------------------- GRU
+def _gru_cases(m):
+    return [
+        case(*_rows_and_state(m, sizes, 2), m(6, 3), m(6, 2), bias, bias, sizes, reverse)
+        for (sizes, reverse), bias in zip(_SIZES, (m(6), None, m(6)))
+    ]
+
+
+@op(tensors=("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"), nout=2, aux=True,
+    optional=("bias_ih", "bias_hh"), method=False, samples=_gru_cases)  # fmt: skip
+def gru_layer(xp, input, h0, weight_ih, weight_hh, bias_ih, bias_hh, sizes, reverse):
+    """Cho et al., arXiv:1406.1078, with the reset gate after the product, as in PyTorch.
+
+    input: N×I, h0: B×H, weights 3H×I and 3H×H (rows: reset, update, new) -> (N×H, final B×H).
+    """
+    gates, width = _projected(xp, input, weight_ih, bias_ih), h0.shape[1]
+    n, h = gates.shape[0], h0.copy()
+    out, before, inner = (xp.empty((n, width), gates.dtype) for _ in range(3))
+    for rows, b in _steps(sizes, reverse):
+        a = gates[rows]
+        before[rows] = h[:b]
+        from_state = xp.matmul(before[rows], weight_hh.T)
+        if bias_hh is not None:
+            from_state += bias_hh
+        reset_update, new = a[:, : 2 * width], a[:, 2 * width :]
+        reset_update += from_state[:, : 2 * width]
+        _sigmoid_(xp, reset_update)
+        inner[rows] = from_state[:, 2 * width :]
+        new += a[:, :width] * inner[rows]
+        xp.tanh(new, out=new)
+        step = xp.subtract(h[:b], new, out=out[rows])  # new + update·(h − new)
+        step *= a[:, width : 2 * width]
+        step += new
+        h[:b] = step
+    return (out, h), (gates, before, inner)
+
+
+@gru_layer.fast_grad(*_GRADS)
+def _(F, g, needs, input, h0, weight_ih, weight_hh, aux, sizes, reverse):
+    xp, (gates, before, inner), (grad_out, grad_final) = F.xp, aux, g
+    running, width = _start(xp, grad_final, h0), h0.shape[1]
+    grads, state_grads = xp.empty_like(gates), xp.empty_like(gates)
+    for rows, b in reversed(_steps(sizes, reverse)):
+        d = running[:b]
+        if grad_out is not None:
+            d += grad_out[rows]
+        a, ga, gs = gates[rows], grads[rows], state_grads[rows]
+        reset, update, new = (a[:, k * width : (k + 1) * width] for k in range(3))
+        g_reset, g_update, g_new = (ga[:, k * width : (k + 1) * width] for k in range(3))
+        g_new[...] = d * (1 - update)
+        _times_tanh_slope(g_new, new)
+        g_reset[...] = g_new * inner[rows]
+        g_update[...] = d * (before[rows] - new)
+        both = slice(0, 2 * width)
+        _times_sigmoid_slope(ga[:, both], a[:, both])
+        gs[:, both] = ga[:, both]
+        gs[:, 2 * width :] = g_new * reset
+        d *= update
+        d += xp.matmul(gs, weight_hh)
+    gx, *rest = _outside(xp, (needs[0], *needs[2:]), grads, state_grads, input, before, weight_ih)
+    return gx, running, *rest
+
+
+@gru_layer.compose
+def _(input, h0, weight_ih, weight_hh, bias_ih, bias_hh, sizes, reverse):
+    F, h, outs = REGISTRY, h0, []
+    width, sigmoid = h0.shape[1], REGISTRY["sigmoid"].call
+    x = _linear(input, weight_ih, bias_ih)
+    for rows, b in _steps(sizes, reverse):
+        a, s = x[rows], _linear(h[:b], weight_hh, bias_hh)
+        reset = sigmoid(a[:, :width] + s[:, :width])
+        update = sigmoid(a[:, width : 2 * width] + s[:, width : 2 * width])
+        new = F["tanh"].call(a[:, 2 * width :] + reset * s[:, 2 * width :])
+        new = new + update * (h[:b] - new)
+        outs.append(new)
+        h = _carry(F, new, h, b)
+    return _in_row_order(F, outs, reverse), h
+
+
+# ---------------------------------------------------------------- one step
+def _cell(name, layer, gates):
+    def cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
+        state = hx if isinstance(hx, (tuple, list)) else (hx,)
+        extra = {"lstm": (None,), "gru": ()}.get(gates, (gates,))
+        result = layer.call(input, *state, w_ih, w_hh, b_ih, b_hh, *extra,
+                            (input._data.shape[0],), False)  # fmt: skip
+        return (result[1], result[2]) if gates == "lstm" else result[1]
+
+    cell.__name__ = cell.__qualname__ = name
+    cell.__doc__ = f"One step of ``{layer.name}``: input B×I, state B×H -> the new state."
+    return cell
+
+
+lstm_cell = _cell("lstm_cell", lstm_layer, "lstm")
+gru_cell = _cell("gru_cell", gru_layer, "gru")
+rnn_tanh_cell = _cell("rnn_tanh_cell", rnn_layer, "tanh")
+rnn_relu_cell = _cell("rnn_relu_cell", rnn_layer, "relu")
+FUNCTIONS = {f.__name__: f for f in (lstm_cell, gru_cell, rnn_tanh_cell, rnn_relu_cell)}
