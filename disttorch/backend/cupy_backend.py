@@ -11,6 +11,7 @@ import functools
 from . import (
     bessel_kernels,
     devices,
+    gamma_kernels,
     optim_kernels,
     plain_kernels,
     special_kernels,
@@ -74,6 +75,16 @@ class GpuGenerator(Generator):
     def integers(self, low, high, shape):
         return self._deliver(super().integers(low, high, shape))
 
+    def poisson(self, rate):
+        return self._deliver(super().poisson(self.namespace.to_host(rate)))
+
+    def binomial(self, count, prob):
+        to_host = self.namespace.to_host
+        return self._deliver(super().binomial(to_host(count), to_host(prob)))
+
+    def standard_log_gamma(self, concentration):
+        return self._deliver(super().standard_log_gamma(self.namespace.to_host(concentration)))
+
     def permutation(self, n):
         return self._deliver(super().permutation(n))
 
@@ -98,7 +109,7 @@ class CupyNamespace:
         self.ndarray = self.cupy.ndarray
         self.array_types = (self.cupy.ndarray,)
         bind_kernels(self, plain_kernels, optim_kernels, storage, stride_kernels, special_kernels,
-                     bessel_kernels)  # fmt: skip
+                     bessel_kernels, gamma_kernels)  # fmt: skip
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

@@ -11,6 +11,7 @@ import numpy as np
 from . import (
     bessel_kernels,
     devices,
+    gamma_kernels,
     kernels,
     optim_kernels,
     special_kernels,
@@ -58,7 +59,7 @@ class NumpyNamespace:
 
     def __init__(self):
         bind_kernels(self, kernels, optim_kernels, storage, stride_kernels, special_kernels,
-                     bessel_kernels)  # fmt: skip
+                     bessel_kernels, gamma_kernels)  # fmt: skip
 
     def __getattr__(self, name):
         value = getattr(np, name)  # raises an AttributeError that names numpy

@@ -84,6 +84,16 @@ class Generator:
         """int64: successes among ``count`` trials, elementwise."""
         return self.numpy.binomial(count, prob)
 
+    def standard_log_gamma(self, concentration):
+        """float64: logarithms of samples of Gamma(concentration, 1).
+
+        Below 1 through Gamma(a + 1)·U^(1/a) (Marsaglia & Tsang, 2000): the product underflows, its
+        logarithm does not.
+        """
+        a = np.asarray(concentration, np.float64)
+        drawn = np.log(self.numpy.standard_gamma(np.where(a < 1, a + 1, a)))
+        return drawn - np.where(a < 1, self.numpy.standard_exponential(a.shape) / a, 0.0)
+
     def permutation(self, n: int):
         return self.numpy.permutation(n)
 
