@@ -221,10 +221,14 @@ def __getattr__(name):
         found = tensor_type(name, "cuda")
         if found is not None:
             return found
-    if name == "nccl":
+    if name in ("amp", "nccl"):
         import importlib
 
-        return importlib.import_module(".nccl", __name__)
+        try:
+            return importlib.import_module(f".{name}", __name__)
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
     raise AttributeError(f"module 'torch.cuda' has no attribute {name!r} (disttorch lacks it)")
 
 
