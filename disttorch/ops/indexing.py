@@ -7,13 +7,15 @@ from .core import op, wrap_dim
 from .samples import case
 
 
-def _check_index(xp, index, size, dim, name):
-    """IndexError for the first index out of range."""
+def _check_index(xp, index, size, dim, name, negative=False):
+    """IndexError for an index out of range; below 0 only where ``negative`` ones count from the end."""
     if index.size:
         low, high = index.min(), index.max()
-        if low < -size or high >= size:
+        if low < (-size if negative else 0) or high >= size:
             bad = int(high if high >= size else low)
-            raise IndexError(f"{name}index {bad} is out of bounds for dimension {dim} with size {size}")
+            raise IndexError(
+                f"{name}index {bad} is out of bounds for dimension {dim} with size {size}"
+            )
 
 
 @op(tensors=("input", "index"), moves=True, samples=lambda m: [
@@ -21,7 +23,7 @@ def _check_index(xp, index, size, dim, name):
     case(m(5), -1, m.index(5, 7)), case(m(3, 4), 1, m.index(4, 0, 2)),
 ])  # fmt: skip
 def gather(xp, input, dim, index):
-    """``out[i][j] = input[i][index[i][j]]`` (for dim 1). The index may be smaller than the input."""
+    """``out[i][j] = input[i][index[i][j]]`` (for dim 1), for an index of any size."""
     dim = _check_gather(xp, "gather", input, dim, index)
     if input.ndim == 0:
         return input.reshape(1)[index.reshape(-1)].reshape(index.shape)
@@ -91,8 +93,8 @@ def scatter_add(xp, input, dim, index, src):
         )
     if src.ndim != index.ndim or any(n > s for n, s in zip(index.shape, src.shape)):
         raise RuntimeError(
-            f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} apart "
-            f"from dimension {dim} and to be no larger size than src {list(src.shape)}"
+            f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
+            f"apart from dimension {dim} and to be no larger size than src {list(src.shape)}"
         )
     out = input.copy(order="C")
     if index.size == 0:
@@ -116,7 +118,8 @@ def _(F, g, dim, index, src_shape):
 
 
 @op(tensors=("input", "index"), moves=True, samples=lambda m: [
-    case(m(3, 4), 0, m.index(3, 5)), case(m(3, 4), 1, m.index(4, 2)), case(m(5), 0, m.index(5, 0))])  # fmt: skip
+    case(m(3, 4), 0, m.index(3, 5)), case(m(3, 4), 1, m.index(4, 2)), case(m(5), 0, m.index(5, 0)),
+])  # fmt: skip
 def index_select(xp, input, dim, index):
     """The slices of ``input`` at ``index`` along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
@@ -148,7 +151,8 @@ def _(F, g, dim, index):
 
 
 @op(tensors=("input", "index", "source"), moves=True, inplace=True, samples=lambda m: [
-    case(m(3, 4), 0, m.index(3, 5), m(5, 4)), case(m(3, 4), 1, m.index(4, 2), m(3, 2))])  # fmt: skip
+    case(m(3, 4), 0, m.index(3, 5), m(5, 4)), case(m(3, 4), 1, m.index(4, 2), m(3, 2)),
+])  # fmt: skip
 def index_add(xp, input, dim, index, source, alpha=1):
     """``input`` with the slices of ``source`` added at ``index`` along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
@@ -160,7 +164,7 @@ def index_add(xp, input, dim, index, source, alpha=1):
     try:
         _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "")
     except IndexError as error:  # PyTorch's type here, unlike index_select's
-        raise RuntimeError(str(error)) from None
+        raise (error if input.ndim < 2 else RuntimeError(str(error))) from None
     if alpha != 1:
         source = source * alpha
     return _add_slices(xp, input.copy(order="C"), dim, index, source)

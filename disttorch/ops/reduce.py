@@ -134,7 +134,6 @@ min_dim.grad("input")(_pick_gradient)
 
 def _full_extreme(name):
     def forward(xp, input):
-        _no_complex(name, input)
         if input.size == 0:
             raise RuntimeError(
                 f"{name}(): Expected reduction dim to be specified for input.numel() == 0. "

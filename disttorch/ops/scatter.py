@@ -56,8 +56,8 @@ def scatter_into(xp, input, dim, index, src):
 def _check_src(src, index, input, dim):
     if src.ndim != index.ndim or any(i > s for i, s in zip(index.shape, src.shape)):
         raise RuntimeError(
-            f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} apart "
-            f"from dimension {dim} and to be no larger size than src {list(src.shape)}"
+            f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
+            f"apart from dimension {dim} and to be no larger size than src {list(src.shape)}"
         )
 
 
@@ -317,7 +317,7 @@ def index_fill(xp, input, dim, index, value):
         raise IndexError("Index has to be a vector/scalar")
     if index.dtype.kind not in "iu":
         raise IndexError("index_fill_(): Expected dtype int64 for index.")
-    _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "")
+    _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "", negative=True)
     out = input.copy()
     if input.ndim == 0:
         out[...] = value
