@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 
 from . import (
+    batchnorm_kernels,
     bessel_kernels,
+    conv_kernels,
     devices,
     gamma_kernels,
     optim_kernels,
     plain_kernels,
+    pool_kernels,
+    resample_kernels,
     special_kernels,
     storage,
     stride_kernels,
@@ -109,7 +113,8 @@ class CupyNamespace:
         self.ndarray = self.cupy.ndarray
         self.array_types = (self.cupy.ndarray,)
         bind_kernels(self, plain_kernels, optim_kernels, storage, stride_kernels, special_kernels,
-                     bessel_kernels, gamma_kernels)  # fmt: skip
+                     bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
+                     batchnorm_kernels, resample_kernels)  # fmt: skip
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

@@ -9,11 +9,15 @@ import sys
 import numpy as np
 
 from . import (
+    batchnorm_kernels,
     bessel_kernels,
+    conv_kernels,
     devices,
     gamma_kernels,
     kernels,
     optim_kernels,
+    pool_kernels,
+    resample_kernels,
     special_kernels,
     storage,
     stride_kernels,
@@ -59,7 +63,8 @@ class NumpyNamespace:
 
     def __init__(self):
         bind_kernels(self, kernels, optim_kernels, storage, stride_kernels, special_kernels,
-                     bessel_kernels, gamma_kernels)  # fmt: skip
+                     bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
+                     batchnorm_kernels, resample_kernels)  # fmt: skip
 
     def __getattr__(self, name):
         value = getattr(np, name)  # raises an AttributeError that names numpy
