@@ -113,7 +113,8 @@ def _values(t, x):
 def _solve(t, x):
     a = _positive(t, x)
     return (t.linalg.solve(a, x) + t.linalg.solve(a, x, left=False)
-            + t.linalg.solve(a, x[..., 0]).unsqueeze(-1) + t.linalg.matrix_power(a, -2))  # fmt: skip
+            + t.linalg.solve(a, x[..., 0]).unsqueeze(-1)
+            + t.linalg.matrix_power(a, -2))  # fmt: skip
 
 
 def _triangular(t, x):

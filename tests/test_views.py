@@ -1,4 +1,4 @@
-"""Views, broadcasting and indexing over drawn shapes, with NumPy as the reference; and view rules."""
+"""Views, broadcasting and indexing over drawn shapes, against NumPy; and the rules of views."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def laid_out(array, data):
 
 
 @quick
-@given(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=4, min_side=0), st.data())
+@given(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=4, min_side=0),
+       st.data())  # fmt: skip
 def test_broadcasting_and_its_gradient(drawn, data):
     (sa, sb), shape = drawn.input_shapes, drawn.result_shape
     a, b = laid_out(counted(sa), data), laid_out(less_one(counted(sb)), data)
@@ -54,7 +55,8 @@ def test_broadcasting_and_its_gradient(drawn, data):
         lead = full.ndim - t.ndim
         axes = tuple(range(lead)) + tuple(
             lead + i for i, n in enumerate(t.shape) if n == 1 and shape[lead + i] != 1)  # fmt: skip
-        np.testing.assert_array_equal(t.grad.numpy(), full.sum(axes, keepdims=True).reshape(t.shape))
+        want = full.sum(axes, keepdims=True).reshape(t.shape)
+        np.testing.assert_array_equal(t.grad.numpy(), want)
 
 
 @quick

@@ -435,7 +435,9 @@ def sum_rows_to(xp, g, shape):
     )
     if g.dtype.itemsize == 2:  # 16-bit sums saturate: add up in float32
         return g.astype(np.float32).sum(axis=axes, keepdims=True).reshape(shape).astype(g.dtype)
-    if lead == g.ndim - 1 and len(axes) == lead and g.flags.c_contiguous and g.dtype.kind == "f":
+    if lead == g.ndim - 1 and len(axes) == lead and g.size and g.flags.c_contiguous and (
+        g.dtype.kind == "f"
+    ):
         width = g.shape[-1]
         flat = g.reshape(-1, width)  # a bias gradient: BLAS adds rows faster than sum(axis=0)
         return np.ones(flat.shape[0], g.dtype) @ flat

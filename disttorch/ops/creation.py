@@ -312,7 +312,9 @@ def check_fits(value, dtype):
         info = dtypes.iinfo(dtype)
         low = info.min if info.min < 0 else -info.max  # unsigned types wrap small negatives around
         if not low <= value <= info.max:
-            raise RuntimeError(f"value {value} cannot be converted to type {dtype} without overflow")
+            raise RuntimeError(
+                f"value {value} cannot be converted to type {dtype} without overflow"
+            )
 
 
 def _like(name, fill):

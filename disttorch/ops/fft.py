@@ -44,12 +44,14 @@ def _(F, g, dim, normalization, forward):
 
 
 @op(method=False, moves=True, out=False, samples=lambda m: [
-    case(m(3, 4), (1,), 0, True), case(m(3, 5), (0, 1), 1, True), case(m(4), (0,), 2, False)])  # fmt: skip
+    case(m(3, 4), (1,), 0, True), case(m(3, 5), (0, 1), 1, True), case(m(4), (0,), 2, False),
+])  # fmt: skip
 def _fft_r2c(xp, input, dim, normalization, onesided):
     if onesided:
         return _transform(xp, lambda a: xp.fft.rfftn(a, axes=dim), input, normalization,
                           input.shape, dim)  # fmt: skip
-    return _transform(xp, lambda a: xp.fft.fftn(a, axes=dim), input, normalization, input.shape, dim)
+    return _transform(xp, lambda a: xp.fft.fftn(a, axes=dim), input, normalization, input.shape,
+                      dim)  # fmt: skip
 
 
 @_fft_r2c.grad("input")
@@ -247,7 +249,7 @@ def _complex_nd(input, s, dim, norm, forward):
 
 
 def rfftn(input: Tensor, s=None, dim=None, norm=None, *, out=None) -> Tensor:
-    """Fourier transform of real values over ``dim``; the last of them holds half the frequencies."""
+    """Fourier transform of real values over ``dim``, the last of which keeps half."""
     input = _real("rfftn", input)
     s, dims = _several_dims(input, s, dim)
     if not dims:
@@ -348,7 +350,9 @@ def ifftshift(input: Tensor, dim=None) -> Tensor:
 def _shifted(input, dim, by):
     from .shapes import roll
 
-    dims = tuple(range(input.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    if dim is None:
+        dim = range(input.ndim)
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
     dims = tuple(wrap_dim(d, input.ndim) for d in dims)
     if not dims:
         return input

@@ -253,10 +253,33 @@ def set_(self: Tensor, source: Tensor | None = None) -> Tensor:
     return self
 
 
+def fill_diagonal_(self: Tensor, fill_value, wrap=False) -> Tensor:
+    """Set the main diagonal (of all dims together) to ``fill_value``; returns self.
+
+    With ``wrap`` the diagonal of a tall matrix starts again after each N+1 rows.
+
+    Raises:
+        RuntimeError: with fewer than 2 dims, or more than 2 that differ.
+    """
+    shape = self._data.shape
+    if len(shape) < 2:
+        raise RuntimeError("dimensions must larger than 1")
+    if len(shape) > 2 and len(set(shape)) > 1:
+        raise RuntimeError("all dimensions of input must be of equal length")
+    size, step = min(shape), sum(self.stride())
+    starts = range(0, shape[0], shape[1] + 1) if wrap and len(shape) == 2 else (0,)
+    offset = self.storage_offset()
+    for row in starts:
+        count = min(size, shape[0] - row)
+        as_strided(self, (count,), (step,), offset + row * self.stride(0)).fill_(fill_value)
+    return self
+
+
 COMPOSITES = {"as_strided": as_strided, "as_strided_scatter": as_strided_scatter}
 METHODS = {
     "T": property(_reversed), "mT": property(_matrix_transpose), "mH": property(_adjoint),
     "H": property(_matrix_adjoint), "resize_": resize_, "resize_as_": resize_as_, "set_": set_,
+    "fill_diagonal_": fill_diagonal_,
     "squeeze_": _in_place("squeeze", REGISTRY["squeeze"].call),
     "unsqueeze_": _in_place("unsqueeze", REGISTRY["unsqueeze"].call),
     "t_": _in_place("t", t), "transpose_": _in_place("transpose", transpose.call),

@@ -68,7 +68,7 @@ def parse(input: Tensor, index):
 
 
 def _means_tuple(index: list) -> bool:
-    """NumPy's old rule, which PyTorch keeps: a short list that holds more than numbers is a tuple."""
+    """NumPy's old rule, kept by PyTorch: a short list of more than numbers is a tuple."""
     if len(index) >= 32 or not any(
         i is None or i is Ellipsis or isinstance(i, (Tensor, slice, list, tuple)) for i in index
     ):
@@ -465,4 +465,5 @@ def _raw_indices(input, indices):
 
 
 COMPOSITES = {"index_put": index_put}
+FUNCTIONS = {"index_put_": index_put_}
 METHODS = {"index_put_": index_put_, "__getitem__": getitem, "__setitem__": setitem}

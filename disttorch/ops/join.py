@@ -107,14 +107,15 @@ def _pieces(F, g, lengths, dim):
 
 
 @list_op(_cat_rule, samples=lambda m: [
-    case([m(2, 3), m(4, 3)]), case([m(2, 3), m(2, 1), m(2, 2)], -1), case([m(0, 3), m(2, 3)])])  # fmt: skip
+    case([m(2, 3), m(4, 3)]), case([m(2, 3), m(2, 1), m(2, 2)], -1), case([m(0, 3), m(2, 3)]),
+])  # fmt: skip
 def cat(xp, tensors, dim=0):
     """Tensors joined along an existing dim.
 
     Raises:
         RuntimeError: if the other dims differ.
     """
-    real = [a for a in tensors if a.shape != (0,)] or tensors[:1]  # legacy: empty vectors are skipped
+    real = [a for a in tensors if a.shape != (0,)] or tensors[:1]  # PyTorch skips empty vectors
     if real[0].ndim == 0:
         raise RuntimeError("zero-dimensional tensor (at position 0) cannot be concatenated")
     d = wrap_dim(dim, real[0].ndim)

@@ -7,23 +7,27 @@ from ..backend import dtypes, namespace_of
 from ..tensor import Tensor, wrap
 from . import lu as _lu
 from .core import REGISTRY, wrap_dim, write_out
+from .factorizations import (
+    _bad_minor,
+    linalg_cholesky,
+    linalg_eig,
+    linalg_eigh,
+    linalg_qr,
+    linalg_svd,
+)
 from .linalg import (
     LinAlgError,
+    _tries,
     check_float,
     check_matrix,
     check_square,
     cutoff,
-    linalg_cholesky,
     linalg_det,
-    linalg_eig,
-    linalg_eigh,
     linalg_inv,
     linalg_matrix_exp,
     linalg_pinv,
-    linalg_qr,
     linalg_slogdet,
     linalg_solve,
-    linalg_svd,
     triangular_left,
 )
 from .lu import lu_factor, lu_factor_ex, lu_solve
@@ -76,7 +80,8 @@ def inv_ex(A: Tensor, *, check_errors=False, out=None):
     check_square("linalg.inv", A._data)
     info = lu_factor_ex(A.detach())[2]
     if not info._data.any():
-        return _written(return_types.linalg_inv_ex((linalg_inv.call(A), info)), out, "linalg_inv_ex")
+        result = return_types.linalg_inv_ex((linalg_inv.call(A), info))
+        return _written(result, out, "linalg_inv_ex")
     xp = namespace_of(A._data)
     bad = info._data[..., None, None] > 0
     eye = xp.eye(A._data.shape[-1], dtype=A._data.dtype)
@@ -137,7 +142,7 @@ def solve_triangular(A: Tensor, B: Tensor, *, upper, left=True, unitriangular=Fa
 
 
 def lstsq(A: Tensor, B: Tensor, rcond=None, *, driver=None):
-    """The X of least ‖AX − B‖, the shortest where several are; with residuals, rank, singular values.
+    """The X of least ‖AX − B‖ (the shortest of several), residuals, rank and singular values.
 
     Args:
         A: *×M×N. B: *×M×K, or *×M.
@@ -186,8 +191,6 @@ def cholesky(A: Tensor, *, upper=False, out=None) -> Tensor:
 
 def cholesky_ex(A: Tensor, *, upper=False, check_errors=False, out=None):
     """L and an ``info``: 0, or the order of the first minor that is not positive-definite."""
-    from .linalg import _bad_minor, _tries
-
     check_square("linalg.cholesky_ex", A._data)
     xp = namespace_of(A._data)
     works = _tries(xp.linalg.cholesky)
@@ -310,9 +313,11 @@ def cross(input: Tensor, other: Tensor, *, dim=-1, out=None) -> Tensor:
         raise RuntimeError(
             "linalg.cross: inputs must have the same number of dimensions."
         )
-    a, b = input._data.shape[wrap_dim(dim, input.ndim)], other._data.shape[wrap_dim(dim, other.ndim)]
+    a, b = (t._data.shape[wrap_dim(dim, t.ndim)] for t in (input, other))
     if a != 3 or b != 3:
-        raise RuntimeError(f"linalg.cross: inputs dimension {dim} must have length 3. Got {a} and {b}")
+        raise RuntimeError(
+            f"linalg.cross: inputs dimension {dim} must have length 3. Got {a} and {b}"
+        )
     shape = _common_shape([input, other])
     input, other = (REGISTRY["expand"].call(t, shape) for t in (input, other))
     from .shapes import _roll
@@ -470,7 +475,7 @@ def slogdet_old(input: Tensor, *, out=None):
 
 
 def pinverse(input: Tensor, rcond=1e-15) -> Tensor:
-    """The Moore-Penrose inverse; singular values below ``rcond`` times the largest count as zero."""
+    """The Moore-Penrose inverse; singular values below ``rcond``·largest count as zero."""
     return pinv(input, atol=0.0, rtol=rcond)
 
 
@@ -500,9 +505,13 @@ def cholesky_old(input: Tensor, upper=False, *, out=None) -> Tensor:
 def cholesky_solve(B: Tensor, L: Tensor, upper=False, *, out=None) -> Tensor:
     """X of AX = B for A given by its Cholesky factor."""
     if B.ndim < 2:
-        raise RuntimeError(f"b should have at least 2 dimensions, but has {B.ndim} dimensions instead")
+        raise RuntimeError(
+            f"b should have at least 2 dimensions, but has {B.ndim} dimensions instead"
+        )
     if L.ndim < 2:
-        raise RuntimeError(f"u should have at least 2 dimensions, but has {L.ndim} dimensions instead")
+        raise RuntimeError(
+            f"u should have at least 2 dimensions, but has {L.ndim} dimensions instead"
+        )
     low = _mH(L) if upper else L
     X = triangular_left.call(_mH(low), triangular_left.call(low, B, False), True)
     return _written(X, out, "cholesky_solve")
@@ -542,7 +551,9 @@ def vdot(input: Tensor, other: Tensor, *, out=None) -> Tensor:
     """The inner product of two vectors, the first conjugated."""
     for t in (input, other):
         if t.ndim != 1:
-            raise RuntimeError(f"1D tensors expected, but got {input.ndim}D and {other.ndim}D tensors")
+            raise RuntimeError(
+                f"1D tensors expected, but got {input.ndim}D and {other.ndim}D tensors"
+            )
     input = REGISTRY["conjugate"].call(input) if input.dtype.is_complex else input
     return matmul.call(input, other, out=out)
 

@@ -47,7 +47,8 @@ def matmul(xp, input, other):
     if a.dtype.kind == "b":
         raise RuntimeError('"addmm_impl_cpu_" not implemented for \'Bool\'')
     if b.ndim == 2 and a.ndim > 2:  # B×N×K @ K×M is one product of (B·N)×K with K×M
-        return xp.matmul(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
+        rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+        return xp.matmul(rows, b).reshape(*a.shape[:-1], b.shape[1])
     try:
         return xp.matmul(a, b)
     except ValueError:
@@ -56,8 +57,8 @@ def matmul(xp, input, other):
 
 def _mismatch(a, b):
     if len(a) == 1 and len(b) == 1:
-        return f"inconsistent tensor size, expected tensor {list(a)} and src {list(b)} to have the " \
-               f"same number of elements, but got {a[0]} and {b[0]} elements respectively"
+        return f"inconsistent tensor size, expected tensor {list(a)} and src {list(b)} to have " \
+               f"the same number of elements, but got {a[0]} and {b[0]} elements respectively"
     if len(b) == 1:
         return f"size mismatch, got input ({a[-2]}), mat ({a[-2]}x{a[-1]}), vec ({b[0]})"
     rows = 1

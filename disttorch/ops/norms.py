@@ -7,7 +7,8 @@ import math
 from ..backend import dtypes, namespace_of
 from ..tensor import Tensor, wrap
 from .core import REGISTRY, op, type_name, wrap_dim, wrap_dims, write_out
-from .linalg import check_matrix, linalg_inv, linalg_svd
+from .factorizations import linalg_svd
+from .linalg import check_matrix, linalg_inv
 from .reduce import spread
 from .samples import case
 
@@ -102,13 +103,15 @@ def linalg_vector_norm(x: Tensor, ord=2, dim=None, keepdim=False, *, dtype=None,
     if isinstance(ord, Tensor):
         ord = ord.item()
     if not isinstance(ord, (int, float)):
-        raise TypeError(f"linalg_vector_norm(): argument 'ord' must be Number, not {type(ord).__name__}")
+        raise TypeError(
+            f"linalg_vector_norm(): argument 'ord' must be Number, not {type(ord).__name__}"
+        )
     result = vector_norm.call(x, ord, dim if not isinstance(dim, list) else tuple(dim), keepdim)
     return result if out is None else write_out(result, out, "linalg_vector_norm")
 
 
 def linalg_matrix_norm(A: Tensor, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None, out=None):
-    """A norm of matrices: "fro", "nuc", ±1 and ±inf (sums over columns, rows), ±2 (singular values)."""
+    """A norm of matrices: "fro", "nuc", ±1 (column sums), ±inf (row sums), ±2 (singular values)."""
     A = _in_dtype("linalg.matrix_norm", A, dtype)
     check_matrix("linalg.matrix_norm", A._data)
     if isinstance(dim, int) or len(dim) != 2:

@@ -49,7 +49,8 @@ def _unique_slices(xp, a, dim):
     if a.shape[dim] == 0 or a.size == 0:
         if a.shape[dim] and a.size == 0:
             raise RuntimeError(
-                "There are 0 sized dimensions, and they aren't selected, so unique cannot be applied"
+                "There are 0 sized dimensions, and they aren't selected, so unique cannot be "
+                "applied"
             )
         none = xp.zeros(0, dtypes.int64.np)
         return a.copy(), none, none

@@ -117,7 +117,8 @@ def _(F, g, dims):
 
 
 @op(view=True, method=False, samples=lambda m: [
-    case(m(3, 1), (3, 4)), case(m(3, 1), (2, -1, 4)), case(m(), (2, 2)), case(m(1, 3), (-1, 3))])  # fmt: skip
+    case(m(3, 1), (3, 4)), case(m(3, 1), (2, -1, 4)), case(m(), (2, 2)), case(m(1, 3), (-1, 3)),
+])  # fmt: skip
 def expand(xp, input, shape):
     """Dims of size 1 (and new ones in front) repeated without copying."""
     shape, lead = tuple(shape), len(shape) - input.ndim
@@ -170,7 +171,8 @@ def _(F, g, input_shape):
 
 
 @op(view=True, samples=lambda m: [
-    case(m(3, 1, 4)), case(m(3, 1, 4), 1), case(m(3, 4), 0), case(m(1, 2, 1), (0, 2)), case(m())])  # fmt: skip
+    case(m(3, 1, 4)), case(m(3, 1, 4), 1), case(m(3, 4), 0), case(m(1, 2, 1), (0, 2)), case(m()),
+])  # fmt: skip
 def squeeze(xp, input, dim=None):
     """Dims of size 1 removed: all, or those of ``dim`` that have size 1."""
     if dim is None:
@@ -385,6 +387,13 @@ def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     return basic_index.call(input, (slice(None),) * dim + (slice(start, start + length),))
 
 
+def narrow_copy(input: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """A copy of elements start..start+length along ``dim``."""
+    from .casts import clone_contiguous
+
+    return clone_contiguous.call(narrow(input, dim, start, length))
+
+
 def split(input: Tensor, split_size_or_sections=None, dim=0, *, split_size=None) -> tuple:
     """Pieces of a given size (the last may be smaller), or of the listed sizes.
 
@@ -461,7 +470,9 @@ def _method_of(made, unpack):
             if key in kwargs:
                 args = (*args, kwargs.pop(key))
         if not args:
-            raise TypeError(f"{made.name}() missing 1 required positional argument: {made.params[1]!r}")
+            raise TypeError(
+                f"{made.name}() missing 1 required positional argument: {made.params[1]!r}"
+            )
         return made.call(self, unpack(args), **kwargs)
 
     method.__name__, method.__doc__ = made.name, made.forward.__doc__
@@ -482,6 +493,8 @@ COMPOSITES = {
     "chunk": chunk, "t": t, "movedim": movedim, "moveaxis": movedim, "swapaxes": swapaxes,
     "swapdims": transpose.call, "transpose": transpose.call, "ravel": flatten,
     "expand_as": expand_as, "reshape": reshape.call, "permute": permute.call,
+    "split_with_sizes": split_with_sizes.call, "unsafe_split_with_sizes": split_with_sizes.call,
+    "unsafe_split": split, "unsafe_chunk": chunk, "narrow_copy": narrow_copy,
 }  # fmt: skip
 METHODS = {
     "reshape": _method_of(reshape, sizes), "permute": _method_of(permute, sizes),

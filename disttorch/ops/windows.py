@@ -144,7 +144,8 @@ def _padded(signal, amount, mode):
     xp, n = namespace_of(signal._data), signal._data.shape[1]
     if mode == "constant":
         where = (slice(None), slice(amount, amount + n))
-        return REGISTRY["slice_backward"].call(signal, (signal._data.shape[0], n + 2 * amount), where)
+        shape = (signal._data.shape[0], n + 2 * amount)
+        return REGISTRY["slice_backward"].call(signal, shape, where)
     if mode not in ("reflect", "replicate", "circular"):
         raise NotImplementedError(f"Unrecognised padding mode {mode}")
     if mode == "reflect" and amount >= n:
@@ -182,7 +183,8 @@ def _centred(input, window, size, n_fft, name):
 
 
 def istft(input: Tensor, n_fft, hop_length=None, win_length=None, window=None, center=True,
-          normalized=False, onesided=None, length=None, return_complex=False) -> Tensor:  # fmt: skip
+          normalized=False, onesided=None, length=None,
+          return_complex=False) -> Tensor:  # fmt: skip
     """The signal whose ``stft`` this is: frames added up, divided by the sum of squared windows.
 
     Args:
@@ -204,8 +206,9 @@ def istft(input: Tensor, n_fft, hop_length=None, win_length=None, window=None, c
     bins = n_fft // 2 + 1 if onesided else n_fft
     if spectrum._data.shape[1] != bins:
         raise RuntimeError(
-            "istft: expected the frequency dimension (3rd to the last) of the input tensor to match "
-            f"n_fft / 2 + 1 when onesided=True, but got {spectrum._data.shape[1]} for n_fft={n_fft}"
+            "istft: expected the frequency dimension (3rd to the last) of the input tensor to "
+            f"match n_fft / 2 + 1 when onesided=True, but got {spectrum._data.shape[1]} for "
+            f"n_fft={n_fft}"
         )
     frames = REGISTRY["transpose"].call(spectrum, 1, 2)
     mode = 1 if normalized else 2
