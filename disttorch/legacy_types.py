@@ -7,11 +7,11 @@ tensors: what they make is a plain Tensor.
 from __future__ import annotations
 
 from .backend import devices, dtypes
-from .ops.core import _TYPE_NAMES
+from .ops.checks import TYPE_NAMES as _WORDS
 from .tensor import Tensor
 
 # complex types never had such a name
-TYPE_NAMES = {f"{v}Tensor": dtypes.BY_NAME[k] for k, v in _TYPE_NAMES.items()
+TYPE_NAMES = {f"{v}Tensor": dtypes.BY_NAME[k] for k, v in _WORDS.items()
               if not k.startswith("complex")}  # fmt: skip
 _made: dict = {}
 
@@ -62,7 +62,7 @@ def tensor_type(name: str, kind: str = "cpu"):
 
 def type_text(t: Tensor) -> str:
     """``"torch.FloatTensor"``, ``"torch.cuda.LongTensor"``."""
-    return f"torch{'.cuda' if t.is_cuda else ''}.{_TYPE_NAMES[t.dtype.name]}Tensor"
+    return f"torch{'.cuda' if t.is_cuda else ''}.{_WORDS[t.dtype.name]}Tensor"
 
 
 def find_type(value):
