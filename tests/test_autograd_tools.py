@@ -267,6 +267,20 @@ def test_checkpoint_changes_no_number(run):
         np.testing.assert_array_equal(a, b)
 
 
+def test_checkpoint_runs_again_under_the_same_autocast():
+    def gradient(run):
+        m, x = net(), torch.ones(3, 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = run(m.eval(), x)
+        assert y.dtype is torch.bfloat16
+        y.float().sum().backward()
+        return m[0].weight.grad.numpy()
+
+    np.testing.assert_array_equal(
+        gradient(lambda m, x: checkpoint(m, x, use_reentrant=False)), gradient(lambda m, x: m(x))
+    )
+
+
 def test_checkpoint_keeps_nothing_and_runs_twice():
     runs, alive = [], []
 

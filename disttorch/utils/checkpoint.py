@@ -10,9 +10,13 @@ as soon as everything wanted is there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 
 from ..autograd import enable_grad
+from ..autograd.autocast import DEVICES
+from ..autograd.autocast import state as autocast_state
+from ..autograd.autocast import switch as autocast_switch
 from ..autograd.function import Function
 from ..autograd.graph import saved_tensors_hooks
 from ..autograd.modes import state
@@ -57,6 +61,7 @@ class _Frame:
         self.recompute_context, self.check, self.early_stop = recompute_context, check, early_stop
         self.count, self.found, self.running = 0, {}, False
         self.rng = _rng_states(args, kwargs) if preserve_rng else None
+        self.autocast = _autocast_regions()
         self._keep(args)
 
     def _keep(self, args):
@@ -115,6 +120,8 @@ class _Frame:
         with contextlib.ExitStack() as stack:
             if self.rng is not None:
                 stack.enter_context(_restored(self.rng))
+            for region in self.autocast:
+                stack.enter_context(region())
             stack.enter_context(self.recompute_context())
             stack.enter_context(enable_grad())
             stack.enter_context(saved_tensors_hooks(*hooks))
@@ -150,6 +157,20 @@ def _rng_states(args, kwargs):
     found = {devices.cpu}
     found.update(t.device for t in tree_leaves((list(args), kwargs)) if isinstance(t, Tensor))
     return [(d, default_generator(d).get_state()) for d in found]
+
+
+def _autocast_regions() -> list:
+    """Makers of the autocast regions that are in force now: backward runs outside of them."""
+    if not autocast_switch.on:
+        return []
+    from ..amp import autocast
+
+    return [
+        functools.partial(autocast, d, dtype=autocast_state.dtypes[d],
+                          enabled=d in autocast_state.enabled,
+                          cache_enabled=autocast_state.cache_enabled)
+        for d in DEVICES
+    ]  # fmt: skip
 
 
 @contextlib.contextmanager
