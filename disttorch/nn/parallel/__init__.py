@@ -1,8 +1,10 @@
-"""Where PyTorch's users look for DistributedDataParallel; it lives in ``disttorch.distributed``."""
+"""DataParallel; and where users look for DistributedDataParallel, of ``disttorch.distributed``."""
 
 from __future__ import annotations
 
-__all__ = ["DistributedDataParallel"]
+from .data_parallel import DataParallel, data_parallel
+
+__all__ = ["DataParallel", "DistributedDataParallel", "data_parallel"]
 
 
 def __getattr__(name):
