@@ -47,6 +47,8 @@ def _(F, g, dim, normalization, forward):
     case(m(3, 4), (1,), 0, True), case(m(3, 5), (0, 1), 1, True), case(m(4), (0,), 2, False),
 ])  # fmt: skip
 def _fft_r2c(xp, input, dim, normalization, onesided):
+    if input.dtype.itemsize == 2:
+        raise RuntimeError(f"Unsupported dtype {type_name(dtypes.FROM_NP[input.dtype])}")
     if onesided:
         return _transform(xp, lambda a: xp.fft.rfftn(a, axes=dim), input, normalization,
                           input.shape, dim)  # fmt: skip

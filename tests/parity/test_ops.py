@@ -50,6 +50,10 @@ COUNTERPART = {
     "attention_kept": lambda q, k, v, m, c, s: F.scaled_dot_product_attention(
         q, k, v, m, is_causal=c, scale=s),
     "conjugate": torch.conj_physical, "linear": F.linear,
+    "triangular_left": lambda a, b, upper, unit=False: torch.linalg.solve_triangular(
+        a, b, upper=upper, unitriangular=unit),
+    "vector_norm": torch.linalg.vector_norm,
+    "linalg_pinv": lambda a: torch.linalg.pinv(a),
     "unfold": lambda x, d, n, s: x.unfold(d, n, s), "scatter_into": torch.scatter,
     "unfold_backward": torch.ops.aten.unfold_backward, "masked_pick": torch.masked_select,
     "scatter_reduce_into": lambda x, d, i, s, how, own: torch.scatter_reduce(
@@ -68,7 +72,7 @@ COUNTERPART |= {
     "median_all": torch.median, "nanmedian_all": torch.nanmedian,
 }  # fmt: skip
 # No public counterpart: pieces of gradients, checked by gradcheck
-INTERNAL = {"attention_anew", "as_strided", "as_strided_backward", "slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
+INTERNAL = {"linalg_cofactor", "attention_anew", "as_strided", "as_strided_backward", "slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
             "ones_like", "gather_backward", "index_backward", "index_select_backward", "reversed_sum"}  # fmt: skip
 
 MAKES_COMPLEX = {"complex", "view_as_complex"}
@@ -134,11 +138,17 @@ def outputs(result):
     return [result] if isinstance(result, (Tensor, torch.Tensor)) else list(result)
 
 
+def _by_name(name):
+    """PyTorch's function of that name; ``linalg_inv`` is ``linalg.inv``."""
+    if name.startswith("linalg_"):
+        return getattr(torch.linalg, name.removeprefix("linalg_"))
+    return getattr(torch, name, None) or getattr(torch.special, name)
+
+
 def check_case(op, case, dtype, layout):
     tensors, call = flatten_inputs(case)
     pairs = [pair(t, layout) for t in tensors]
-    reference = COUNTERPART.get(op.name) or getattr(torch, op.name, None) or getattr(
-        torch.special, op.name)  # fmt: skip
+    reference = COUNTERPART.get(op.name) or _by_name(op.name)
     try:
         want = outputs(call(lambda *a, **k: reference(*map(translate, a), **k),
                             [p[1] for p in pairs]))  # fmt: skip
@@ -184,6 +194,8 @@ def compare_gradients(pairs, got, want, rtol, atol, differentiable):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", [n for n in sampled_ops() if n not in INTERNAL])
 def test_values_and_gradients(name, dtype):
+    if name.startswith("linalg_") and dtype in ("float16", "bfloat16"):
+        pytest.skip("LAPACK has no 16-bit types; test_linalg.py checks that they are refused")
     op = REGISTRY[name]
     if dtype == "float16" and name in MAKES_COMPLEX:
         pytest.skip("PyTorch makes complex32 of float16, which does not exist here")
