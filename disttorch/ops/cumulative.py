@@ -399,7 +399,7 @@ def histogram(input: Tensor, bins, *, range=None, weight=None, density=False, ou
     weights = None if weight is None else weight._data.reshape(-1)
     hist, edges = xp.histogram(array, edges, limits, density=density, weights=weights)
     pair = [wrap(a.astype(array.dtype)) for a in (hist, edges)]
-    return named("histogram", pair, ("hist", "bin_edges"), out)
+    return named("histogram", pair, out)
 
 
 COMPOSITES = {

@@ -415,7 +415,7 @@ def frexp(input, *, out=None):
         parts = mantissa.bfloat16(), exponent
     else:
         parts = frexp_parts.call(input)
-    return named("frexp", parts, ("mantissa", "exponent"), out)
+    return named("frexp", parts, out)
 
 
 # ---------------------------------------------------------------- predicates

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import builtins
 import math
-import operator
 
+from .. import return_types
 from ..backend import dtypes
 from ..tensor import Tensor
 from .core import F32, REGISTRY, Op, op, type_name, wrap_dim, wrap_dims, write_out
@@ -157,22 +157,11 @@ def _full_extreme(name):
 _max_all, _min_all = _full_extreme("max"), _full_extreme("min")
 
 
-def named(kind: str, values, fields=("values", "indices"), out=None):
-    """A tuple of results with names, like ``torch.return_types``; written to ``out`` if given."""
+def named(kind: str, values, out=None):
+    """Results as ``torch.return_types.<kind>``; written to the tensors of ``out`` if given."""
     if out is not None:
         values = [write_out(v, o, kind) for v, o in zip(values, out, strict=True)]
-    cls = _KINDS.get(kind)
-    if cls is None:
-        def show(self):
-            parts = ",\n".join(f"{f}={v!r}" for f, v in zip(fields, self, strict=True))
-            return f"torch.return_types.{kind}(\n{parts})"
-
-        members = {f: property(operator.itemgetter(i)) for i, f in enumerate(fields)}
-        cls = _KINDS[kind] = type(kind, (tuple,), {"__slots__": (), "__repr__": show, **members})
-    return cls(values)
-
-
-_KINDS: dict = {}
+    return getattr(return_types, kind)(values)
 
 
 def max(input: Tensor, *args, **kwargs):

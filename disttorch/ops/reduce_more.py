@@ -112,7 +112,7 @@ def aminmax(input: Tensor, *, dim=None, keepdim=False, out=None):
             "identity."
         )
     pair = [REGISTRY[n].call(input, dims, keepdim) for n in ("amin", "amax")]
-    return named("aminmax", pair, ("min", "max"), out)
+    return named("aminmax", pair, out)
 
 
 # ---------------------------------------------------------------- order statistics

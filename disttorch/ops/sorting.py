@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..backend import dtypes
 from ..tensor import Tensor
-from .core import op, wrap_dim, write_out
+from .core import op, wrap_dim
 from .reduce import named
 from .samples import case
 
@@ -69,7 +69,7 @@ def sort(input: Tensor, dim=-1, descending=False, stable=False, *, out=None):
 
     Equal elements keep their order whether or not ``stable`` asks for it.
     """
-    return _both("sort", sort_dim.call(input, dim, descending), out)
+    return named("sort", sort_dim.call(input, dim, descending), out)
 
 
 def argsort(input: Tensor, dim=-1, descending=False, stable=False) -> Tensor:
@@ -85,13 +85,7 @@ def topk(input: Tensor, k, dim=-1, largest=True, sorted=True, *, out=None):
     Raises:
         RuntimeError: for a ``k`` that is negative or larger than the dim.
     """
-    return _both("topk", topk_dim.call(input, k, dim, largest), out)
-
-
-def _both(kind, pair, out):
-    if out is not None:
-        pair = tuple(write_out(r, o, kind) for r, o in zip(pair, out))
-    return named(kind, pair)
+    return named("topk", topk_dim.call(input, k, dim, largest), out)
 
 
 COMPOSITES = {"sort": sort, "argsort": argsort, "topk": topk}
