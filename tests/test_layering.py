@@ -24,16 +24,17 @@ LAYERS = (
     ("ops",),
     ("printing", "interop", "random", "special", "fft", "linalg",
      "legacy_types", "storage", "testing", "version"),
-    ("cuda", "backends", "settings", "compiler", "jit", "absent_devices"),
+    ("amp",),
+    ("cpu", "cuda", "backends", "settings", "compiler", "jit", "absent_devices"),
     ("accelerator",),
     ("nn",),
     ("optim",),
     ("serialization",),
     ("utils",),
-    ("amp", "func"),
+    ("func",),
     ("distributed",),
     ("",),  # disttorch/__init__.py gathers them all
-    ("as_torch",),
+    ("as_torch", "models"),
     ("_torch_name", "__main__"),
 )
 
