@@ -67,7 +67,7 @@ for _part in (interop, legacy_types, storage):
 _LAZY = {
     "nn", "optim", "utils", "distributed", "cuda", "serialization", "random", "special", "linalg",
     "fft", "return_types", "func", "backends", "jit", "compiler", "accelerator", "testing", "amp",
-    "distributions", "profiler", "multiprocessing", "cpu",
+    "distributions", "profiler", "multiprocessing", "cpu", "models", "debug",
 }  # fmt: skip
 _FROM = {
     "save": "serialization", "load": "serialization", "fork_rng": "random",
