@@ -15,13 +15,14 @@ from . import (
     arithmetic,
     attention,
     autocast,
-    batch_norm,
     bits,
     casts,
+    channel_norms,
     compare,
     complex_numbers,
     conv,
     creation,
+    ctc,
     cumulative,
     einsum,
     factorizations,
@@ -67,8 +68,8 @@ from .inplace import inplace_of, inplace_of_function
 _FAMILIES = (arithmetic, pointwise, pointwise_more, bits, compare, casts,
              complex_numbers, special, reduce, promotion, reduce_more, cumulative,
              sorting, views, join, matmul, indexing, getset, factorizations, ranges, geometry, searching, windows, fft, einsum,
-             linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention, recurrent,
-             conv, pooling, padding, batch_norm, resample, grid,
+             linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention, recurrent, ctc,
+             conv, pooling, padding, channel_norms, resample, grid,
              creation, _random, _random_gamma, inplace, tensor_methods)  # fmt: skip
 
 
