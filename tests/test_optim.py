@@ -19,7 +19,9 @@ ALL = [
     (optim.SGD, {"lr": 0.1}), (optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     (optim.Adam, {"lr": 0.1, "amsgrad": True}), (optim.AdamW, {"lr": 0.1}),
     (optim.RMSprop, {"lr": 0.05, "centered": True, "momentum": 0.1}),
-    (optim.Adagrad, {"lr": 0.5}),
+    (optim.Adagrad, {"lr": 0.5}), (optim.Adamax, {"lr": 0.1}), (optim.NAdam, {"lr": 0.1}),
+    (optim.RAdam, {"lr": 0.1}), (optim.Adadelta, {"lr": 10.0}), (optim.Rprop, {"lr": 0.1}),
+    (optim.ASGD, {"lr": 0.1, "t0": 5}), (optim.Adafactor, {"lr": 0.1}),
 ]  # fmt: skip
 
 
@@ -108,6 +110,64 @@ def test_vector_norm(p):
     assert float(kernels.vector_norm(CPU, a, p)) == pytest.approx(expected)
     half = kernels.vector_norm(CPU, np.ones(5000, np.float16), 1.0)
     assert half.dtype == np.float16 and float(half) == 5000
+
+
+# ---------------------------------------------------------------- the ones that are different
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+def test_lbfgs_finds_the_minimum_in_few_calls(search):
+    a = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    x = nn.Parameter(torch.tensor([5.0, -7.0], dtype=torch.float64))
+    optimizer = optim.LBFGS([x], line_search_fn=search, max_iter=30)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 0.5 * x @ a @ x - x.sum()
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert first.item() > 10
+    solution = torch.linalg.solve(a, torch.ones(2, dtype=torch.float64))
+    assert torch.allclose(x, solution, atol=1e-6)
+    assert optimizer.state[x]["func_evals"] < 25
+    with pytest.raises(RuntimeError, match="strong_wolfe"):
+        x.data.add_(1)
+        optim.LBFGS([x], line_search_fn="armijo").step(closure)
+
+
+def test_muon_steps_are_orthogonal():
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(6, 4))
+    before = p.detach().clone()
+    p.grad = torch.randn(6, 4) * 100
+    optim.Muon([p], lr=1.0, weight_decay=0.0, momentum=0.0, ns_steps=8).step()
+    values = torch.linalg.svdvals(before - p.detach()) / (6 / 4) ** 0.5
+    assert ((values > 0.5) & (values < 1.5)).all().item()
+
+
+def test_sparse_adam_leaves_other_rows_alone():
+    p = nn.Parameter(torch.ones(4, 2))
+    optimizer = optim.SparseAdam([p], lr=0.1)
+    for _ in range(2):
+        p.grad = torch.zeros(4, 2)
+        p.grad[1] = 1
+        optimizer.step()
+    assert p[0].tolist() == [1, 1] and p[1, 0].item() == pytest.approx(0.8, rel=1e-3)
+    assert optimizer.state[p]["exp_avg"][0].tolist() == [0, 0]
+    p.grad = torch.tensor([[1.0, 1], [0, 0], [0, 0], [0, 0]])
+    optimizer.step()
+    assert p[1, 0].item() == pytest.approx(0.8, rel=1e-3) and p[0, 0].item() < 1
+
+
+def test_averages_begin_with_a_copy():
+    m = nn.Linear(1, 1, bias=False)
+    average = optim.swa_utils.AveragedModel(m)
+    for value in (1.0, 2.0, 6.0):
+        m.weight.data.fill_(value)
+        average.update_parameters(m)
+    assert average.module.weight.item() == 3 and average.n_averaged.item() == 3
+    with pytest.raises(AssertionError, match="Only one"):
+        optim.swa_utils.AveragedModel(m, avg_fn=max, multi_avg_fn=max)
 
 
 # ---------------------------------------------------------------- the base class

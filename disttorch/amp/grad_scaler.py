@@ -124,7 +124,7 @@ class GradScaler:
         return found
 
     def unscale_(self, optimizer) -> None:
-        """Divide the gradients of ``optimizer`` by the scale, to clip or look at them before ``step``.
+        """Divide the gradients of ``optimizer`` by the scale, before clipping them.
 
         Raises:
             RuntimeError: if it was done already since the last ``update``, or after ``step``.
@@ -178,7 +178,7 @@ class GradScaler:
         return result
 
     def _step_by_itself(self, optimizer, opt, args, kwargs):
-        """For optimizers that unscale and skip themselves: they get ``grad_scale``, ``found_inf``."""
+        """For optimizers that unscale and skip by ``grad_scale`` and ``found_inf`` themselves."""
         if "grad_scaler" in inspect.signature(optimizer.step).parameters:
             return optimizer.step(*args, grad_scaler=self, **kwargs)
         if opt["stage"] is OptState.READY:

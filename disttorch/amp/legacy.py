@@ -1,4 +1,4 @@
-"""The names that autocast and GradScaler had for each device, which say that they are deprecated."""
+"""The names that autocast and GradScaler had for each device; using them warns."""
 
 from __future__ import annotations
 

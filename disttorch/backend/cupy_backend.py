@@ -15,6 +15,7 @@ from . import (
     devices,
     gamma_kernels,
     optim_kernels,
+    optim_kernels_more,
     plain_kernels,
     pool_kernels,
     resample_kernels,
@@ -112,7 +113,8 @@ class CupyNamespace:
         self.index, self.device = index, self.cupy.cuda.Device(index)
         self.ndarray = self.cupy.ndarray
         self.array_types = (self.cupy.ndarray,)
-        bind_kernels(self, plain_kernels, optim_kernels, storage, stride_kernels, special_kernels,
+        bind_kernels(self, plain_kernels, optim_kernels, optim_kernels_more, storage,
+                     stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
                      batchnorm_kernels, resample_kernels)  # fmt: skip
 

@@ -16,6 +16,7 @@ from . import (
     gamma_kernels,
     kernels,
     optim_kernels,
+    optim_kernels_more,
     pool_kernels,
     resample_kernels,
     special_kernels,
@@ -62,7 +63,8 @@ class NumpyNamespace:
     widens_half = True
 
     def __init__(self):
-        bind_kernels(self, kernels, optim_kernels, storage, stride_kernels, special_kernels,
+        bind_kernels(self, kernels, optim_kernels, optim_kernels_more, storage,
+                     stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
                      batchnorm_kernels, resample_kernels)  # fmt: skip
 

@@ -85,14 +85,17 @@ def sgd_step(
 
 def adam_step(
     xp, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq=None, *, step, lr, beta1, beta2, eps,
-    wd=0.0, decoupled=False, maximize=False,
+    wd=0.0, decoupled=False, maximize=False, scaled_eps=False,
 ):  # fmt: skip
     """Adam (Kingma & Ba, ICLR 2015); decoupled decay makes it AdamW (Loshchilov & Hutter, 2019).
 
     ``step`` counts from 1; ``max_exp_avg_sq`` is given for the AMSGrad variant (Reddi, 2018).
+    ``scaled_eps`` adds eps to the root before its bias is corrected, as in the paper's section 2.
     """
     step_size = lr / (1 - beta1**step)
     root_correction = (1 - beta2**step) ** 0.5
+    if scaled_eps:
+        eps = eps / root_correction
     written = [param, exp_avg, exp_avg_sq, max_exp_avg_sq]
     for p, m, v, vmax, g in _blocks(xp, written, [grad]):
         if decoupled and wd:

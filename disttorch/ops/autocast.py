@@ -6,9 +6,10 @@
 - ``AS_IS``: no rule of its own in PyTorch, but written here with operations that have one.
 - ``REFUSED``: unsafe in 16 bits.
 
-Registered ops look here from ``Op.apply``; functions written with other ops are wrapped by ``points``
-when their module is put together, and run their parts as they are. Only float16, bfloat16 and float32
-tensors of the region's device are ever cast. See "Autocast Op Reference" of PyTorch's documentation.
+Registered ops look here from ``Op.apply``; functions written with other ops are wrapped by
+``points`` when their module is put together, and run their parts as they are. Only float16,
+bfloat16 and float32 tensors of the region's device are ever cast. See "Autocast Op Reference" of
+PyTorch's documentation.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ..tensor import Tensor
 from .core import REGISTRY
 
 _CONVOLUTIONS = ("conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d")
-_PRODUCTS = ("addbmm addmm baddbmm bmm chain_matmul einsum inner linalg.multi_dot linalg.vecdot linear "
-             "matmul mm prelu scaled_dot_product_attention tensordot")  # fmt: skip
+_PRODUCTS = ("addbmm addmm baddbmm bmm chain_matmul einsum inner linalg.multi_dot linalg.vecdot "
+             "linear matmul mm prelu scaled_dot_product_attention tensordot")  # fmt: skip
 _LOSSES = (
     "cosine_embedding_loss cross_entropy hinge_embedding_loss huber_loss kl_div l1_loss "
     "margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss nll_loss "
@@ -45,19 +46,19 @@ _CPU = _table(
     lower=f"{_CONVOLUTIONS} {_PRODUCTS}",
     float32=f"{_LOSSES} " + " ".join(f"fft.{n}" for n in _FFT.split()) + " "
     + " ".join(f"linalg.{n}" for n in _LINALG.split())
-    + " avg_pool3d binary_cross_entropy grid_sample polar prod quantile nanquantile stft cdist trace "
-    "view_as_complex cholesky cholesky_inverse cholesky_solve inverse lu_solve orgqr ormqr pinverse "
-    "geqrf lu qr svd triangular_solve max_pool3d max_unpool2d max_unpool3d adaptive_avg_pool3d "
-    "adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d ctc_loss",
+    + " avg_pool3d binary_cross_entropy grid_sample polar prod quantile nanquantile stft "
+    "cdist trace view_as_complex cholesky cholesky_inverse cholesky_solve inverse lu_solve orgqr "
+    "ormqr pinverse geqrf lu qr svd triangular_solve max_pool3d max_unpool2d max_unpool3d "
+    "adaptive_avg_pool3d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d ctc_loss",
     widest="cat stack index_copy",
 )  # fmt: skip
-_CPU |= dict.fromkeys("mv dot vdot addmv addr bilinear".split(), AS_IS)
+_CPU |= dict.fromkeys(("mv", "dot", "vdot", "addmv", "addr", "bilinear"), AS_IS)
 _CUDA = _table(
     lower=f"{_CONVOLUTIONS} {_PRODUCTS} addmv addr mv",
-    float32=f"{_LOSSES} acos asin cosh cosine_similarity cdist cumprod cumsum dist erfinv exp expm1 "
-    "group_norm layer_norm linalg.matrix_norm linalg.vector_norm log log10 log1p log2 log_softmax "
-    "logsumexp native_layer_norm norm pdist pow prod reciprocal renorm rms_norm rsqrt sinh softmax "
-    "softplus sum tan interpolate",
+    float32=f"{_LOSSES} acos asin cosh cosine_similarity cdist cumprod cumsum dist erfinv exp "
+    "expm1 group_norm layer_norm linalg.matrix_norm linalg.vector_norm log log10 log1p log2 "
+    "log_softmax logsumexp native_layer_norm norm pdist pow prod reciprocal renorm rms_norm rsqrt "
+    "sinh softmax softplus sum tan interpolate",
     widest="addcdiv addcmul atan2 bilinear cross dot vdot grid_sample index_put scatter_add",
     refused="binary_cross_entropy",
 )  # fmt: skip
@@ -128,8 +129,8 @@ def _widest(args, device):
         return state.dtypes[device]
     raise RuntimeError(
         "Unexpected floating ScalarType in at::autocast::prioritize: under autocast to "
-        f"{state.dtypes[device]} the operands are {sorted(str(d) for d in found)}; cast them to one "
-        "type before"
+        f"{state.dtypes[device]} the operands are {sorted(map(str, found))}; cast them to one type "
+        "before"
     )
 
 
@@ -208,13 +209,17 @@ def points(namespace: dict, prefix: str = "") -> dict:
     return {
         name: _point(prefix + name, f)
         for name, f in namespace.items()
-        if any(prefix + name in p for p in POLICIES.values()) and callable(f) and not _looks_itself(f)
+        if _listed(prefix + name) and callable(f) and not _looks_itself(f)
     }
+
+
+def _listed(name: str) -> bool:
+    return any(name in policy for policy in POLICIES.values())
 
 
 def _looks_itself(function) -> bool:
     op = getattr(function, "op", None)
-    return op is not None and any(op.name in p for p in POLICIES.values())
+    return op is not None and _listed(op.name)
 
 
 __all__ = ["POLICIES", "cast_args", "points"]

@@ -37,6 +37,25 @@ OPTIMIZERS = {
         {}, {"lr_decay": 0.1, "weight_decay": 0.1}, {"initial_accumulator_value": 0.3},
         {"maximize": True, "eps": 1e-3},
     ],
+    "Adamax": [{}, {"weight_decay": 0.1, "betas": (0.5, 0.7)}, {"maximize": True, "eps": 1e-3}],
+    "NAdam": [
+        {}, {"weight_decay": 0.1, "momentum_decay": 0.1}, {"maximize": True, "eps": 1e-3},
+        {"decoupled_weight_decay": True, "weight_decay": 0.2},
+    ],
+    "RAdam": [
+        {}, {"weight_decay": 0.1, "betas": (0.8, 0.9)}, {"maximize": True},
+        {"decoupled_weight_decay": True, "weight_decay": 0.2, "betas": (0.5, 0.8)},
+    ],
+    "Adadelta": [{}, {"rho": 0.5, "weight_decay": 0.1}, {"maximize": True, "eps": 1e-3}],
+    "Rprop": [{}, {"etas": (0.3, 1.5), "step_sizes": (1e-4, 0.05)}, {"maximize": True}],
+    "ASGD": [
+        {}, {"lambd": 0.1, "alpha": 0.5, "t0": 3, "weight_decay": 0.1},
+        {"maximize": True, "t0": 0},
+    ],
+    "Adafactor": [
+        {}, {"weight_decay": 0.1, "d": 2.0, "beta2_decay": -0.5}, {"maximize": True},
+        {"eps": (1e-3, 1e-2)},
+    ],
 }  # fmt: skip
 CASES = [
     pytest.param(name, options, id=f"{name}-{i}")
@@ -143,7 +162,179 @@ def test_complex_parameters(name, options):
     np.testing.assert_allclose(*results, 1e-9)
 
 
+def matrices(package, module, optimizers, options, steps, dtype="float32", state=None):
+    rng = np.random.default_rng(2)
+    start = [rng.uniform(-1, 1, s).astype(dtype) for s in ((6, 4), (3, 5))]
+    params = [module.Parameter(package.tensor(a)) for a in start]
+    optimizer = optimizers.Muon(params, lr=0.05, **options)
+    if state is not None:
+        for p, values in zip(params, state[1]):
+            p.data.copy_(package.tensor(values))
+        optimizer.load_state_dict(state[0])
+    for i in range(steps):
+        for p, a in zip(params, start):
+            p.grad = package.tensor(np.cos(a * (i + 1)).astype(dtype))
+        optimizer.step()
+    return [p.detach().numpy().copy() for p in params], optimizer
+
+
+MUON = [
+    {}, {"nesterov": False, "momentum": 0.5}, {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 3},
+    {"weight_decay": 0.0, "ns_coefficients": (3.0, -3.0, 1.0)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", MUON, ids=str)
+def test_muon(options):
+    """Both iterate in bfloat16, 8 bits: an update is right to about 1 %."""
+    ours, mine = matrices(dt, nn, optim, options, 20)
+    theirs, other = matrices(torch, tnn, toptim, options, 20)
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a, b, 0.02, 0.02)
+    assert repr(mine) == repr(other)
+    a, b = mine.state_dict()["state"][0], other.state_dict()["state"][0]
+    assert list(a) == list(b)
+    np.testing.assert_allclose(a["momentum_buffer"].numpy(), b["momentum_buffer"].numpy(), 1e-5,
+                               1e-6)  # fmt: skip
+    again, _ = matrices(dt, nn, optim, options, 1, state=(_to_ours(other.state_dict()), theirs))
+    expected, _ = matrices(torch, tnn, toptim, options, 1, state=(other.state_dict(), theirs))
+    np.testing.assert_allclose(again[0], expected[0], 0.02, 0.02)
+
+
+def rosenbrock(package, module, optimizers, options, steps, dtype, state=None, start=None):
+    x = module.Parameter(package.tensor([-1.2, 1.0], dtype=getattr(package, dtype)))
+    y = module.Parameter(package.tensor(0.5, dtype=getattr(package, dtype)))
+    if start is not None:
+        x.data, y.data = (package.tensor(a) for a in start)
+    optimizer = optimizers.LBFGS([x, y], **options)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (1 - x[0]) ** 2 + 10 * (x[1] - x[0] ** 2) ** 2 + (y - x[0]) ** 4
+        loss.backward()
+        losses.append(loss.item())
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+    return losses, optimizer, [x.detach().numpy(), y.detach().numpy()]
+
+
+LBFGS = [
+    {"lr": 0.02}, {"lr": 0.1, "max_iter": 4, "history_size": 2},
+    {"line_search_fn": "strong_wolfe"}, {"line_search_fn": "strong_wolfe", "max_iter": 3},
+    {"line_search_fn": "strong_wolfe", "lr": 0.1, "max_eval": 5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype, rtol", [("float64", 1e-6), ("float32", 2e-2)])
+@pytest.mark.parametrize("options", LBFGS, ids=str)
+def test_lbfgs(options, dtype, rtol):
+    steps = 4 if dtype == "float64" else 1
+    ours, mine, _ = rosenbrock(dt, nn, optim, options, steps, dtype)
+    theirs, other, at = rosenbrock(torch, tnn, toptim, options, steps, dtype)
+    assert len(ours) == len(theirs) and ours[-1] < ours[0]
+    np.testing.assert_allclose(ours, theirs, rtol, rtol * 1e-3)
+    a, b = mine.state_dict()["state"][0], other.state_dict()["state"][0]
+    assert set(a) == set(b) and a["n_iter"] == b["n_iter"] and a["func_evals"] == b["func_evals"]
+    assert len(a["old_dirs"]) == len(b["old_dirs"])
+    if dtype == "float64":
+        state = _to_ours(other.state_dict())
+        ours, _, _ = rosenbrock(dt, nn, optim, options, 1, dtype, state, at)
+        theirs, _, _ = rosenbrock(torch, tnn, toptim, options, 1, dtype, other.state_dict(), at)
+        np.testing.assert_allclose(ours, theirs, rtol, 1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"maximize": True, "betas": (0.5, 0.6), "eps": 1e-3}])
+def test_sparse_adam(options):
+    """Embedding rows: ours with dense gradients, PyTorch's with sparse ones."""
+    rows = [[0, 2], [2, 5, 2], [1], [0, 5]]
+    results = []
+    for package, module, optimizers in ((dt, nn, optim), (torch, tnn, toptim)):
+        weight = package.tensor(np.random.default_rng(0).normal(size=(6, 3)))
+        table = module.Embedding.from_pretrained(weight, freeze=False, sparse=package is torch)
+        optimizer = optimizers.SparseAdam(list(table.parameters()), lr=0.1, **options)
+        for picked in rows:
+            optimizer.zero_grad()
+            (table(package.tensor(picked)) ** 2).sum().backward()
+            optimizer.step()
+        state = optimizer.state_dict()["state"][0]
+        results.append((table.weight.detach().numpy(), state["exp_avg_sq"].numpy(), state["step"]))
+    np.testing.assert_allclose(results[0][0], results[1][0], 1e-9)
+    np.testing.assert_allclose(results[0][1], results[1][1], 1e-9)
+    assert results[0][2] == results[1][2]
+
+
+AVERAGES = {
+    "swa": lambda u: {}, "ema": lambda u: {"avg_fn": u.get_ema_avg_fn(0.9)},
+    "multi_ema": lambda u: {"multi_avg_fn": u.get_ema_multi_avg_fn(0.9)},
+    "multi_swa": lambda u: {"multi_avg_fn": u.get_swa_multi_avg_fn(), "use_buffers": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AVERAGES)
+def test_averaged_model(kind):
+    results = []
+    for package, module, optimizers in ((dt, nn, optim), (torch, tnn, toptim)):
+        weights, _, _ = problem()
+        m = build(package, module, "float64", weights)
+        m.register_buffer("seen", package.tensor([1.0, 2.0], dtype=package.float64))
+        average = optimizers.swa_utils.AveragedModel(m, **AVERAGES[kind](optimizers.swa_utils))
+        for i in range(5):
+            for p in m.parameters():
+                p.data.mul_(1.1)
+            m.seen.add_(i)
+            average.update_parameters(m)
+        results.append({k: v.numpy() for k, v in average.state_dict().items()})
+        x = package.ones(2, 5, dtype=package.float64)
+        results[-1]["out"] = average(x).detach().numpy()
+    assert list(results[0]) == list(results[1])
+    for k, v in results[1].items():
+        np.testing.assert_allclose(results[0][k], v, 1e-9, err_msg=k)
+
+
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+@pytest.mark.parametrize("epochs", [0, 6])
+def test_swa_rates(strategy, epochs):
+    def make(u):
+        return lambda o, s: u.SWALR(o, [0.05, 0.01], epochs, strategy)
+
+    ours, mine, _ = rates(dt, nn, optim, sched, make(optim.swa_utils), "SGD", 12)
+    theirs, other, _ = rates(torch, tnn, toptim, tsched, make(toptim.swa_utils), "SGD", 12)
+    np.testing.assert_allclose(ours, theirs, 1e-11, 1e-16)
+    assert set(mine.state_dict()) == set(other.state_dict())
+
+
+@pytest.mark.skipif(not hasattr(nn, "BatchNorm1d"), reason="needs batch normalisation")
+def test_update_bn():
+    data = np.random.default_rng(1).normal(2, 3, (4, 8, 3)).astype("float32")
+    results = []
+    for package, module, optimizers in ((dt, nn, optim), (torch, tnn, toptim)):
+        m = module.Sequential(module.BatchNorm1d(3))
+        m.eval()
+        batches = [(package.tensor(x), 0) for x in data]
+        optimizers.swa_utils.update_bn(batches, m)
+        assert not m.training and m[0].momentum == 0.1
+        results.append([m[0].running_mean.numpy(), m[0].running_var.numpy()])
+    np.testing.assert_allclose(*results, 1e-5)
+
+
 ERRORS = {
+    "muon_1d": lambda o, p, q: o.Muon([p]),
+    "muon_lr": lambda o, p, q: o.Muon([p], lr=-1.0),
+    "muon_adjust": lambda o, p, q: o.Muon([p], adjust_lr_fn="x"),
+    "adafactor_d": lambda o, p, q: o.Adafactor([p], d=0.5),
+    "adafactor_decay": lambda o, p, q: o.Adafactor([p], beta2_decay=0.5),
+    "adadelta_rho": lambda o, p, q: o.Adadelta([p], rho=2.0),
+    "rprop_etas": lambda o, p, q: o.Rprop([p], etas=(2.0, 3.0)),
+    "nadam_decay": lambda o, p, q: o.NAdam([p], momentum_decay=-1),
+    "sparse_lr": lambda o, p, q: o.SparseAdam([p], lr=0.0),
+    "lbfgs_groups": lambda o, p, q: o.LBFGS([{"params": [p]}, {"params": [q]}]),
+    "ema_decay": lambda o, p, q: o.swa_utils.get_ema_avg_fn(2.0),
+    "swa_strategy": lambda o, p, q: o.swa_utils.SWALR(o.SGD([p]), 0.1, anneal_strategy="x"),
     "tensor": lambda o, p, q: o.SGD(p),
     "empty": lambda o, p, q: o.SGD([]),
     "lr": lambda o, p, q: o.SGD([p], lr=-1),
@@ -295,7 +486,7 @@ def test_plateau(options):
 
 
 def test_signatures():
-    for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"):
+    for name in (n for n in optim.__all__ if n[0].isupper() and n != "Optimizer"):
         ours, theirs = (inspect.signature(getattr(o, name)) for o in (optim, toptim))
         assert [(p.name, p.default, p.kind) for p in ours.parameters.values()] == [
             (p.name, p.default, p.kind) for p in theirs.parameters.values()
