@@ -35,7 +35,7 @@ class Node:
     __slots__ = (
         "plan", "saved", "versions", "edges", "seq", "shape", "dtype", "metas", "hooks", "retain",
         "pre_hooks", "post_hooks", "trace", "_metadata", "__weakref__",
-    )  # fmt: skip
+    )
 
     def __init__(self, plan, saved, versions, edges, out):
         self.plan, self.saved, self.versions, self.edges = plan, saved, versions, edges
@@ -385,6 +385,7 @@ __all__ = [
     "FREED", "AccumulateGrad", "GradientEdge", "Node", "PackedNode", "PackedTensor",
     "disable_saved_tensors_hooks", "get_gradient_edge", "increment_version", "linked", "node_type",
     "pack_saved", "register_multi_grad_hook", "save_on_cpu", "saved_tensors_hooks",
-    "RemovableHandle", "accumulator", "add_accumulated_hook", "bump_version", "edge_to", "next_seq", "share_version",
+    "RemovableHandle", "accumulator", "add_accumulated_hook", "bump_version", "edge_to", "next_seq",
+    "share_version",
     "version_of",
-]  # fmt: skip
+]

@@ -65,12 +65,14 @@ from .core import REGISTRY
 from .getset import getitem, setitem
 from .inplace import inplace_of, inplace_of_function
 
-_FAMILIES = (arithmetic, pointwise, pointwise_more, bits, compare, casts,
-             complex_numbers, special, reduce, promotion, reduce_more, cumulative,
-             sorting, views, join, matmul, indexing, getset, factorizations, ranges, geometry, searching, windows, fft, einsum,
-             linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention, recurrent, ctc,
-             conv, pooling, padding, channel_norms, resample, grid,
-             creation, _random, _random_gamma, inplace, tensor_methods)  # fmt: skip
+_FAMILIES = (
+    arithmetic, pointwise, pointwise_more, bits, compare, casts, complex_numbers, special,
+    reduce, promotion, reduce_more, cumulative, sorting, views, join, matmul, indexing,
+    getset, factorizations, ranges, geometry, searching, windows, fft, einsum,
+    linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention, recurrent,
+    ctc, conv, pooling, padding, channel_norms, resample, grid, creation, _random,
+    _random_gamma, inplace, tensor_methods,
+)
 
 
 class _TensorOps:
@@ -170,7 +172,7 @@ _NUMPY_WORDS = (
     "mode", "nanmean", "nanmedian", "nanquantile", "nansum", "norm", "prod", "quantile", "roll",
     "softmax", "sort", "squeeze", "stack", "std", "std_mean", "sum", "topk", "unsqueeze", "var",
     "var_mean",
-)  # fmt: skip
+)
 
 
 def _with_numpy_words(function):
@@ -179,7 +181,7 @@ def _with_numpy_words(function):
         if kwargs:
             if "axis" in kwargs:
                 kwargs["dims" if function.__name__ in ("flip", "_flip", "roll") else "dim"] = (
-                    kwargs.pop("axis"))  # fmt: skip
+                    kwargs.pop("axis"))
             if "keepdims" in kwargs:
                 kwargs["keepdim"] = kwargs.pop("keepdims")
         return function(*args, **kwargs)
@@ -196,7 +198,7 @@ FUNCTIONAL = {
     name: getattr(nn, name)
     for name in ("softmax", "log_softmax", "layer_norm", "rms_norm", "nll_loss", "cross_entropy",
                  "dropout")
-}  # fmt: skip
+}
 FUNCTIONAL["scaled_dot_product_attention"] = attention.scaled_dot_product_attention
 FUNCTIONAL |= autocast.points(FUNCTIONAL)
 FUNCTIONAL |= {"linear": matmul.linear.call, "embedding": indexing.embedding}
@@ -237,13 +239,13 @@ def _attach_operators() -> None:
         "add": add, "sub": sub, "mul": mul, "truediv": div, "floordiv": r["floor_divide"].call,
         "mod": r["remainder"].call, "pow": r["pow"].call, "matmul": r["matmul"].call,
         "and": r["bitwise_and"].call, "or": r["bitwise_or"].call, "xor": r["bitwise_xor"].call,
-    }  # fmt: skip
+    }
     for name, call in pairs.items():
         setattr(Tensor, f"__{name}__", _forward_operator(call))
         setattr(Tensor, f"__r{name}__", _reflected_operator(call))
     inplace_names = {"add": "add_", "sub": "sub_", "mul": "mul_", "truediv": "div_",
                      "floordiv": "floor_divide_", "mod": "remainder_", "pow": "pow_",
-                     "and": "bitwise_and_", "or": "bitwise_or_", "xor": "bitwise_xor_"}  # fmt: skip
+                     "and": "bitwise_and_", "or": "bitwise_or_", "xor": "bitwise_xor_"}
     for name, method in inplace_names.items():
         setattr(Tensor, f"__i{name}__", getattr(Tensor, method))
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):

@@ -11,12 +11,13 @@ An op is one block of code::
         return g * (1 - out * out)
 
 A rule names what it needs by its argument names: inputs and parameters of the forward,
-``input_shape`` (of any input, the shape alone), ``out`` (or ``out0``, ``out1``, ... of several), and
-``aux`` (what a forward declared with ``aux=True`` returns beside its output). Only that is kept
-alive until backward, and only tensors that it names may not change in place before. ``F`` holds every op by name: in ordinary
-backward over raw arrays, under ``create_graph`` over tensors, so one rule serves both. An op may add
-``fast``: a backward over raw arrays only, for speed; and ``composed``: the same function written
-with other ops, which then is differentiated instead of a rule when a graph is wanted.
+``input_shape`` (of any input, the shape alone), ``out`` (or ``out0``, ``out1``, ... of several),
+and ``aux`` (what a forward declared with ``aux=True`` returns beside its output). Only that is
+kept alive until backward, and only tensors that it names may not change in place before. ``F``
+holds every op by name: in ordinary backward over raw arrays, under ``create_graph`` over tensors,
+so one rule serves both. An op may add ``fast``: a backward over raw arrays only, for speed; and
+``composed``: the same function written with other ops, which then is differentiated instead of a
+rule when a graph is wanted.
 """
 
 from __future__ import annotations
@@ -62,9 +63,11 @@ class Op:
         method: whether Tensor gets a method of this name; ``inplace``: also ``name_``.
     """
 
-    def __init__(self, forward, *, tensors=("input",), optional=(), numbers=(), nout=1, aux=False, view=False,
-                 moves=False, samples=None, method=True, inplace=False, name=None,
-                 node_name=None, out=True):  # fmt: skip
+    def __init__(
+        self, forward, *, tensors=("input",), optional=(), numbers=(), nout=1, aux=False,
+        view=False, moves=False, samples=None, method=True, inplace=False, name=None,
+        node_name=None, out=True,
+    ):
         self.forward = forward
         self.name = name or forward.__name__
         parameters = list(inspect.signature(forward).parameters.values())[1:]

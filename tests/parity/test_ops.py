@@ -58,7 +58,7 @@ COUNTERPART = {
     "unfold_backward": torch.ops.aten.unfold_backward, "masked_pick": torch.masked_select,
     "scatter_reduce_into": lambda x, d, i, s, how, own: torch.scatter_reduce(
         x, d, i, s, how, include_self=own),
-}  # fmt: skip
+}
 COUNTERPART |= {
     "div_trunc": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "div_floor": lambda a, b: torch.div(a, b, rounding_mode="floor"), "frexp_parts": torch.frexp,
@@ -70,16 +70,20 @@ COUNTERPART |= {
     "cummax_pair": torch.cummax, "cummin_pair": torch.cummin, "median_dim": torch.median,
     "nanmedian_dim": torch.nanmedian, "mode_dim": torch.mode, "kthvalue_dim": torch.kthvalue,
     "median_all": torch.median, "nanmedian_all": torch.nanmedian,
-}  # fmt: skip
+}
 # No public counterpart: pieces of gradients, checked by gradcheck
-INTERNAL = {"linalg_cofactor", "attention_anew", "ctc_rows", "gru_layer", "lstm_layer", "rnn_layer", "as_strided", "as_strided_backward", "slice_backward", "view_scatter", "alias", "copy", "fill", "zeros_like", "zeros_shaped",
-            "ones_like", "gather_backward", "index_backward", "index_select_backward", "reversed_sum"}  # fmt: skip
+INTERNAL = {
+    "alias", "as_strided", "as_strided_backward", "attention_anew", "copy", "ctc_rows",
+    "fill", "gather_backward", "gru_layer", "index_backward", "index_select_backward",
+    "linalg_cofactor", "lstm_layer", "ones_like", "reversed_sum", "rnn_layer",
+    "slice_backward", "view_scatter", "zeros_like", "zeros_shaped",
+}
 
 MAKES_COMPLEX = {"complex", "view_as_complex"}
 FLOATS = ["float32", "float64", "float16", "bfloat16"]
 LAYOUTS = ["contiguous", "transposed", "sliced"]
 TOLERANCE = {"float32": (1e-5, 2e-5), "float64": (1e-9, 1e-9), "float16": (4e-3, 4e-3),
-             "bfloat16": (2e-2, 3e-2)}  # fmt: skip
+             "bfloat16": (2e-2, 3e-2)}
 
 
 def _t(value):
@@ -92,7 +96,7 @@ def _full(x, index):
         return index
     grids = [np.arange(n)[i] if isinstance(i, slice) else i for i, n in zip(index, x.shape)]
     return [g.reshape([-1 if k == j else 1 for j in range(len(grids))]) if g.ndim == 1 else g
-            for k, g in enumerate(grids)]  # fmt: skip
+            for k, g in enumerate(grids)]
 
 
 def to_numpy(t) -> np.ndarray:
@@ -151,7 +155,7 @@ def check_case(op, case, dtype, layout):
     reference = COUNTERPART.get(op.name) or _by_name(op.name)
     try:
         want = outputs(call(lambda *a, **k: reference(*map(translate, a), **k),
-                            [p[1] for p in pairs]))  # fmt: skip
+                            [p[1] for p in pairs]))
     except (RuntimeError, NotImplementedError) as error:
         if "not implemented for" in str(error):
             return 0  # PyTorch has no kernel for this dtype; ours may
@@ -176,10 +180,10 @@ def compare_gradients(pairs, got, want, rtol, atol, differentiable):
         return
     seeds = [np.cos(np.arange(a.numel()) + 0.5).reshape(a.shape) for a, _ in used]
     dt.autograd.backward([a for a, _ in used],
-                         [dt.tensor(s).to(a.dtype) for s, (a, _) in zip(seeds, used)])  # fmt: skip
+                         [dt.tensor(s).to(a.dtype) for s, (a, _) in zip(seeds, used)])
     try:
         torch.autograd.backward([b for _, b in used],
-                                [torch.tensor(s).to(b.dtype) for s, (_, b) in zip(seeds, used)])  # fmt: skip
+                                [torch.tensor(s).to(b.dtype) for s, (_, b) in zip(seeds, used)])
     except NotImplementedError as error:
         assert "backward\" not implemented for" in str(error)  # it lacks a kernel; ours may not
         return
@@ -188,7 +192,7 @@ def compare_gradients(pairs, got, want, rtol, atol, differentiable):
         if mine.grad is not None:
             assert str(mine.grad.dtype) == str(theirs.grad.dtype)
             np.testing.assert_allclose(to_numpy(mine.grad), to_numpy(theirs.grad), rtol=4 * rtol,
-                                       atol=8 * atol)  # fmt: skip
+                                       atol=8 * atol)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
