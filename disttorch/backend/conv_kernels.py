@@ -281,8 +281,8 @@ def _depthwise(xp, x, w, stride, padding, dilation, size):
         part = xp.empty((padded.shape[0], channels, *size), out.dtype)
         for offset, at in _offsets(w.shape[2:], stride, dilation, size):
             for m in range(multiple):
-                xp.multiply(padded[(slice(None), slice(None), *at)], taps[(slice(None), m, *offset)],
-                            out=part)  # fmt: skip
+                seen, tap = padded[(slice(None), slice(None), *at)], taps[(slice(None), m, *offset)]
+                xp.multiply(seen, tap, out=part)
                 out[b, :, m] += part
     return out
 

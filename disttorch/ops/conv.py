@@ -188,7 +188,8 @@ def _check_weight(input, weight, bias, dims, groups, transposed):
             f"Expected {dims + 2}-dimensional input for {dims + 2}-dimensional weight, but got "
             f"weight of size {list(shape)} instead"
         )
-    given = f"Given {'transposed=1' if transposed else f'groups={groups}'}, weight of size {list(shape)}"
+    kind = "transposed=1" if transposed else f"groups={groups}"
+    given = f"Given {kind}, weight of size {list(shape)}"
     if transposed:
         if x[1] != shape[0]:
             raise RuntimeError(
@@ -215,8 +216,8 @@ def _check_weight(input, weight, bias, dims, groups, transposed):
         outs = shape[0]
     if bias is not None and bias._data.shape != (outs,):
         raise RuntimeError(
-            f"{given}, expected bias to be 1-dimensional with {outs} elements, but got bias of size "
-            f"{list(bias._data.shape)} instead"
+            f"{given}, expected bias to be 1-dimensional with {outs} elements, but got bias of "
+            f"size {list(bias._data.shape)} instead"
         )
 
 

@@ -66,7 +66,7 @@ def _ends(xp, last, target_lengths):
 
 @op(tensors=("log_probs", "targets"), method=False, aux=True, samples=lambda m: [
     case(m(5, 2, 4), m.int(2, 2, low=1, high=4), (5, 4), (2, 1), 0, False),
-    case(m(4, 3, 3), m.int(3, 2, low=0, high=2), (4, 4, 3), (2, 2, 0), 2, True)])  # fmt: skip
+    case(m(4, 3, 3), m.int(3, 2, low=0, high=2), (4, 4, 3), (2, 2, 0), 2, True)])
 def ctc_rows(xp, log_probs, targets, input_lengths, target_lengths, blank, zero_infinity):
     """The loss of each sequence, N. log_probs: T×N×C, targets: N×S, lengths: tuples of N."""
     places, skip = _places(xp, targets, blank)
@@ -131,7 +131,7 @@ def _(log_probs, targets, input_lengths, target_lengths, blank, zero_infinity):
 
 
 def ctc_loss(log_probs, targets, input_lengths, target_lengths, blank=0, reduction="mean",
-             zero_infinity=False) -> Tensor:  # fmt: skip
+             zero_infinity=False) -> Tensor:
     """The CTC loss (Graves et al., ICML 2006).
 
     Args:

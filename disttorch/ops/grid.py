@@ -47,7 +47,7 @@ def affine_grid(theta, size, align_corners=None) -> Tensor:
         )
     if min(size) <= 0:
         raise ValueError(f"Expected non-zero, positive output size. Got {size}")
-    from .creation import linspace
+    from .ranges import linspace
 
     axes = []
     for n in size[:1:-1]:  # x first

@@ -38,7 +38,8 @@ def _(F, g, input_shape, out1, windows):
 
 def _unpool_cases(m):
     places = m.permutation(12).reshape(3, 2, 2)
-    return [case(m(3, 2, 2), places, (3, 4), True), case(m(2, 3, 2), m.index(5, 2, 3, 2), (5,), False)]
+    return [case(m(3, 2, 2), places, (3, 4), True),
+            case(m(2, 3, 2), m.index(5, 2, 3, 2), (5,), False)]  # fmt: skip
 
 
 @op(tensors=("input", "places"), method=False, moves=True, samples=_unpool_cases)
@@ -142,7 +143,8 @@ def _geometry(name, input, dims, kernel, stride, padding, dilation, ceil_mode):
     if stride is None or isinstance(stride, (tuple, list)) and not stride:
         stride = kernel
     stride = _ints(name, "stride", stride, dims)
-    padding, dilation = _ints(name, "padding", padding, dims), _ints(name, "dilation", dilation, dims)
+    padding = _ints(name, "padding", padding, dims)
+    dilation = _ints(name, "dilation", dilation, dims)
     if min(stride) <= 0:
         raise RuntimeError(f"{name}: stride should be greater than zero, but got {stride}")
     if min(kernel) <= 0:

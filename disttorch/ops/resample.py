@@ -63,12 +63,11 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
         ValueError: if options contradict each other.
         NotImplementedError: if the mode does not exist for this number of dims.
     """
-    if mode in ("nearest", "area", "nearest-exact"):
-        if align_corners is not None:
-            raise ValueError(
-                "align_corners option can only be set with the interpolating modes: linear | "
-                "bilinear | bicubic | trilinear"
-            )
+    if mode in ("nearest", "area", "nearest-exact") and align_corners is not None:
+        raise ValueError(
+            "align_corners option can only be set with the interpolating modes: linear | "
+            "bilinear | bicubic | trilinear"
+        )
     align_corners = bool(align_corners)
     if antialias and not (mode in ("bilinear", "bicubic") and input.ndim == 4):
         raise ValueError(
@@ -207,5 +206,8 @@ def channel_shuffle(input, groups) -> Tensor:
     return _reshape_permute(input, (n, groups, c // groups, *rest), order, shape)
 
 
+native_channel_shuffle = channel_shuffle
+
 FUNCTIONS = {"pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle,
-             "channel_shuffle": channel_shuffle, "native_channel_shuffle": channel_shuffle}  # fmt: skip
+             "channel_shuffle": channel_shuffle,
+             "native_channel_shuffle": native_channel_shuffle}  # fmt: skip

@@ -1,8 +1,10 @@
-"""Normalisation over trailing dimensions, and vectors brought to unit length."""
+"""Normalisation by statistics of the batch, of channels or of trailing dims; unit vectors and
+distances."""
 
 from __future__ import annotations
 
 from ... import ops
+from ...ops import channel_norms as norms
 from ...tensor import Tensor
 
 
@@ -39,3 +41,108 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     n1 = _p_norm(x1, 2.0, dim, True).clamp(min=eps)
     n2 = _p_norm(x2, 2.0, dim, True).clamp(min=eps)
     return ((x1 / n1) * (x2 / n2)).sum(dim)
+
+
+def pairwise_distance(
+    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Tensor:
+    """‖x1 − x2 + eps‖ₚ over the last dim: [..., D] -> [...]; shapes broadcast."""
+    return (x1 - x2 + eps).norm(p, -1, keepdim)
+
+
+def pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    """Distances between all pairs of rows i < j: [N, D] -> [N·(N−1)/2]."""
+    return ops.pdist(input, p)
+
+
+# ---------------------------------------------------------------- by channel
+def batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Zero mean and unit variance per channel of [N, C, ...] (arXiv:1502.03167).
+
+    Args:
+        running_mean, running_var: [C]; used when not ``training``, else moved by ``momentum``
+            towards the batch's mean and unbiased variance.
+
+    Raises:
+        ValueError: in training with a single value per channel.
+        RuntimeError: if sizes do not fit.
+    """
+    if training and input.ndim > 1 and input.numel() == input.shape[1]:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {input.shape}"
+        )
+    return norms.batch_norm(
+        input, weight, bias, running_mean, running_var, training, momentum, eps
+    )
+
+
+def instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Zero mean and unit variance per sample and channel of [N, C, ...] (arXiv:1607.08022).
+
+    Raises:
+        ValueError: with a single value per channel.
+    """
+    if use_input_stats:
+        spatial = 1
+        for n in input.shape[2:]:
+            spatial *= n
+        if spatial == 1:
+            raise ValueError(
+                "Expected more than 1 spatial element when training, got input size "
+                f"{input.shape}"
+            )
+    return norms.instance_norm(
+        input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps
+    )
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """Zero mean and unit variance per sample and group of channels (arXiv:1803.08494).
+
+    Raises:
+        RuntimeError: if the channels do not divide into the groups.
+        ValueError: with a single value per group.
+    """
+    if input.ndim >= 2 and num_groups > 0:
+        each = input.numel() // (input.shape[0] or 1) // num_groups * input.shape[0]
+        if input.numel() and each == 1:
+            raise ValueError(
+                "Expected more than 1 value per channel when training, got input size "
+                f"{input.shape}"
+            )
+    return norms.group_norm(input, num_groups, weight, bias, eps)
+
+
+def local_response_norm(
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Tensor:
+    """input / (k + alpha·mean of squares over ``size`` neighbouring channels)^beta.
+
+    Krizhevsky et al., NIPS 2012.
+
+    Raises:
+        ValueError: for fewer than 3 dims.
+    """
+    if input.ndim < 3:
+        raise ValueError(
+            "Expected 3D or higher dimensionality                          input (got "
+            f"{input.ndim} dimensions)"
+        )
+    if input.numel() == 0:
+        return input
+    squares = (input * input).flatten(2)
+    padded = ops.constant_pad_nd(squares, (0, 0, size // 2, (size - 1) // 2))
+    average = ops.pooling.avg_pool2d(padded, (size, 1), 1)
+    scale = (average * alpha + k).pow(beta)
+    return input / scale.reshape(input.shape)

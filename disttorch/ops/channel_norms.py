@@ -89,7 +89,9 @@ def batch_norm(input, weight, bias, running_mean, running_var, training, momentu
     """
     shape = input._data.shape
     if len(shape) < 2:
-        raise RuntimeError(f"batch_norm expects at least 2 dims, but got input of size {list(shape)}")
+        raise RuntimeError(
+            f"batch_norm expects at least 2 dims, but got input of size {list(shape)}"
+        )
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight,
              "bias": bias}  # fmt: skip
     for name, t in named.items():
@@ -143,9 +145,11 @@ def instance_norm(input, weight, bias, running_mean, running_var, use_input_stat
             REGISTRY["expand"].call(REGISTRY["unsqueeze"].call(t, 0), (n, c)), (n * c,)
         )
 
-    mean, var = (None if t is None else repeated(t.detach()).clone() for t in (running_mean, running_var))
+    stats = (running_mean, running_var)
+    mean, var = (None if t is None else repeated(t.detach()).clone() for t in stats)
     flat = REGISTRY["reshape"].call(input, (1, n * c, *shape[2:]))
-    out = batch_norm(flat, repeated(weight), repeated(bias), mean, var, use_input_stats, momentum, eps)
+    weight, bias = repeated(weight), repeated(bias)
+    out = batch_norm(flat, weight, bias, mean, var, use_input_stats, momentum, eps)
     if use_input_stats:
         for running, new in ((running_mean, mean), (running_var, var)):
             if running is not None:
