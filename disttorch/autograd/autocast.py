@@ -41,7 +41,7 @@ class _State(threading.local):
 
 
 switch, state = _Switch(), _State()
-_users = 0  # (thread, device type) pairs that are enabled
+_users = 0  # (thread, device type) pairs that are enabled, and profilers
 _lock = threading.Lock()
 
 
@@ -65,13 +65,18 @@ def check_device_type(device_type) -> str:
 
 def set_enabled(device_type: str, enabled: bool) -> None:
     """Cast operations on this type of device in this thread, or stop doing so."""
-    global _users
     if (device_type in state.enabled) == bool(enabled):
         return
     state.enabled = state.enabled ^ {device_type}
+    hold(enabled)
+
+
+def hold(on: bool) -> None:
+    """Make every operation take the path that looks here (a region, a profiler), or end that."""
+    global _users
     with _lock:
-        _users += 1 if enabled else -1
+        _users += 1 if on else -1
         switch.on = _users > 0
 
 
-__all__ = ["DEVICES", "check_device_type", "set_enabled", "state", "switch"]
+__all__ = ["DEVICES", "check_device_type", "hold", "set_enabled", "state", "switch"]

@@ -1,7 +1,7 @@
 """Well-known models, one file each, in the public API alone.
 
-The files are ordinary PyTorch code: with ``disttorch`` replaced by ``torch`` they run there, and the tests
-compare the two. Names of parameters of ResNet and VGG are torchvision's.
+The files are ordinary PyTorch code: with ``disttorch`` replaced by ``torch`` they run there, and
+the tests compare the two. Names of parameters of ResNet and VGG are torchvision's.
 """
 
 from .bert import BERT, BERTForPreTraining

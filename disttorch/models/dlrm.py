@@ -1,4 +1,4 @@
-"""A recommender in the manner of DLRM (Naumov et al. 2019): embeddings whose products are features."""
+"""A recommender in the manner of DLRM (Naumov et al. 2019): products of embeddings as features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DLRM(nn.Module):
         self.register_buffer("pairs", torch.tril_indices(features, features, offset=-1))
         self.top = mlp([width + features * (features - 1) // 2, *top, 1], last_relu=False)
 
-    def forward(self, dense: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    def forward(self, dense, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """``ids`` [tables, N] and ``offsets`` [tables, B] as ``nn.EmbeddingBag`` takes them."""
         first = self.bottom(dense)
         bags = [table(i, o) for table, i, o in zip(self.tables, ids, offsets)]

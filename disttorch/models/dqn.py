@@ -1,7 +1,7 @@
 """Networks for reinforcement learning: Q values and policies.
 
-Papers: Mnih et al. 2015 (DQN), van Hasselt et al. 2015 (double), Wang et al. 2016 (dueling), Schulman et
-al. 2017 (clipped policy objective).
+Papers: Mnih et al. 2015 (DQN), van Hasselt et al. 2015 (double), Wang et al. 2016 (dueling),
+Schulman et al. 2017 (clipped policy objective).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class QNetwork(nn.Module):
 
 
 class AtariQNetwork(nn.Module):
-    """Frames [B, frames, 84, 84] in 0..255 to the value of each action [B, actions] (Mnih et al.)."""
+    """Frames [B, frames, 84, 84] in 0..255 to the values of the actions [B, actions]."""
 
     def __init__(self, actions: int, frames: int = 4) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def dqn_loss(online, target, batch: tuple, discount: float = 0.99, double: bool 
 
     Args:
         online, target: the network that learns and its older copy.
-        batch: (observations, actions int64 [B], rewards [B], next observations, done [B] as 0 or 1).
+        batch: (observations, actions int64 [B], rewards [B], next observations, done [B], 0 or 1).
         discount: weight of the next step's value.
         double: let the online network choose the action that the target network values.
     """

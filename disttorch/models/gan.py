@@ -1,4 +1,4 @@
-"""DCGAN (Radford et al. 2015): a generator and a discriminator of convolutions, for 32x32 images."""
+"""DCGAN (Radford et al. 2015): generator and discriminator of convolutions, for 32x32 images."""
 
 from __future__ import annotations
 

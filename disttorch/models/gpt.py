@@ -79,10 +79,11 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 * scale)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        T = ids.shape[1]
-        if T > self.context:
-            raise ValueError(f"{T} positions, but the context is {self.context}; cut the input")
-        x = self.dropout(self.tokens(ids) + self.positions(torch.arange(T, device=ids.device)))
+        length = ids.shape[1]
+        if length > self.context:
+            raise ValueError(f"{length} positions, but the context is {self.context}; cut them")
+        positions = torch.arange(length, device=ids.device)
+        x = self.dropout(self.tokens(ids) + self.positions(positions))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))

@@ -1,7 +1,7 @@
 """ResNet (He et al. 2015, "Deep Residual Learning for Image Recognition").
 
-The names of parameters and buffers are torchvision's, so its checkpoints load. As there, the stride of a
-bottleneck is in its 3x3 convolution.
+The names of parameters and buffers are torchvision's, so its checkpoints load. As there, the stride
+of a bottleneck is in its 3x3 convolution.
 """
 
 from __future__ import annotations

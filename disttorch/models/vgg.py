@@ -10,8 +10,9 @@ from disttorch import nn
 # channels of the convolutions, "M" for a 2x2 max pool
 LAYOUTS = {
     "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
-    "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],
-}
+    "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512,
+              "M"],
+}  # fmt: skip
 
 
 def feature_layers(layout: list, batch_norm: bool) -> nn.Sequential:

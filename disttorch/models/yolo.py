@@ -1,7 +1,7 @@
 """A small detector in the manner of YOLOv3 (Redmon and Farhadi 2018): two scales, anchor boxes.
 
-Shapes: B images, A anchors per scale, C classes, N boxes. Boxes are (centre x, centre y, width, height)
-in pixels; a prediction holds them first, then the objectness, then the classes.
+Shapes: B images, A anchors per scale, C classes, N boxes. Boxes are (centre x, centre y, width,
+height) in pixels; a prediction holds them first, then the objectness, then the classes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class YOLO(nn.Module):
             ConvBlock(width * 4, width * 8, stride=2),
             Residual(width * 8),
         )
-        self.coarse = nn.Sequential(ConvBlock(width * 8, width * 16, stride=2), Residual(width * 16))
+        self.coarse = nn.Sequential(
+            ConvBlock(width * 8, width * 16, stride=2), Residual(width * 16)
+        )
         self.lateral = ConvBlock(width * 16, width * 4, kernel=1)
         outputs = len(anchors[0]) * (5 + num_classes)
         self.coarse_head = nn.Conv2d(width * 16, outputs, kernel_size=1)
@@ -100,8 +102,8 @@ class YOLO(nn.Module):
     def loss(self, predictions: tuple, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss per image.
 
-        Each true box belongs to the anchor, over all scales, whose shape fits it best, in the cell of
-        its centre.
+        Each true box belongs to the anchor, over all scales, whose shape fits it best, in the cell
+        of its centre.
 
         Args:
             predictions: what ``forward`` gave.
