@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from ..backend import namespace_of
 from .core import op, wrap_dim
 from .samples import case
@@ -21,7 +23,7 @@ def _check_index(xp, index, size, dim, name, negative=False):
 @op(tensors=("input", "index"), moves=True, samples=lambda m: [
     case(m(3, 4), 1, m.index(4, 3, 2)), case(m(3, 4), 0, m.index(3, 2, 4)),
     case(m(5), -1, m.index(5, 7)), case(m(3, 4), 1, m.index(4, 0, 2)),
-])  # fmt: skip
+])
 def gather(xp, input, dim, index):
     """``out[i][j] = input[i][index[i][j]]`` (for dim 1), for an index of any size."""
     dim = _check_gather(xp, "gather", input, dim, index)
@@ -65,7 +67,7 @@ def _(F, g, input_shape, dim, index):
 
 @op(tensors=("input", "index"), method=False, moves=True, samples=lambda m: [
     case(m(4, 2), (3, 4), 0, m.index(3, 4, 2)), case(m(3, 2), (3, 4), 1, m.index(4, 3, 2)),
-    case(m(1), (), 0, m.index(1, 1))])  # fmt: skip
+    case(m(1), (), 0, m.index(1, 1))])
 def gather_backward(xp, input, shape, dim, index):
     """Zeros of ``shape`` with ``input`` added where ``gather`` took it from."""
     out = xp.zeros(shape, input.dtype)
@@ -82,7 +84,7 @@ def _(F, g, dim, index):
 @op(tensors=("input", "index", "src"), moves=True, inplace=True, samples=lambda m: [
     case(m(3, 4), 1, m.index(4, 3, 2), m(3, 2)), case(m(3, 4), 0, m.index(3, 2, 4), m(2, 4)),
     case(m(5), 0, m.index(5, 9), m(9)),
-])  # fmt: skip
+])
 def scatter_add(xp, input, dim, index, src):
     """``input`` with ``src`` added at ``index`` along ``dim``; repeated places add up."""
     dim = _check_gather(xp, "scatter", input, dim, index)
@@ -114,12 +116,12 @@ def _(F, g):
 def _(F, g, dim, index, src_shape):
     got = F.gather(g, dim, index)
     return got if tuple(got.shape) == src_shape else F.slice_backward(
-        got, src_shape, tuple(slice(0, s) for s in got.shape))  # fmt: skip
+        got, src_shape, tuple(slice(0, s) for s in got.shape))
 
 
 @op(tensors=("input", "index"), moves=True, samples=lambda m: [
     case(m(3, 4), 0, m.index(3, 5)), case(m(3, 4), 1, m.index(4, 2)), case(m(5), 0, m.index(5, 0)),
-])  # fmt: skip
+])
 def index_select(xp, input, dim, index):
     """The slices of ``input`` at ``index`` along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
@@ -139,7 +141,7 @@ def _(F, g, input_shape, dim, index):
 
 
 @op(tensors=("input", "index"), method=False, moves=True, samples=lambda m: [
-    case(m(5, 4), (3, 4), 0, m.index(3, 5)), case(m(3, 2), (3, 4), 1, m.index(4, 2))])  # fmt: skip
+    case(m(5, 4), (3, 4), 0, m.index(3, 5)), case(m(3, 2), (3, 4), 1, m.index(4, 2))])
 def index_select_backward(xp, input, shape, dim, index):
     """Zeros of ``shape`` with the slices of ``input`` added where ``index_select`` took them."""
     return _add_slices(xp, xp.zeros(shape, input.dtype), dim, index, input)
@@ -152,7 +154,7 @@ def _(F, g, dim, index):
 
 @op(tensors=("input", "index", "source"), moves=True, inplace=True, samples=lambda m: [
     case(m(3, 4), 0, m.index(3, 5), m(5, 4)), case(m(3, 4), 1, m.index(4, 2), m(3, 2)),
-])  # fmt: skip
+])
 def index_add(xp, input, dim, index, source, alpha=1):
     """``input`` with the slices of ``source`` added at ``index`` along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
@@ -197,8 +199,8 @@ def _(F, g, dim, index, alpha):
 
 # ---------------------------------------------------------------- embedding
 @op(tensors=("weight", "indices"), method=False, moves=True, samples=lambda m: [
-    case(m(5, 3), m.index(5, 2, 4)), case(m(5, 3), m.index(5, 0))])  # fmt: skip
-def embedding_lookup(xp, weight, indices, padding_idx=-1):
+    case(m(5, 3), m.index(5, 2, 4)), case(m(5, 3), m.index(5, 0))])
+def embedding_lookup(xp, weight, indices, padding_idx=-1, scale_grad_by_freq=False):
     """Rows of ``weight`` (V×C) at ``indices`` (any shape): shape × C."""
     if indices.dtype.kind not in "iu":
         raise RuntimeError(
@@ -217,9 +219,13 @@ def embedding_lookup(xp, weight, indices, padding_idx=-1):
 
 
 @embedding_lookup.grad("weight")
-def _(F, g, weight_shape, indices, padding_idx):
+def _(F, g, weight_shape, indices, padding_idx, scale_grad_by_freq):
     flat = F.reshape(indices, (-1,))
     rows = F.reshape(g, (-1, weight_shape[1]))
+    if scale_grad_by_freq:
+        ones = F.ones_like(rows[:, :1])
+        counts = F.index_select_backward(ones, (weight_shape[0], 1), 0, flat)
+        rows = rows / F.index_select(counts, 0, flat)
     if padding_idx >= 0:
         keep = F.unsqueeze(F.ne(flat, padding_idx), 1)
         rows = F.where(keep, rows, F.zeros_like(rows))
@@ -227,7 +233,7 @@ def _(F, g, weight_shape, indices, padding_idx):
 
 
 def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0,
-              scale_grad_by_freq=False, sparse=False):  # fmt: skip
+              scale_grad_by_freq=False, sparse=False):
     """Rows of ``weight`` at the indices ``input``.
 
     Args:
@@ -235,11 +241,15 @@ def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0,
         weight: V×C.
         padding_idx: a row whose gradient stays zero.
         max_norm: rows longer than this in ``norm_type`` are first shortened in place.
+        scale_grad_by_freq: divide each row's gradient by how often ``input`` has it.
+        sparse: the gradient is dense all the same; a warning says so.
     """
     if sparse:
-        raise NotImplementedError("embedding: sparse gradients are not built; use sparse=False")
-    if scale_grad_by_freq:
-        raise NotImplementedError("embedding: scale_grad_by_freq is not built")
+        warnings.warn(
+            "embedding: sparse=True asks for a sparse gradient; here the gradient has the same "
+            "values but is stored densely, with zeros in the rows that were not used",
+            stacklevel=3,
+        )
     rows = weight._data.shape[0]
     if padding_idx is None:
         padding_idx = -1
@@ -249,7 +259,7 @@ def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0,
         padding_idx += rows
     if max_norm is not None:
         _renorm_rows(weight, input, max_norm, norm_type)
-    return embedding_lookup.call(weight, input, padding_idx)
+    return embedding_lookup.call(weight, input, padding_idx, scale_grad_by_freq)
 
 
 def _renorm_rows(weight, input, max_norm, norm_type):

@@ -45,7 +45,8 @@ COUNTERPART = {
     "slice": lambda x, i: x[i], "index": lambda x, i: x[tuple(_t(v) for v in i)],
     "index_put": lambda x, i, v, acc=False: x.index_put(
         tuple(_t(k) for k in _full(x, i)), v, acc),
-    "embedding_lookup": lambda w, i: F.embedding(i, w), "softmax_over": torch.softmax,
+    "embedding_lookup": lambda w, i, pad=None, freq=False: F.embedding(
+        i, w, pad, scale_grad_by_freq=freq), "softmax_over": torch.softmax,
     "log_softmax_over": torch.log_softmax, "native_layer_norm": _layer_norm, "nll_rows": _nll,
     "attention_kept": lambda q, k, v, m, c, s: F.scaled_dot_product_attention(
         q, k, v, m, is_causal=c, scale=s),

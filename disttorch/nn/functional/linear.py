@@ -48,10 +48,11 @@ def embedding(
         padding_idx: the row whose gradient stays 0.
         max_norm: rows that are used and longer are first shortened, in place, to this norm.
         norm_type: the p of that norm.
+        scale_grad_by_freq: divide each row's gradient by how often ``input`` has it.
+        sparse: the gradient is dense all the same, of the same values; a warning says so.
 
     Raises:
         AssertionError: if padding_idx is not a row.
-        NotImplementedError: for ``sparse`` or ``scale_grad_by_freq``.
     """
     if padding_idx is not None:
         rows = weight.shape[0]
