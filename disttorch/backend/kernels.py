@@ -35,7 +35,7 @@ def _rows(a, axis):
 
 # erf(x)/x as a rational function of x*x on |x| <= 3.9, fitted to a relative error of 5e-8
 _ERF_P = (2.0148433033958363e-08, -1.9631806073058536e-06, 0.00014059199886108528,
-          0.0036319876950221155, 0.050343992349064205, 0.19817522720458225, 1.1283791124624587)  # fmt: skip
+          0.0036319876950221155, 0.050343992349064205, 0.19817522720458225, 1.1283791124624587)
 _ERF_Q = (0.0009405089617767256, 0.01420726545886705, 0.11427798461738836, 0.5089599695973762, 1.0)
 
 
@@ -299,9 +299,9 @@ def min(xp, a, axis=None, keepdims=False):
 
 def broadcast_to(xp, a, shape):
     """``numpy.broadcast_to``: a read-only view; quick where ``a`` is contiguous."""
-    if not a.flags.c_contiguous or a.size == 0:
-        return np.broadcast_to(a, shape)
     lead = len(shape) - a.ndim
+    if not a.flags.c_contiguous or a.size == 0 or lead < 0:
+        return np.broadcast_to(a, shape)
     strides = [0] * lead
     for i, (n, step) in enumerate(zip(a.shape, a.strides), lead):
         if n != shape[i]:

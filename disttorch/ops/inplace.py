@@ -258,11 +258,14 @@ def replay_arrays(xp, array, view_ops):
     case(m(3, 4), m(4), ((REGISTRY["slice"], (((1,),), None)),)),
     case(m(3, 4), m(2, 3), ((REGISTRY["transpose"], ((0, 1), None)),
                             (REGISTRY["slice"], (((slice(0, 2),),), None)))),
-])  # fmt: skip
+])
 def view_scatter(xp, input, src, view_ops):
     """``input`` with the part that the views lead to replaced by ``src``."""
     out = xp.array(input, copy=True, order="C")
-    replay_arrays(xp, out, view_ops)[...] = src
+    part = replay_arrays(xp, out, view_ops)
+    if not part.flags.writeable:
+        _reopened(part)  # what could be written in the forward repeats no element
+    part[...] = src
     return out
 
 
@@ -277,7 +280,7 @@ def _(F, g, view_ops):
 
 
 @op(tensors=("input", "src"), method=False, moves=True, node_name="Copy", samples=lambda m: [
-    case(m(3, 4), m(3, 4)), case(m(3, 4), m(4)), case(m(3, 4), m())])  # fmt: skip
+    case(m(3, 4), m(3, 4)), case(m(3, 4), m(4)), case(m(3, 4), m())])
 def copy(xp, input, src):
     """``src`` broadcast to the shape and cast to the dtype of ``input``."""
     if src.dtype.kind == "c" and input.dtype.kind != "c":
@@ -443,4 +446,4 @@ def quick_inplace(made, slow):
 
 METHODS = {"copy_": copy_, "fill_": fill_, "zero_": zero_}
 __all__ = ["CPU", "METHODS", "apply_inplace", "check_inplace", "inplace_of",
-           "inplace_of_function", "namespace_of", "ndarray"]  # fmt: skip
+           "inplace_of_function", "namespace_of", "ndarray"]
