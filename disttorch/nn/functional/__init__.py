@@ -84,6 +84,7 @@ from .margin_loss import (
     triplet_margin_loss,
     triplet_margin_with_distance_loss,
 )
+from .multihead import multi_head_attention_forward
 from .normalization import (
     batch_norm,
     cosine_similarity,
@@ -138,6 +139,7 @@ from .vision import (
 )
 
 __all__ = [
+    "multi_head_attention_forward",
     "cosine_embedding_loss", "ctc_loss", "embedding_bag", "gaussian_nll_loss",
     "hinge_embedding_loss", "margin_ranking_loss", "multi_margin_loss", "multilabel_margin_loss",
     "multilabel_soft_margin_loss", "poisson_nll_loss", "soft_margin_loss", "triplet_margin_loss",

@@ -60,6 +60,10 @@ class Linear(Module):
         )
 
 
+class NonDynamicallyQuantizableLinear(Linear):
+    """The Linear inside attention, under the name that PyTorch prints."""
+
+
 class Bilinear(Module):
     """x1·weight[o]·x2 + bias[o]: [..., A], [..., B] -> [..., O].
 
