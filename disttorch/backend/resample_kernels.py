@@ -84,11 +84,13 @@ def _ratio(n, size, scale):
 
 
 @functools.lru_cache(512)
-def nearest_taps(size, n, scale, exact) -> Taps:
-    """The input nearest to each output; in single precision, whose rounding decides ties."""
-    ratio = np.float32(1.0 / scale) if scale else np.float32(size) / np.float32(n)
-    at = np.arange(n, dtype=np.float32) + np.float32(0.5 if exact else 0.0)
-    return Taps(size, np.minimum(np.floor(at * ratio).astype(np.int64), size - 1))
+def nearest_taps(size, n, scale, exact, double) -> Taps:
+    """The input nearest to each output; rounding (of single precision or ``double``) decides ties."""
+    real = np.float64 if double else np.float32
+    ratio = real(1.0 / scale) if scale else real(size) / real(n)
+    at = np.arange(n, dtype=real) + real(0.5 if exact else 0.0)
+    places = np.floor((at * ratio).astype(np.float32)).astype(np.int64)
+    return Taps(size, np.minimum(places, size - 1))
 
 
 @functools.lru_cache(512)
@@ -161,7 +163,9 @@ def padding_taps(size, left, right, mode) -> Taps:
     if mode == "replicate":
         at = np.clip(at, 0, size - 1)
     elif mode == "circular":
-        at = at % size
+        # what is cut off takes no part in going around
+        kept = np.arange(max(-left, 0), size - max(-right, 0))
+        at = kept[np.arange(-max(left, 0), len(kept) + max(right, 0)) % len(kept)]
     elif size > 1:
         period = 2 * (size - 1)
         at = at % period

@@ -233,7 +233,9 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enable
     return _group_norm.call(input, weight, bias, num_groups, eps)
 
 
-def native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps):
+def native_batch_norm(
+    input, weight, bias, running_mean, running_var, training, momentum, eps
+) -> tuple[Tensor, Tensor, Tensor]:
     """``batch_norm`` with what it saves: (output, mean, 1/√(var + eps)), empty in evaluation."""
     out = batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
     if not training:

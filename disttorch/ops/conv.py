@@ -57,6 +57,7 @@ def conv_nd(xp, input, weight, bias, stride, padding, dilation, groups):
 
 @conv_nd.fast_grad("input", "weight", "bias")
 def _(F, g, needs, input, weight, stride, padding, dilation, groups):
+    input, weight = F.conj(input), F.conj(weight)
     return F.xp.conv_grads(g, input, weight, needs, stride, padding, dilation, groups)
 
 

@@ -215,8 +215,9 @@ def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode)[0]
 
 
-def max_pool1d_with_indices(input, kernel_size, stride=None, padding=0, dilation=1,
-                            ceil_mode=False):  # fmt: skip
+def max_pool1d_with_indices(
+    input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False
+) -> tuple[Tensor, Tensor]:
     """``max_pool1d`` and the places of the elements, int64."""
     return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -264,7 +265,7 @@ def adaptive_max_pool(input, output_size, dims):
     return max_pool.call(input, windows)
 
 
-def adaptive_max_pool1d(input, output_size):
+def adaptive_max_pool1d(input, output_size) -> tuple[Tensor, Tensor]:
     """``adaptive_max_pool`` of N×C×L: (values, places)."""
     return adaptive_max_pool(input, output_size, 1)
 
@@ -316,10 +317,10 @@ def fractional_max_pool(input, kernel, size, samples, dims):
     rows = REGISTRY["reshape"].call(input, (math.prod(lead), *spatial))
     parts = []
     for r, drawn in enumerate(values):
-        # samples come last dim first
+        drawn = drawn[::-1] if dims == 2 else drawn  # PyTorch's samples are (W, H) or (D, H, W)
         windows = tuple(
             tables.windows_at(_fractional_starts(u, n, o, k), n, k)
-            for u, n, o, k in zip(drawn[::-1], spatial, size, kernel)
+            for u, n, o, k in zip(drawn, spatial, size, kernel)
         )
         parts.append(max_pool.call(rows[r : r + 1], windows))
     cat = REGISTRY["cat"].call

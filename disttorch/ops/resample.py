@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..backend import dtypes
 from ..backend import resample_kernels as tables
 from ..tensor import Tensor
 from .core import REGISTRY
@@ -89,7 +90,9 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
     if mode == "area":
         return adaptive_avg_pool(input, sizes)
     for i, (n, scale) in enumerate(zip(sizes, scales)):
-        taps = _taps(mode, shape[2 + i], n, scale, align_corners, antialias)
+        # PyTorch finds places in double precision for one dim of doubles, else in single
+        double = len(sizes) == 1 and input.dtype is dtypes.float64
+        taps = _taps(mode, shape[2 + i], n, scale, align_corners, antialias, double)
         if taps is not None:
             input = resample_dim.call(input, 2 + i, taps)
     return input if sizes != shape[2:] or input._data.shape[2:] != shape[2:] else input.clone()
@@ -109,10 +112,12 @@ def _check_mode(input, mode):
         )
 
 
-def _taps(mode, size, n, scale, align_corners, antialias):
+def _taps(mode, size, n, scale, align_corners, antialias, double):
     if mode in ("nearest", "nearest-exact"):
         same = size == n and (scale is None or scale == 1.0)
-        return None if same else tables.nearest_taps(size, n, scale, mode == "nearest-exact")
+        return None if same else tables.nearest_taps(
+            size, n, scale, mode == "nearest-exact", double
+        )
     if antialias:
         kind = "cubic" if mode == "bicubic" else "linear"
         return tables.smooth_taps(size, n, scale, align_corners, kind)

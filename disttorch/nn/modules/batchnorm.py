@@ -261,11 +261,35 @@ class LocalResponseNorm(Module):
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
-class CrossMapLRN2d(LocalResponseNorm):
-    """LocalResponseNorm of [N, C, H, W] under an older name."""
+class CrossMapLRN2d(Module):
+    """The legacy form of LocalResponseNorm for [N, C, H, W].
+
+    Its sliding sum never drops channel 0 once that has entered; PyTorch keeps this behaviour for
+    old models, and so does this class.
+    """
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1):
-        super().__init__(size, alpha, beta, k)
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, input):
+        if input.dim() != 4:
+            raise ValueError(
+                f"CrossMapLRN2d: Expected input to be 4D, got {input.dim()}D instead."
+            )
+        reach = (self.size - 1) // 2  # channels to each side
+        squares = input * input
+        padded = ops.constant_pad_nd(squares, (0, 0, 0, 0, reach, reach))
+        total = padded[:, : input.shape[1]]
+        for shift in range(1, 2 * reach + 1):
+            total = total + padded[:, shift : shift + input.shape[1]]
+        late = max(input.shape[1] - reach - 1, 0)
+        kept = squares[:, :1].expand(-1, late, -1, -1)
+        total = total + ops.constant_pad_nd(kept, (0, 0, 0, 0, input.shape[1] - late, 0))
+        return input * (total * (self.alpha / self.size) + self.k).pow(-self.beta)
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
 __all__ = [
