@@ -217,6 +217,9 @@ class Output:
         """Shows `text` (bytes) of `rank` on stderr, line by line, and in its log."""
         if log := self.logs.get((rank, "stderr")):
             log.write(text)
+        if self.prefixed:  # an excepthook of the job may have marked its lines already
+            mark = b"[rank %d] " % rank
+            text = b"\n".join(line.removeprefix(mark) for line in text.split(b"\n"))
         self.show_text(text, self.prefix(1, rank))
 
     def show_text(self, text, prefix=b""):
