@@ -70,7 +70,7 @@ def test_a_rank_that_fails_ends_the_job(tmp_path, how, status, words, said):
     lines = err.splitlines()
     assert (got, out) == (status, "")
     assert re.fullmatch(r"disttorch-run: rank 1 of 2 .* on host \S+; 1 other rank was stopped",
-                        lines[-1])
+                        lines[-1])  # fmt: skip
     assert words in lines[-1]
     if how != "abort":  # in which MPI may have something to say on every rank
         assert all(line.startswith("[rank 1] ") for line in lines[:-1]), err
@@ -202,7 +202,167 @@ def test_unclosed_sockets_are_not_ours(tmp_path):
     write(tmp_path, "fine.py", "import sys; sys.exit(0) if len(sys.argv) > 1 else None")
     for more in ([], ["exit"]):
         command = [sys.executable, "-X", "dev", "-W", "error", "-m", "launcher", "-n", "2"]
-        status, _, err = run_job(tmp_path, "-n", "2", "--oversubscribe", script)
+        done = subprocess.run([*command, "fine.py", *more], cwd=tmp_path, capture_output=True,
+                              timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+def shared_memory():
+    return {name for name in os.listdir("/dev/shm") if name.startswith("mpich_shm_")}
+
+
+def mapped_shared_memory(pid):
+    with open(f"/proc/{pid}/maps") as maps:
+        return {os.path.basename(line.split()[-1]) for line in maps if "mpich_shm_" in line}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_signal_to_the_launcher_ends_every_process(tmp_path, name):
+    write(tmp_path, "wait.py", WAIT_FOREVER)
+    job = Launcher(tmp_path, "-n", 2, "--grace", "0.5", "wait.py")
+    wait_for(tmp_path, "up0", "up1")
+    time.sleep(0.05)  # the file is written after it appears
+    ranks = [int((tmp_path / f"up{rank}").read_text()) for rank in range(2)]
+    before = job.pids()
+    assert set(ranks) < set(before)
+    assert sum(command.startswith("sleep") for command in before.values()) == 4
+    segments = mapped_shared_memory(ranks[0])
+    number = getattr(signal, name)
+    job.process.send_signal(number)
+    status, _, err = job.finish()  # checks for survivors
+    assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in before)
+    assert not segments & shared_memory()
+    if name == "SIGKILL":
+        assert status == -9
+    else:
+        assert status == 128 + number
+        assert err.splitlines()[-1] == (
+            f"disttorch-run: the job was stopped by {name} (signal {int(number)})"
+        )
+        assert "Traceback" not in err
+
+
+def test_the_second_interrupt_kills_at_once(tmp_path):
+    write(
+        tmp_path,
+        "stubborn.py",
+        """
+import os, signal, time
+signal.signal(signal.SIGINT, lambda *_: open("asked" + os.environ["RANK"], "w").close())
+open("up" + os.environ["RANK"], "w").close()
+while True: time.sleep(1)
+""",
+    )
+    job = Launcher(tmp_path, "-n", 2, "--grace", "1000", "stubborn.py")
+    wait_for(tmp_path, "up0", "up1")
+    job.process.send_signal(signal.SIGINT)
+    wait_for(tmp_path, "asked0", "asked1")  # and they go on
+    assert job.process.poll() is None
+    job.process.send_signal(signal.SIGINT)
+    status, _, err = job.finish()
+    assert status == 130 and "stopped by SIGINT" in err
+
+
+def test_one_interrupt_lets_ranks_end_by_themselves(tmp_path):
+    write(
+        tmp_path,
+        "polite.py",
+        """
+import os, time
+open("up" + os.environ["RANK"], "w").close()
+try:
+    time.sleep(1000)
+except KeyboardInterrupt:
+    print("saved")
+""",
+    )
+    job = Launcher(tmp_path, "-n", 2, "--grace", "1000", "polite.py")
+    wait_for(tmp_path, "up0", "up1")
+    time.sleep(0.1)
+    job.process.send_signal(signal.SIGINT)
+    status, out, _ = job.finish()
+    assert (status, sorted(out.splitlines())) == (130, ["[rank 0] saved", "[rank 1] saved"])
+
+
+@pytest.mark.parametrize("victim", ["mpiexec", "hydra_pmi_proxy"])
+def test_the_death_of_a_middle_link_ends_every_process(tmp_path, victim):
+    write(tmp_path, "wait.py", WAIT_FOREVER)
+    job = Launcher(tmp_path, "-n", 2, "--grace", "0.5", "wait.py")
+    wait_for(tmp_path, "up0", "up1")
+    found = [pid for pid, command in job.pids().items() if victim in command.split()[0]]
+    if not found:
+        job.process.kill()
+        job.finish()
+        pytest.skip(f"this MPI has no {victim}")
+    os.kill(found[0], signal.SIGKILL)
+    status, _, err = job.finish()
+    assert status not in (0, None)
+    assert err.splitlines()[-1].startswith("disttorch-run: mpiexec ")
+
+
+def test_a_rank_killed_from_outside_is_named(tmp_path):
+    write(tmp_path, "wait.py", WAIT_FOREVER)
+    job = Launcher(tmp_path, "-n", 2, "wait.py")
+    wait_for(tmp_path, "up0", "up1")
+    time.sleep(0.05)
+    os.kill(int((tmp_path / "up0").read_text()), signal.SIGKILL)
+    status, _, err = job.finish()
+    assert status == 137
+    assert "rank 0 of 2 was killed by SIGKILL (signal 9)" in err.splitlines()[-1]
+
+
+def test_timeout_shows_where_every_rank_was(tmp_path):
+    write(
+        tmp_path,
+        "stuck.py",
+        """
+from mpi4py import MPI
+import time
+def waits_in_mpi(): MPI.COMM_WORLD.Barrier()
+def sleeps(): time.sleep(1000)
+sleeps() if MPI.COMM_WORLD.rank else waits_in_mpi()
+""",
+    )
+    status, _, err = run_job(tmp_path, "-n", 2, "--timeout", "1.5", "--grace", "0.5", "stuck.py")
+    assert status == 124
+    assert re.search(r"\[rank 0\]   File .*, line 4 in waits_in_mpi", err)
+    assert re.search(r"\[rank 1\]   File .*, line 5 in sleeps", err)
+    assert "did not end within 1.5 s" in err.splitlines()[-1]
+
+
+def test_a_reader_that_goes_away_ends_the_job(tmp_path):
+    write(tmp_path, "talk.py", "import time\nwhile True: print('x' * 1000); time.sleep(0.001)")
+    job = Launcher(tmp_path, "-n", 2, "talk.py")
+    job.process.stdout.readline()
+    job.process.stdout.close()
+    job.process.stdout = None
+    assert job.finish()[0] == 128 + signal.SIGPIPE
+
+
+def test_interrupt_on_a_terminal(tmp_path):
+    write(tmp_path, "wait.py", "import time\nprint('up')\ntime.sleep(1000)")
+    status, shown = run_on_terminal(tmp_path, "-n", 1, "wait.py", typed=b"\x03", after="up")
+    assert status == 130
+    assert "stopped by SIGINT" in shown and "Traceback" not in shown
+
+
+def test_a_traceback_that_names_its_rank_is_not_marked_twice(tmp_path):
+    script = tmp_path / "marks.py"
+    script.write_text(
+        "import os, sys, traceback\n"
+        "def hook(kind, error, trace):\n"
+        "    for line in traceback.format_exception(kind, error, trace):\n"
+        "        for part in line.rstrip().split('\\n'):\n"
+        "            print(f\"[rank {os.environ['RANK']}] {part}\", file=sys.stderr)\n"
+        "sys.excepthook = hook\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    raise ValueError('bad batch')\n"
+        "import time; time.sleep(60)\n"
+    )
+    status, _, err = run_job(tmp_path, "-n", "2", "--oversubscribe", script)
     assert status == 1
     assert "[rank 1] ValueError: bad batch" in err
     assert "[rank 1] [rank 1]" not in err
