@@ -12,7 +12,7 @@ from .utils import broadcast_all
 
 
 class Cauchy(Distribution):
-    """The Cauchy distribution: no mean, no variance (both nan).
+    """The Cauchy distribution: its mean does not exist (nan), its variance is infinite.
 
     Args:
         loc: the median.
@@ -38,7 +38,7 @@ class Cauchy(Distribution):
 
     @property
     def variance(self):
-        return ops.full_like(self.loc, math.nan)
+        return ops.full_like(self.loc, math.inf)
 
     def rsample(self, sample_shape=Size(())):
         draw = self.loc.new_empty(self._extended_shape(sample_shape)).cauchy_()

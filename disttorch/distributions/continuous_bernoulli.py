@@ -18,7 +18,7 @@ class ContinuousBernoulli(ProbsOrLogits, ExponentialFamily):
     autoencoders" (NeurIPS 2019).
 
     Args:
-        probs: in (0, 1).
+        probs: in (0, 1); values outside are clamped, unless ``validate_args=True`` refuses them.
         logits: its log-odds; give one of the two.
         lims: between these values of ``probs``, around 1/2 where the formulas are 0/0, Taylor
             series are used.
@@ -34,8 +34,7 @@ class ContinuousBernoulli(ProbsOrLogits, ExponentialFamily):
     def __init__(self, probs=None, logits=None, lims=(0.499, 0.501), validate_args=None):
         if self._take(probs, logits):
             (self.probs,) = broadcast_all(probs)
-            checked = self._validate_args if validate_args is None else validate_args
-            if checked and not constraints.unit_interval.check(self.probs).all():
+            if validate_args and not constraints.unit_interval.check(self.probs).all():
                 raise ValueError("The parameter probs has invalid values")
             self.probs = clamp_probs(self.probs)
         else:

@@ -221,8 +221,15 @@ class Distribution:
 
     def __repr__(self):
         own = {n: self.__dict__[n] for n in self.arg_constraints if n in self.__dict__}
-        shown = (f"{n}: {v if v.numel() == 1 else v.size()}" for n, v in own.items())
+        shown = (f"{n}: {_shown(v)}" for n, v in own.items())
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _shown(value):
+    """A single number in full, of others the size."""
+    if value.dim() == 0:
+        return value.item()
+    return value if value.numel() == 1 else value.size()
 
 
 __all__ = ["Distribution"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ..autograd import enable_grad, grad
 from .distribution import Distribution
-from .utils import sum_rightmost
 
 
 def bregman_terms(family, natural):
@@ -13,6 +12,12 @@ def bregman_terms(family, natural):
         points = [p if p.requires_grad else p.detach().requires_grad_() for p in natural]
         normaliser = family._log_normalizer(*points)
         return normaliser, points, grad(normaliser.sum(), points, create_graph=True)
+
+
+def beyond_batch(term, normaliser):
+    """The sum over the dims that a natural parameter has beyond the batch's."""
+    extra = term.dim() - normaliser.dim()
+    return term.sum(tuple(range(-extra, 0))) if extra > 0 else term
 
 
 class ExponentialFamily(Distribution):
@@ -38,7 +43,7 @@ class ExponentialFamily(Distribution):
         normaliser, natural, slopes = bregman_terms(self, self._natural_params)
         result = normaliser - carrier
         for point, slope in zip(natural, slopes, strict=True):
-            result = result - sum_rightmost(point * slope, len(self.event_shape))
+            result = result - beyond_batch(point * slope, normaliser)
         return result
 
 

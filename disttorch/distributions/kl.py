@@ -57,7 +57,7 @@ def kl_divergence(p: Distribution, q: Distribution):
     Raises:
         NotImplementedError: if no formula is registered for the two types.
     """
-    function = _dispatch(type(p), type(q))
+    function = _dispatch(type(p), type(q))  # type: ignore[arg-type]
     if function is None:
         raise NotImplementedError(f"No KL(p || q) is implemented for p type {type(p).__name__} "
                                   f"and q type {type(q).__name__}")  # fmt: skip

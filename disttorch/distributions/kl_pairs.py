@@ -12,7 +12,7 @@ from .categorical import Categorical
 from .cauchy import Cauchy
 from .continuous_bernoulli import ContinuousBernoulli
 from .dirichlet import Dirichlet
-from .exp_family import ExponentialFamily, bregman_terms
+from .exp_family import ExponentialFamily, beyond_batch, bregman_terms
 from .exponential import Exponential
 from .gamma import Gamma
 from .geometric import Geometric
@@ -265,7 +265,7 @@ def _(p, q):
     normaliser, natural, slopes = bregman_terms(p, p._natural_params)
     result = q._log_normalizer(*q._natural_params) - normaliser
     for mine, other, slope in zip(natural, q._natural_params, slopes, strict=True):
-        result = result - sum_rightmost((other - mine) * slope, len(q.event_shape))
+        result = result - beyond_batch((other - mine) * slope, result)
     return result
 
 

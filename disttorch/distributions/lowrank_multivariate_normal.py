@@ -41,7 +41,7 @@ class LowRankMultivariateNormal(Distribution):
             raise ValueError("cov_factor must be a batch of matrices with shape "
                              f"{n} x m")  # fmt: skip
         if cov_diag.shape[-1:] != (n,):
-            raise ValueError(f"cov_diag must be a batch of vectors with shape ({n},)")
+            raise ValueError(f"cov_diag must be a batch of vectors with shape {loc.shape[-1:]}")
         batch = ops.broadcast_shapes(loc.shape[:-1], cov_factor.shape[:-2], cov_diag.shape[:-1])
         self.loc = loc.expand(tuple(batch) + (n,))
         self.cov_factor = cov_factor.expand(tuple(batch) + cov_factor.shape[-2:])
