@@ -12,6 +12,8 @@ from disttorch.tensor import Tensor
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
+from conv_counterparts import CONV_COUNTERPARTS  # noqa: E402
+
 pytestmark = pytest.mark.parity
 
 
@@ -72,6 +74,7 @@ COUNTERPART |= {
     "nanmedian_dim": torch.nanmedian, "mode_dim": torch.mode, "kthvalue_dim": torch.kthvalue,
     "median_all": torch.median, "nanmedian_all": torch.nanmedian,
 }
+COUNTERPART |= CONV_COUNTERPARTS
 # No public counterpart: pieces of gradients, checked by gradcheck
 INTERNAL = {
     "alias", "as_strided", "as_strided_backward", "attention_anew", "copy", "ctc_rows",
