@@ -136,6 +136,123 @@ def test_distributed_sampler_epochs_and_ranks():
         data.DistributedSampler(range(5), 2, 2)
 
 
+@pytest.mark.parametrize("n, world", [(10, 3), (2, 3), (7, 1), (8, 4)])
+def test_exact_sampler_gives_each_sample_once(n, world):
+    samplers = [data.DistributedSampler(range(n), world, r, exact=True) for r in range(world)]
+    shares = [list(s) for s in samplers]
+    assert sorted(i for share in shares for i in share) == list(range(n))
+    assert [len(s) for s in samplers] == [len(share) for share in shares]
+    with pytest.raises(ValueError, match="exact=True"):
+        data.DistributedSampler(range(n), world, 0, drop_last=True, exact=True)
+
+
+# ---------------------------------------------------------------- passes that go on
+def ranks_of(world, n=41, **options):
+    samplers = [data.DistributedSampler(range(n), world, r, seed=3, **options)
+                for r in range(world)]  # fmt: skip
+    return [data.DataLoader(Squares(n), 2, sampler=s) for s in samplers]
+
+
+def run(loaders, batches):
+    """The samples of some batches of each rank (all that are left if None)."""
+    seen = []
+    for loader in loaders:
+        for k, batch in enumerate(loader, 1):
+            seen += batch.tolist()
+            if k == batches:
+                break
+    return seen
+
+
+@pytest.mark.parametrize("worlds", [(1, 4), (4, 1), (3, 2), (2, 3, 4)])
+def test_a_pass_goes_on_at_another_number_of_ranks(worlds):
+    state, seen = None, []
+    for k, world in enumerate(worlds):
+        loaders = ranks_of(world, exact=True)
+        for loader in loaders:
+            loader.sampler.set_epoch(5)
+            if state is not None:
+                loader.load_state_dict(state)
+            loader.sampler.set_epoch(5)  # as a training loop does; keeps the place
+        last = k == len(worlds) - 1
+        seen += run(loaders, None if last else 3)
+        states = [loader.state_dict() for loader in loaders]
+        assert all(s["sampler"] == states[0]["sampler"] for s in states)
+        state = states[0]
+    assert sorted(seen) == [i * i for i in range(41)]
+    for loader in loaders:  # the next epoch is a whole one
+        loader.sampler.set_epoch(6)
+    assert sorted(run(loaders, None)) == [i * i for i in range(41)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shuffled_pass_goes_on_as_it_would_have(workers):
+    def loader(generator):
+        return data.DataLoader(Squares(30), 4, shuffle=True, generator=generator,
+                               num_workers=workers)  # fmt: skip
+
+    for make in (lambda: None, lambda: torch.Generator().manual_seed(7)):
+        torch.manual_seed(1)
+        first, given, rest = loader(make()), [], []
+        for k, batch in enumerate(first):
+            (given if k < 3 else rest).extend(batch.tolist())
+            if k == 2:
+                state = first.state_dict()
+        torch.manual_seed(2)
+        again = loader(make())
+        again.load_state_dict(state)
+        assert again.state_dict() == state
+        assert [x for b in again for x in b.tolist()] == rest
+        assert sorted(given + rest) == [i * i for i in range(30)]
+        assert len([x for b in again for x in b.tolist()]) == 30
+        assert again.state_dict()["batches"] == 0
+
+
+def test_other_orders_go_on():
+    for make in (
+        lambda: {"sampler": data.SubsetRandomSampler(range(12))},
+        lambda: {"sampler": data.WeightedRandomSampler([1.0] * 12, 12, replacement=False)},
+        lambda: {"sampler": range(11, -1, -1)},  # without a state: must give the same again
+        lambda: {"batch_sampler": [[0, 1], [2], [3, 4, 5], [6, 7, 8, 9], [10, 11]]},
+        dict,
+    ):
+        torch.manual_seed(3)
+        first = data.DataLoader(Squares(12), **make())
+        batches = iter(first)
+        given = next(batches).tolist() + next(batches).tolist()
+        second = data.DataLoader(Squares(12), **make())
+        second.load_state_dict(first.state_dict())
+        given += next(iter(second)).tolist()
+        third = data.DataLoader(Squares(12), **make())
+        third.load_state_dict(second.state_dict())
+        given += [x for b in third for x in b.tolist()]
+        assert sorted(given) == [i * i for i in range(12)]
+
+
+def test_streams_go_on():
+    first = data.DataLoader(Stream(10), 3)
+    next(iter(first))
+    again = data.DataLoader(Stream(10), 3)
+    again.load_state_dict(first.state_dict())
+    assert [b.tolist() for b in again] == [[3, 4, 5], [6, 7, 8], [9]]
+    with pytest.raises(ValueError, match="num_workers=0"):
+        data.DataLoader(Stream(10), 3, num_workers=1).load_state_dict(first.state_dict())
+
+
+def test_states_of_something_else_are_refused():
+    loaders = ranks_of(2)
+    run(loaders, 1)
+    state = loaders[0].state_dict()
+    with pytest.raises(ValueError, match="length=41"):
+        other = ranks_of(2, n=40)[0]
+        other.load_state_dict(state)
+        next(iter(other))
+    with pytest.raises(ValueError, match="same kind of sampler"):
+        data.DataLoader(Squares(41), sampler=range(41)).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="no pass has begun"):
+        data.RandomSampler(range(3)).state_dict()
+
+
 # ---------------------------------------------------------------- collation
 def test_collate_nested():
     Point = namedtuple("Point", "x y")
@@ -143,7 +260,7 @@ def test_collate_nested():
         {"t": torch.ones(2) * i, "f": 0.5 * i, "i": i, "b": i > 0, "s": str(i),
          "p": Point(i, -i), "l": [i, (i, i)], "n": np.full(2, i), "g": np.float32(i)}
         for i in range(3)
-    ]  # fmt: skip
+    ]
     out = data.default_collate(batch)
     assert out["t"].tolist() == [[0, 0], [1, 1], [2, 2]]
     assert out["f"].dtype is torch.float64 and out["i"].dtype is torch.int64
@@ -216,7 +333,10 @@ def test_streams():
         ({"sampler": [1], "shuffle": True}, ValueError, "mutually exclusive with shuffle"),
         ({"batch_sampler": [[1]], "batch_size": 3}, ValueError, "mutually exclusive with batch"),
         ({"batch_size": None, "drop_last": True}, ValueError, "disables auto-batching"),
-        ({"num_workers": 2}, NotImplementedError, "worker processes are not built"),
+        ({"multiprocessing_context": "fork"}, ValueError, "num_workers > 0"),
+        ({"multiprocessing_context": "x", "num_workers": 1}, ValueError, "valid start method"),
+        ({"multiprocessing_context": 3, "num_workers": 1}, TypeError, "valid context"),
+        ({"prefetch_factor": -1, "num_workers": 1}, ValueError, "non-negative"),
         ({"num_workers": -1}, ValueError, "non-negative"),
         ({"prefetch_factor": 2}, ValueError, "multiprocessing"),
         ({"persistent_workers": True}, ValueError, "num_workers > 0"),
@@ -237,5 +357,5 @@ def test_bad_stream_options_and_fixed_attributes():
     with pytest.raises(ValueError, match="batch_size attribute should not be set"):
         loader.batch_size = 5
     with pytest.warns(UserWarning, match="pin_memory"):
-        data.DataLoader(Squares(3), pin_memory=True)
+        assert len(list(data.DataLoader(Squares(3), pin_memory=True))) == 3
     assert data.get_worker_info() is None

@@ -7,7 +7,8 @@ from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
 
 from ... import ops
 from ...backend.dtypes import float64
-from ...tensor import Tensor
+from ...tensor import Tensor, wrap
+from .worker import shared_stack, worth_sharing
 
 _BAD = (
     "default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; found {}"
@@ -60,7 +61,9 @@ def _sequence_like(data, items: list):
 
 
 def collate_tensor_fn(batch, *, collate_fn_map=None):
-    """Stack tensors along a new first dim."""
+    """Stack tensors along a new first dim; in a loading worker, in memory to be shared."""
+    if worth_sharing(batch):
+        return wrap(shared_stack([t._data for t in batch]))
     return ops.stack(list(batch), 0)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ... import ops
-from ...backend.dtypes import float64, int64
+from ...backend.devices import cpu
+from ...backend.dtypes import float64, int64, uint8
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -27,11 +28,22 @@ def draw_seed(generator=None) -> int:
 class SequentialSampler(Sampler[int]):
     """0, 1, …, len − 1."""
 
+    _next_start = _start = 0  # where the next pass begins, and the present one did
+
     def __init__(self, data_source):
         self.data_source = data_source
 
     def __iter__(self):
-        return iter(range(len(self.data_source)))
+        self._start, self._next_start = self._next_start, 0
+        return iter(range(self._start, len(self.data_source)))
+
+    def state_dict(self, consumed: int = 0) -> dict:
+        """Where a pass stands after ``consumed`` indices."""
+        return {"consumed": self._start + consumed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Begin the next pass where the saved one stood."""
+        self._next_start = state_dict["consumed"]
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -42,7 +54,61 @@ def _check_count(name: str, value) -> None:
         raise ValueError(f"{name} should be a positive integer value, but got {name}={value}")
 
 
-class RandomSampler(Sampler[int]):
+class _DrawnOrder(Sampler[int]):
+    """A sampler that draws its order: subclasses define ``_draw(generator)``.
+
+    Its state is that of the generator before the pass, and how many indices were used: an order
+    that is drawn again from there is the same.
+    """
+
+    generator: Any = None
+    _begun: Any = None  # the generator's state before the present pass
+    _resume: dict | None = None
+    _skipped = 0  # indices of the present pass that were used before it was resumed
+
+    def _source(self):
+        """The generator that draws when none was given."""
+        from ...ops.random import default_generator
+
+        return default_generator(cpu)
+
+    def _draw(self, generator) -> Iterator[int]:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        resume, self._resume = self._resume, None
+        generator = self.generator
+        if resume is not None:
+            if generator is None:
+                from ...ops.random import Generator
+
+                generator = Generator()
+            generator.set_state(ops.tensor(resume["generator"], dtype=uint8))
+        elif generator is None:
+            generator = self._source()
+        self._begun = generator.get_state()
+        self._skipped = 0 if resume is None else resume["consumed"]
+        return itertools.islice(self._draw(generator), self._skipped, None)
+
+    def state_dict(self, consumed: int = 0) -> dict:
+        """Where the present pass stands after ``consumed`` indices.
+
+        Raises:
+            RuntimeError: if no pass has begun.
+        """
+        if self._begun is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.state_dict(): no pass has begun, so no order was drawn yet; "
+                "save the state between two batches"
+            )
+        return {"generator": self._begun.tolist(), "consumed": self._skipped + consumed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on, in the next pass, with what the saved one had left."""
+        self._resume = dict(state_dict)
+
+
+class RandomSampler(_DrawnOrder):
     """Indices in random order.
 
     Args:
@@ -68,12 +134,13 @@ class RandomSampler(Sampler[int]):
         """How many indices one pass gives; follows the dataset if it was not set."""
         return len(self.data_source) if self._num_samples is None else self._num_samples
 
-    def __iter__(self):
-        n, generator = len(self.data_source), self.generator
-        if generator is None:
-            from ...ops.random import Generator
+    def _source(self):
+        from ...ops.random import Generator
 
-            generator = Generator().manual_seed(draw_seed())
+        return Generator().manual_seed(draw_seed())
+
+    def _draw(self, generator):
+        n = len(self.data_source)
         if self.replacement:
             yield from ops.randint(n, (self.num_samples,), generator=generator).tolist()
             return
@@ -87,21 +154,21 @@ class RandomSampler(Sampler[int]):
         return self.num_samples
 
 
-class SubsetRandomSampler(Sampler[int]):
+class SubsetRandomSampler(_DrawnOrder):
     """The given indices in random order."""
 
     def __init__(self, indices: Sequence[int], generator=None):
         self.indices, self.generator = indices, generator
 
-    def __iter__(self):
-        for i in ops.randperm(len(self.indices), generator=self.generator).tolist():
+    def _draw(self, generator):
+        for i in ops.randperm(len(self.indices), generator=generator).tolist():
             yield self.indices[i]
 
     def __len__(self) -> int:
         return len(self.indices)
 
 
-class WeightedRandomSampler(Sampler[int]):
+class WeightedRandomSampler(_DrawnOrder):
     """Index i with a probability proportional to ``weights[i]``.
 
     Raises:
@@ -123,9 +190,9 @@ class WeightedRandomSampler(Sampler[int]):
         self.weights, self.num_samples = weights, num_samples
         self.replacement, self.generator = replacement, generator
 
-    def __iter__(self):
+    def _draw(self, generator):
         drawn = ops.multinomial(
-            self.weights, self.num_samples, self.replacement, generator=self.generator
+            self.weights, self.num_samples, self.replacement, generator=generator
         )
         yield from drawn.tolist()
 
