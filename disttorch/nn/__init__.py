@@ -3,9 +3,10 @@
 from . import functional, init, modules, parallel, utils
 from .modules import *  # noqa: F403  (the layers are listed once, in ``modules``)
 from .parallel import DataParallel
-from .parameter import Buffer, Parameter
+from .parameter import Buffer, Parameter, UninitializedBuffer, UninitializedParameter
 
 __all__ = [
-    "Buffer", "DataParallel", "Parameter", "functional", "init", "modules", "parallel", "utils",
+    "Buffer", "DataParallel", "Parameter", "UninitializedBuffer", "UninitializedParameter",
+    "functional", "init", "modules", "parallel", "utils",
     *modules.__all__,
 ]  # fmt: skip

@@ -79,4 +79,101 @@ def _rebuild_buffer(data: Tensor, persistent: bool) -> Buffer:
     return Buffer(data, persistent=persistent)
 
 
-__all__ = ["Buffer", "Parameter"]
+class _Uninitialized:
+    """A parameter or buffer whose shape is not known yet: it has a dtype and a device, no values."""
+
+    _becomes: type
+
+    def __init__(self, requires_grad: bool = True, device=None, dtype=None):
+        from ..ops import empty
+
+        self._memory = empty(0, device=device, dtype=dtype)
+        self._rg = requires_grad
+
+    @property
+    def _data(self):
+        raise ValueError(
+            "Attempted to use an uninitialized parameter. This happens with lazy modules: call "
+            "forward with a dummy batch to initialize the parameters first"
+        )
+
+    @property
+    def shape(self):
+        raise RuntimeError(
+            "Can't access the shape of an uninitialized parameter or buffer. This error usually "
+            "happens in `load_state_dict` when trying to load an uninitialized parameter into an "
+            "initialized one. Call `forward` to initialize the parameters before accessing their "
+            "attributes."
+        )
+
+    ndim = shape
+
+    @property
+    def dtype(self):
+        return self._memory.dtype
+
+    @property
+    def device(self):
+        return self._memory.device
+
+    @property
+    def data(self) -> Tensor:
+        """An empty tensor of its dtype and device."""
+        return self._memory
+
+    @data.setter
+    def data(self, value: Tensor):
+        self._memory = value
+
+    def materialize(self, shape, device=None, dtype=None) -> None:
+        """Become a parameter or buffer of this shape, its values not yet set.
+
+        Args:
+            device, dtype: this one's by default.
+        """
+        from ..ops import empty
+
+        memory = self.__dict__.pop("_memory")
+        self.__class__ = self._becomes
+        self._data = empty(
+            tuple(shape), device=device or memory.device, dtype=dtype or memory.dtype
+        )._data
+
+    def __repr__(self, **kwargs):
+        return f"<{type(self).__name__}>"
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            memo[id(self)] = type(self)(self._rg, self.device, self.dtype)
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol):
+        return (type(self), (self._rg, self.device, self.dtype))
+
+
+class UninitializedParameter(_Uninitialized, Parameter):
+    """A parameter that a lazy module gives a shape at its first call.
+
+    Args:
+        requires_grad, device, dtype: of the parameter it becomes.
+    """
+
+    _becomes = Parameter
+
+
+class UninitializedBuffer(_Uninitialized, Tensor):
+    """A buffer that a lazy module gives a shape at its first call."""
+
+    _becomes = Tensor
+    persistent = True
+
+    def __init__(self, requires_grad: bool = False, device=None, dtype=None):
+        super().__init__(requires_grad, device, dtype)
+
+
+def is_lazy(tensor) -> bool:
+    """Whether a parameter or buffer has no shape yet."""
+    return isinstance(tensor, _Uninitialized)
+
+
+__all__ = ["Buffer", "Parameter", "UninitializedBuffer", "UninitializedParameter", "is_lazy"]

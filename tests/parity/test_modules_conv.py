@@ -517,3 +517,61 @@ def test_transposed_output_size():
     ours.load_state_dict({k: dt.tensor(v.numpy()) for k, v in theirs.state_dict().items()})
     for size in ([7, 8], [1, 2, 8, 7]):
         close(ours(x, output_size=size), theirs(y, output_size=size), 1e-9)
+
+
+# ---------------------------------------------------------------- lazy modules
+LAZY = {
+    "linear": (lambda n: n.LazyLinear(3), (2, 5)),
+    "conv1d": (lambda n: n.LazyConv1d(4, 3, groups=2, padding=1), (2, 4, 6)),
+    "conv2d": (lambda n: n.LazyConv2d(3, 3, bias=False), (2, 4, 6, 5)),
+    "conv3d": (lambda n: n.LazyConv3d(3, 2), (2, 2, 4, 3, 3)),
+    "transposed1d": (lambda n: n.LazyConvTranspose1d(3, 2, 2), (2, 4, 6)),
+    "transposed2d": (lambda n: n.LazyConvTranspose2d(4, 2, groups=2), (2, 4, 3, 3)),
+    "transposed3d": (lambda n: n.LazyConvTranspose3d(3, 2), (2, 2, 3, 3, 3)),
+    "batch_norm1d": (lambda n: n.LazyBatchNorm1d(), (4, 3)),
+    "batch_norm2d": (lambda n: n.LazyBatchNorm2d(affine=False), (2, 3, 4, 4)),
+    "batch_norm3d": (lambda n: n.LazyBatchNorm3d(track_running_stats=False), (2, 3, 2, 4, 4)),
+    "instance_norm1d": (lambda n: n.LazyInstanceNorm1d(), (2, 3, 5)),
+    "instance_norm2d": (lambda n: n.LazyInstanceNorm2d(bias=False), (2, 3, 4, 4)),
+    "instance_norm3d": (lambda n: n.LazyInstanceNorm3d(), (2, 3, 2, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_module(name):
+    build, shape = LAZY[name]
+    array = np.random.default_rng(12).uniform(-1, 1, shape)
+    ours, theirs = build(nn), build(tnn)
+    assert repr(ours) == repr(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert [repr(v) for v in ours.parameters()] == [repr(v) for v in theirs.parameters()]
+    ours, theirs = ours.double(), theirs.double()
+    theirs(torch.tensor(array))
+    other = build(nn).double()
+    ours(dt.tensor(array))
+    assert repr(ours) == repr(theirs) and type(ours).__name__ == type(theirs).__name__
+    assert not ours._forward_pre_hooks
+    # an uninitialised module takes the shapes of what it loads
+    state = {k: dt.tensor(v.numpy()) for k, v in theirs.state_dict().items()}
+    for module in (ours, other):
+        assert str(module.load_state_dict(state)) == "<All keys matched successfully>"
+        close(module.eval()(dt.tensor(array)), theirs.eval()(torch.tensor(array)), 1e-9)
+        assert repr(module) == repr(theirs)
+        assert all(v.dtype is dt.float64 for v in module.parameters())
+
+
+def test_lazy_parameters_refuse_use():
+    for package, module in ((dt, nn), (torch, tnn)):
+        layer = module.LazyLinear(3)
+        with pytest.raises(ValueError, match="uninitialized"):
+            layer.weight.sum()
+        with pytest.raises(RuntimeError, match="shape of an uninitialized"):
+            layer.weight.shape  # noqa: B018
+        with pytest.raises(RuntimeError):
+            module.Linear(2, 3).load_state_dict(layer.state_dict())
+        network = module.Sequential(module.LazyConv2d(2, 3), module.ReLU(), module.LazyBatchNorm2d())
+        optimizer = package.optim.SGD(network.parameters(), 0.1)
+        network(package.ones(1, 3, 5, 5)).sum().backward()
+        optimizer.step()  # the parameters are the same objects as before
+        assert network[0].weight.shape == (2, 3, 3, 3)
+        assert all(p.grad is not None for p in network.parameters())
