@@ -27,11 +27,11 @@ LAYERS = (
     ("amp",),
     ("cpu", "cuda", "backends", "settings", "compiler", "jit", "absent_devices"),
     ("accelerator",),
-    ("nn",),
+    ("nn", "distributions"),
     ("optim",),
     ("serialization",),
     ("utils",),
-    ("func",),
+    ("func", "profiler", "debug"),
     ("distributed",),
     ("",),  # disttorch/__init__.py gathers them all
     ("as_torch", "models"),
@@ -132,7 +132,7 @@ def test_mpi4py_is_imported_in_one_file() -> None:
     users = {
         entry.path for package in PACKAGES for entry in imports(package)
         if top(entry.module) == "mpi4py"
-    }  # fmt: skip
+    }
     assert len(users) == 1, sorted(map(str, users))
     assert next(iter(users)).is_relative_to(ROOT / "collectives")
 
@@ -216,7 +216,7 @@ def test_no_file_is_too_long_to_read() -> None:
         ("disttorch/tensor.py", "if TYPE_CHECKING:\n    from . import ops",
          ("disttorch.ops", True)),
     ],
-)  # fmt: skip
+)
 def test_imports_are_seen(path: str, source: str, expected: tuple[str, bool]) -> None:
     seen = [(entry.module, entry.nested) for entry in imports_of(ROOT / path, source)]
     assert expected in seen

@@ -8,7 +8,7 @@ from ..ops.random_gamma import standard_log_gamma
 from ..tensor import Size
 from . import constraints
 from .exp_family import ExponentialFamily
-from .utils import one_hot
+from .utils import kept_within, one_hot
 
 
 class Dirichlet(ExponentialFamily):
@@ -36,8 +36,7 @@ class Dirichlet(ExponentialFamily):
         shape = self._extended_shape(sample_shape)
         value = standard_log_gamma(self.concentration.expand(shape)).softmax(-1)
         limits = finfo(value.dtype)
-        value.detach().clamp_(min=limits.tiny, max=1 - limits.eps / 2)
-        return value
+        return kept_within(value, limits.tiny, 1 - limits.eps / 2)
 
     def log_prob(self, value):
         self._checked(value)

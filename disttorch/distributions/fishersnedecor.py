@@ -10,7 +10,7 @@ from ..tensor import Size
 from . import constraints
 from .distribution import Distribution
 from .gamma import Gamma
-from .utils import broadcast_all
+from .utils import broadcast_all, kept_within
 
 
 class FisherSnedecor(Distribution):
@@ -50,8 +50,7 @@ class FisherSnedecor(Distribution):
     def rsample(self, sample_shape=Size(())):
         above, below = self._gamma1.rsample(sample_shape), self._gamma2.rsample(sample_shape)
         value = above / below
-        value.detach().clamp_(min=finfo(value.dtype).tiny)
-        return value
+        return kept_within(value, finfo(value.dtype).tiny)
 
     def log_prob(self, value):
         self._checked(value)

@@ -8,7 +8,7 @@ from ..ops.random_gamma import standard_log_gamma
 from ..tensor import Size
 from . import constraints
 from .exp_family import ExponentialFamily
-from .utils import broadcast_all
+from .utils import broadcast_all, kept_within
 
 
 class Gamma(ExponentialFamily):
@@ -44,8 +44,7 @@ class Gamma(ExponentialFamily):
     def rsample(self, sample_shape=Size(())):
         shape = self._extended_shape(sample_shape)
         value = standard_log_gamma(self.concentration.expand(shape)).exp() / self.rate.expand(shape)
-        value.detach().clamp_(min=finfo(value.dtype).tiny)  # log_prob must stay finite
-        return value
+        return kept_within(value, finfo(value.dtype).tiny)  # log_prob must stay finite
 
     def log_prob(self, value):
         self._checked(value)

@@ -245,7 +245,7 @@ def _gaussian(p, q):
     return q._half_log_det() - p._half_log_det() + 0.5 * (spread + apart - p.event_shape[0])
 
 
-_GAUSSIANS = (MultivariateNormal, LowRankMultivariateNormal)
+_GAUSSIANS: tuple = (MultivariateNormal, LowRankMultivariateNormal)
 for _p in _GAUSSIANS:
     for _q in _GAUSSIANS:
 

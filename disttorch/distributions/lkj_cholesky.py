@@ -40,7 +40,7 @@ class LKJCholesky(Distribution):
         # row i holds i correlations; the squared length of that part is beta distributed
         above = ops.cat([ops.zeros(1, **like), ops.arange(dim - 1, **like)])
         marginal = self.concentration.unsqueeze(-1) + 0.5 * (dim - 2)
-        self._beta = Beta(above + 0.5, marginal - 0.5 * above, validate_args=validate_args)
+        self._beta = Beta(0.5 * above + 0.5, marginal - 0.5 * above, validate_args=validate_args)
         super().__init__(self.concentration.shape, (dim, dim), validate_args)
 
     def sample(self, sample_shape=Size(())):

@@ -24,7 +24,7 @@ class TransformedDistribution(Distribution):
     """
 
     arg_constraints: dict = {}
-    _expanded = ("base_dist",)
+    _expanded: tuple[str, ...] = ("base_dist",)
     _kept = ("transforms",)
 
     def __init__(self, base_distribution, transforms, validate_args=None):

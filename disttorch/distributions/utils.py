@@ -38,6 +38,12 @@ def clamp_probs(probs: Tensor) -> Tensor:
     return probs.clamp(min=eps, max=1 - eps)
 
 
+def kept_within(value: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """``value`` moved inside [low, high], its gradient as if it had not been moved."""
+    fixed = value.detach()
+    return value + (fixed.clamp(min=low, max=high) - fixed)
+
+
 def logits_to_probs(logits: Tensor, is_binary: bool = False) -> Tensor:
     """Probabilities of log-odds (binary), or of unnormalised log-probabilities (last dim)."""
     return ops.sigmoid(logits) if is_binary else logits.softmax(-1)

@@ -15,7 +15,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
 ]
 # PyTorch's log I0 is a polynomial good to 1e-7
-LOOSE = {"von_mises": 2e-6, "generalized_pareto": 2e-6}
+LOOSE = {"von_mises": 1e-5, "generalized_pareto": 2e-6}
+LOOSE |= {"multinomial": 1e-7, "multinomial_logits": 1e-7}  # its entropy has a float32 term
 FLOAT32 = {"generalized_pareto"}  # PyTorch's refuses float64 parameters
 
 
@@ -54,6 +55,11 @@ def outcome(function):
         return type(error).__name__
 
 
+def refused(theirs):
+    """Whether PyTorch fails inside, rather than refusing what it does not implement."""
+    return isinstance(theirs, str) and theirs in ("RuntimeError", "AttributeError")
+
+
 def pair(name, grad=True):
     dtype = "float32" if name in FLOAT32 else "float64"
     return made(dt, CASES[name], grad, dtype), made(torch, CASES[name], grad, dtype)
@@ -81,7 +87,7 @@ def test_properties(name):
             same(a, b, LOOSE.get(name, 1e-9))
     for method in ("entropy", "perplexity", "enumerate_support"):
         a, b = (outcome(getattr(d, method)) for d in (ours, theirs))
-        if b != "RuntimeError" or a == b:  # Multinomial's entropy mixes float32 into float64
+        if not refused(b):  # Multinomial's entropy mixes float32 into float64
             same(a, b, LOOSE.get(name, 1e-9))
 
 
@@ -152,38 +158,97 @@ def test_expand(name):
         if (name, attribute) != ("kumaraswamy", "mode"):
             same(a, b, LOOSE.get(name, 1e-9))
     entropies = outcome(ours.entropy), outcome(theirs.entropy)
-    if entropies[1] != "RuntimeError":
+    if not refused(entropies[1]):
         same(*entropies, LOOSE.get(name, 1e-9))
     assert tuple(ours.sample((3,)).shape) == (3, *shape, *theirs.event_shape)
 
 
 # ---------------------------------------------------------------- divergences
 KL_CASES = {
-    "Bernoulli": [lambda D, T: D.Bernoulli(T([0.2, 0.5, 1.0])), lambda D, T: D.Bernoulli(T([0.3, 0.5, 0.1]))],
-    "Beta": [lambda D, T: D.Beta(T([0.6, 2.0, 5.0]), T(3.0)), lambda D, T: D.Beta(T([1.6, 0.3, 2.0]), T(0.8))],
-    "Binomial": [lambda D, T: D.Binomial(5, T([0.2, 0.5, 0.8])), lambda D, T: D.Binomial(T([5.0, 4.0, 2.0]), T(0.4))],
-    "Categorical": [lambda D, T: D.Categorical(T([[1.0, 2.0, 0.0]] * 3)), lambda D, T: D.Categorical(T([[1.0, 1.0, 3.0], [0.0, 1.0, 2.0], [1.0, 4.0, 0.0]]))],
-    "Cauchy": [lambda D, T: D.Cauchy(T([0.0, 1.0, 2.0]), T(0.5)), lambda D, T: D.Cauchy(T(0.5), T([1.0, 2.0, 0.3]))],
-    "ContinuousBernoulli": [lambda D, T: D.ContinuousBernoulli(T([0.2, 0.5, 0.8])), lambda D, T: D.ContinuousBernoulli(T([0.3, 0.6, 0.1]))],
-    "Dirichlet": [lambda D, T: D.Dirichlet(T([[0.5, 2.0, 3.0]])), lambda D, T: D.Dirichlet(T([1.0, 0.7, 2.0]))],
+    "Bernoulli": [
+        lambda D, T: D.Bernoulli(T([0.2, 0.5, 1.0])),
+        lambda D, T: D.Bernoulli(T([0.3, 0.5, 0.1])),
+    ],
+    "Beta": [
+        lambda D, T: D.Beta(T([0.6, 2.0, 5.0]), T(3.0)),
+        lambda D, T: D.Beta(T([1.6, 0.3, 2.0]), T(0.8)),
+    ],
+    "Binomial": [
+        lambda D, T: D.Binomial(5, T([0.2, 0.5, 0.8])),
+        lambda D, T: D.Binomial(T([5.0, 4.0, 2.0]), T(0.4)),
+    ],
+    "Categorical": [
+        lambda D, T: D.Categorical(T([[1.0, 2.0, 0.0]] * 3)),
+        lambda D, T: D.Categorical(T([[1.0, 1.0, 3.0], [0.0, 1.0, 2.0], [1.0, 4.0, 0.0]])),
+    ],
+    "Cauchy": [
+        lambda D, T: D.Cauchy(T([0.0, 1.0, 2.0]), T(0.5)),
+        lambda D, T: D.Cauchy(T(0.5), T([1.0, 2.0, 0.3])),
+    ],
+    "ContinuousBernoulli": [
+        lambda D, T: D.ContinuousBernoulli(T([0.2, 0.5, 0.8])),
+        lambda D, T: D.ContinuousBernoulli(T([0.3, 0.6, 0.1])),
+    ],
+    "Dirichlet": [
+        lambda D, T: D.Dirichlet(T([[0.5, 2.0, 3.0]])),
+        lambda D, T: D.Dirichlet(T([1.0, 0.7, 2.0])),
+    ],
     "Exponential": [lambda D, T: D.Exponential(T([0.3, 1.0, 2.0])), lambda D, T: D.Exponential(T(0.8))],
-    "Gamma": [lambda D, T: D.Gamma(T([0.3, 1.0, 4.0]), T(1.5)), lambda D, T: D.Gamma(T([2.0, 0.5, 3.0]), T(0.7))],
+    "Gamma": [
+        lambda D, T: D.Gamma(T([0.3, 1.0, 4.0]), T(1.5)),
+        lambda D, T: D.Gamma(T([2.0, 0.5, 3.0]), T(0.7)),
+    ],
     "Geometric": [lambda D, T: D.Geometric(T([0.3, 0.5, 0.9])), lambda D, T: D.Geometric(T(0.2))],
-    "Gumbel": [lambda D, T: D.Gumbel(T([0.3, -1.0, 2.0]), T(0.8)), lambda D, T: D.Gumbel(T([1.0, 0.0, 2.5]), T(1.7))],
+    "Gumbel": [
+        lambda D, T: D.Gumbel(T([0.3, -1.0, 2.0]), T(0.8)),
+        lambda D, T: D.Gumbel(T([1.0, 0.0, 2.5]), T(1.7)),
+    ],
     "HalfNormal": [lambda D, T: D.HalfNormal(T([0.3, 1.0, 2.0])), lambda D, T: D.HalfNormal(T(0.8))],
-    "Independent": [lambda D, T: D.Independent(D.Normal(T([0.3, -1.0, 2.0]), T(0.8)), 1), lambda D, T: D.Independent(D.Normal(T([1.0, 0.0, 2.5]), T(1.7)), 1)],
-    "Laplace": [lambda D, T: D.Laplace(T([0.3, -1.0, 2.0]), T(0.8)), lambda D, T: D.Laplace(T([1.0, 0.0, 2.5]), T(1.7))],
-    "LowRankMultivariateNormal": [lambda D, T: D.LowRankMultivariateNormal(T([0.3, -1.0]), T([[1.0], [0.4]]), T([0.8, 0.5])), lambda D, T: D.LowRankMultivariateNormal(T([[0.3, -1.0]] * 3), T([[0.2, 0.1], [-0.4, 1.0]]), T([1.8, 0.7]))],
-    "MultivariateNormal": [lambda D, T: D.MultivariateNormal(T([0.3, -1.0]), T([[1.0, 0.4], [0.4, 2.0]])), lambda D, T: D.MultivariateNormal(T([[0.1, 1.0]] * 3), scale_tril=T([[0.7, 0.0], [0.3, 1.1]]))],
+    "Independent": [
+        lambda D, T: D.Independent(D.Normal(T([0.3, -1.0, 2.0]), T(0.8)), 1),
+        lambda D, T: D.Independent(D.Normal(T([1.0, 0.0, 2.5]), T(1.7)), 1),
+    ],
+    "Laplace": [
+        lambda D, T: D.Laplace(T([0.3, -1.0, 2.0]), T(0.8)),
+        lambda D, T: D.Laplace(T([1.0, 0.0, 2.5]), T(1.7)),
+    ],
+    "LowRankMultivariateNormal": [
+        lambda D, T: D.LowRankMultivariateNormal(T([0.3, -1.0]), T([[1.0], [0.4]]), T([0.8, 0.5])),
+        lambda D, T: D.LowRankMultivariateNormal(
+            T([[0.3, -1.0]] * 3), T([[0.2, 0.1], [-0.4, 1.0]]), T([1.8, 0.7])
+        ),
+    ],
+    "MultivariateNormal": [
+        lambda D, T: D.MultivariateNormal(T([0.3, -1.0]), T([[1.0, 0.4], [0.4, 2.0]])),
+        lambda D, T: D.MultivariateNormal(T([[0.1, 1.0]] * 3), scale_tril=T([[0.7, 0.0], [0.3, 1.1]])),
+    ],
     "NegativeBinomial": [lambda D, T: D.NegativeBinomial(3, T([0.2, 0.3, 0.4]))] * 2,
-    "Normal": [lambda D, T: D.Normal(T([0.3, -1.0, 2.0]), T(0.8)), lambda D, T: D.Normal(T([1.0, 0.0, 2.5]), T(1.7))],
-    "OneHotCategorical": [lambda D, T: D.OneHotCategorical(T([[1.0, 2.0, 0.5]] * 3)), lambda D, T: D.OneHotCategorical(T([1.0, 1.0, 3.0]))],
-    "Pareto": [lambda D, T: D.Pareto(T([1.0, 0.5, 2.0]), T([0.7, 1.5, 4.0])), lambda D, T: D.Pareto(T([0.2, 0.7, 1.0]), T(2.0))],
+    "Normal": [
+        lambda D, T: D.Normal(T([0.3, -1.0, 2.0]), T(0.8)),
+        lambda D, T: D.Normal(T([1.0, 0.0, 2.5]), T(1.7)),
+    ],
+    "OneHotCategorical": [
+        lambda D, T: D.OneHotCategorical(T([[1.0, 2.0, 0.5]] * 3)),
+        lambda D, T: D.OneHotCategorical(T([1.0, 1.0, 3.0])),
+    ],
+    "Pareto": [
+        lambda D, T: D.Pareto(T([1.0, 0.5, 2.0]), T([0.7, 1.5, 4.0])),
+        lambda D, T: D.Pareto(T([0.2, 0.7, 1.0]), T(2.0)),
+    ],
     "Poisson": [lambda D, T: D.Poisson(T([1.0, 0.5, 2.0])), lambda D, T: D.Poisson(T(1.5))],
-    "TransformedDistribution": [lambda D, T: D.LogNormal(T([0.3, -1.0, 2.0]), T(0.8)), lambda D, T: D.LogNormal(T([1.0, 0.0, 2.5]), T(1.7))],
-    "Uniform": [lambda D, T: D.Uniform(T([0.1, -0.5, 0.2]), T([0.9, 1.5, 0.7])), lambda D, T: D.Uniform(T([-0.1, -0.2, 0.1]), T([2.0, 1.7, 0.8]))],
-    "Wishart": [lambda D, T: D.Wishart(T(5.5), T([[1.0, 0.4], [0.4, 2.0]])), lambda D, T: D.Wishart(T(3.5), scale_tril=T([[0.7, 0.0], [0.3, 1.1]]))],
-}  # fmt: skip
+    "TransformedDistribution": [
+        lambda D, T: D.LogNormal(T([0.3, -1.0, 2.0]), T(0.8)),
+        lambda D, T: D.LogNormal(T([1.0, 0.0, 2.5]), T(1.7)),
+    ],
+    "Uniform": [
+        lambda D, T: D.Uniform(T([0.1, -0.5, 0.2]), T([0.9, 1.5, 0.7])),
+        lambda D, T: D.Uniform(T([-0.1, -0.2, 0.1]), T([2.0, 1.7, 0.8])),
+    ],
+    "Wishart": [
+        lambda D, T: D.Wishart(T(5.5), T([[1.0, 0.4], [0.4, 2.0]])),
+        lambda D, T: D.Wishart(T(3.5), scale_tril=T([[0.7, 0.0], [0.3, 1.1]])),
+    ],
+}
 
 
 @pytest.mark.parametrize("p_name", KL_CASES)
@@ -264,7 +329,7 @@ def test_constraints(name):
         same(plain(one.check(dt.tensor(value, dtype=dt.float64))),
              plain(other.check(torch.tensor(value, dtype=torch.float64))))  # fmt: skip
     for table in ("biject_to", "transform_to"):
-        same(*(outcome(lambda t=t, c=c: getattr(t.distributions, table)(c))
+        same(*(outcome(lambda t=t, c=c, table=table: getattr(t.distributions, table)(c))
                for t, c in ((dt, one), (torch, other))))  # fmt: skip
 
 
@@ -283,7 +348,8 @@ BAD = [
     "Multinomial(tensor([1, 2]), ones(2))", "Multinomial(2, ones(2)).log_prob(tensor([2., 1.]))",
     "TransformedDistribution(Normal(0., 1.), 3)", "MixtureSameFamily(3, Normal(0., 1.))",
     "TransformedDistribution(Normal(0., 1.), [StickBreakingTransform()])",
-    "MixtureSameFamily(Categorical(ones(3)), Normal(zeros(2), 1.))", "Normal(0., 1.).enumerate_support()",
+    "MixtureSameFamily(Categorical(ones(3)), Normal(zeros(2), 1.))",
+    "Normal(0., 1.).enumerate_support()",
     "Poisson(1.).rsample()", "ExpTransform(cache_size=2)", "ReshapeTransform((2,), (3,))",
     "kl_divergence(Normal(0., 1.), Poisson(1.))",
     "kl_divergence(Normal(0., 1.), Cauchy(0., 1.))", "biject_to(constraints.boolean)",

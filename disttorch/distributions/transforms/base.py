@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from typing import Any
 
 from ... import ops
 from .. import constraints
@@ -35,7 +36,7 @@ class Transform:
         if cache_size not in (0, 1):
             raise ValueError("cache_size must be 0 or 1")
         self._cache_size = cache_size
-        self._inv = None
+        self._inv: Any = None  # a weak reference; of an inverse, the transform itself
         self._cached_x_y = None, None
         super().__init__()
 
@@ -134,7 +135,7 @@ class _InverseTransform(Transform):
 
     def __init__(self, transform: Transform):
         super().__init__(cache_size=transform._cache_size)
-        self._inv: Transform = transform
+        self._inv = transform
 
     def __getstate__(self):
         return self.__dict__
