@@ -75,3 +75,5 @@ def install() -> None:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if _SHIM not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([_SHIM, *paths])
+    if _SHIM not in sys.path:  # multiprocessing hands its children our path, whatever PYTHONPATH is
+        sys.path.insert(1, _SHIM)
