@@ -25,7 +25,7 @@ def _tuple(value) -> tuple:
 
 
 def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False,
-             grad_variables=None, inputs=None) -> None:  # fmt: skip
+             grad_variables=None, inputs=None) -> None:
     """Add the gradient of ``tensors`` to the ``.grad`` of the leaves they came from.
 
     Args:
@@ -49,7 +49,7 @@ def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False,
 
 def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False,
          only_inputs=True, allow_unused=None, is_grads_batched=False,
-         materialize_grads=False) -> tuple:  # fmt: skip
+         materialize_grads=False) -> tuple:
     """The gradients of ``outputs`` with respect to ``inputs``, as a tuple; ``.grad`` is untouched.
 
     Args:
@@ -100,7 +100,7 @@ def _batched_grad(outputs, inputs, grads, create_graph, allow_unused, materializ
         grad(outputs, inputs, tuple(None if g is None else g[i] for g in grads), True,
              create_graph, allow_unused=allow_unused, materialize_grads=materialize)
         for i in range(count)
-    ]  # fmt: skip
+    ]
     return tuple(None if r[0] is None else ops.stack(list(r)) for r in zip(*rows))
 
 
@@ -110,7 +110,7 @@ def _backward_method(self, gradient=None, retain_graph=None, create_graph=False,
 
 
 _backward_method.__name__ = "backward"
-Tensor.backward = _backward_method  # type: ignore[attr-defined]
+Tensor.backward = _backward_method  # type: ignore[method-assign]
 
 
 class _VariableType(type):
@@ -136,6 +136,8 @@ class Variable(metaclass=_VariableType):
 def __getattr__(name):
     if name == "functional":
         return importlib.import_module(".functional", __name__)
+    if name == "profiler":
+        return importlib.import_module(".profiler", __name__)
     if name == "grad_mode":
         return importlib.import_module(".modes", __name__)
     raise AttributeError(f"module 'torch.autograd' has no attribute {name!r} (disttorch lacks it)")
@@ -149,4 +151,4 @@ __all__ = [
     "gradcheck", "gradgradcheck", "graph", "inference_mode", "is_grad_enabled",
     "is_inference_mode_enabled", "no_grad", "once_differentiable", "set_detect_anomaly",
     "set_grad_enabled", "state",
-]  # fmt: skip
+]

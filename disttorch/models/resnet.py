@@ -70,13 +70,13 @@ class ResNet(nn.Module):
         small_images: a 3x3 stem without pooling, for images of about 32x32.
     """
 
-    def __init__(self, block: type, layers: list[int], num_classes: int = 1000, width: int = 64,
+    def __init__(self, block, layers: list[int], num_classes: int = 1000, width: int = 64,
                  small_images: bool = False) -> None:  # fmt: skip
         super().__init__()
         self.channels = width
         if small_images:
             self.conv1 = conv3x3(3, width)
-            self.maxpool = nn.Identity()
+            self.maxpool: nn.Module = nn.Identity()
         else:
             self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
             self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -92,7 +92,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _stage(self, block: type, width: int, count: int, stride: int) -> nn.Sequential:
+    def _stage(self, block, width: int, count: int, stride: int) -> nn.Sequential:
         outputs, downsample = width * block.expansion, None
         if stride != 1 or self.channels != outputs:
             downsample = nn.Sequential(

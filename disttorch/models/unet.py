@@ -32,7 +32,7 @@ class Up(nn.Module):
     def __init__(self, inputs: int, outputs: int, bilinear: bool) -> None:
         super().__init__()
         if bilinear:
-            self.up = nn.Sequential(
+            self.up: nn.Module = nn.Sequential(
                 nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
                 nn.Conv2d(inputs, outputs, 1),
             )

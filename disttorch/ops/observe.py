@@ -9,12 +9,14 @@ nobody watches. Observers see the calls of all threads.
 from __future__ import annotations
 
 import functools
+import re
 import threading
+from collections.abc import Iterator
 from time import perf_counter_ns
 
 from ..autograd import autocast
 from ..autograd.graph import Node
-from .core import REGISTRY
+from .core import REGISTRY, _camel
 
 
 class Observer:
@@ -60,6 +62,14 @@ def detach(observer: Observer) -> None:
             _remove()
 
 
+@functools.cache
+def label(op) -> str:
+    """The name of an operation as users know it, which is in its node's: ``AddmmBackward0``."""
+    if op.node_name == _camel(op.name) + "Backward0":
+        return op.name
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", op.node_name.removesuffix("Backward0")).lower()
+
+
 def _install() -> None:
     for op in REGISTRY.values():
         _replace(op, "forward", _watched_forward(op, op.forward))
@@ -80,10 +90,11 @@ def _replace(owner, name, value) -> None:
     setattr(owner, name, value)
 
 
-def _node_kinds(kind: type):
+def _node_kinds(kind: type) -> Iterator[type]:
     """The classes of nodes that have a backward of their own."""
     if "backward" in kind.__dict__:
         yield kind
+    below: type
     for below in kind.__subclasses__():
         yield from _node_kinds(below)
 
@@ -122,4 +133,4 @@ def _watched_backward(backward):
     return watched
 
 
-__all__ = ["Observer", "attach", "detach"]
+__all__ = ["Observer", "attach", "detach", "label"]

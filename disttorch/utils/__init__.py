@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 
-_LAZY = ("_pytree", "checkpoint", "data", "dlpack", "hooks")
+_LAZY = (
+    "_pytree", "benchmark", "checkpoint", "data", "dlpack", "flop_counter", "hooks", "model_summary",
+    "tensorboard",
+)  # fmt: skip
 
 
 def __getattr__(name):
@@ -13,4 +16,7 @@ def __getattr__(name):
     raise AttributeError(f"module 'torch.utils' has no attribute {name!r} (disttorch lacks it)")
 
 
-__all__ = ["checkpoint", "data", "dlpack", "hooks"]
+__all__ = [
+    "benchmark", "checkpoint", "data", "dlpack", "flop_counter", "hooks", "model_summary",
+    "tensorboard",
+]  # fmt: skip

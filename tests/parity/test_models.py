@@ -219,7 +219,8 @@ def test_evaluation(file, case):
 def test_yolo_loss_boxes_and_suppression():
     ours, theirs, (images,) = both_models("yolo", "yolo")
     targets = np.array([
-        [0, 1, 20.0, 30.0, 18.0, 22.0], [0, 2, 60.0, 41.0, 50.0, 45.0], [1, 0, 90.0, 8.0, 20.0, 30.0],
+        [0, 1, 20.0, 30.0, 18.0, 22.0], [0, 2, 60.0, 41.0, 50.0, 45.0],
+        [1, 0, 90.0, 8.0, 20.0, 30.0],
     ])  # fmt: skip
     mine, other = dt.tensor(images), torch.tensor(images)
     my_maps, other_maps = ours(mine), theirs(other)
