@@ -72,14 +72,14 @@ def _to_real(constraint):
 
 @_both(constraints.positive, constraints.nonnegative)
 def _to_greater_than(constraint):
-    return transforms.ComposeTransform([transforms.ExpTransform(),
-                                        transforms.AffineTransform(constraint.lower_bound, 1)])  # fmt: skip
+    shift = transforms.AffineTransform(constraint.lower_bound, 1)
+    return transforms.ComposeTransform([transforms.ExpTransform(), shift])
 
 
 @_both(constraints.less_than)
 def _to_less_than(constraint):
-    return transforms.ComposeTransform([transforms.ExpTransform(),
-                                        transforms.AffineTransform(constraint.upper_bound, -1)])  # fmt: skip
+    shift = transforms.AffineTransform(constraint.upper_bound, -1)
+    return transforms.ComposeTransform([transforms.ExpTransform(), shift])
 
 
 @_both(constraints.interval, constraints.half_open_interval)

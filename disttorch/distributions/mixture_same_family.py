@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .. import ops
 from ..autograd import no_grad
 from ..tensor import Size
 from . import constraints

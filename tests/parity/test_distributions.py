@@ -80,7 +80,7 @@ def test_properties(name):
     (ours, _), (theirs, _) = pair(name, grad=False)
     assert repr(ours) == repr(theirs)
     for attribute in PROPERTIES:
-        a, b = (outcome(lambda d=d: getattr(d, attribute)) for d in (ours, theirs))
+        a, b = (outcome(lambda d=d, n=attribute: getattr(d, n)) for d in (ours, theirs))
         if isinstance(b, str):
             a, b = a.replace("torch.", ""), b.replace("torch.", "")
         if (name, attribute) != ("kumaraswamy", "mode"):  # PyTorch's is nan wherever it exists
@@ -154,7 +154,7 @@ def test_expand(name):
     our_value, their_value = values_of(theirs)
     same(plain(ours.log_prob(our_value)), plain(theirs.log_prob(their_value)), LOOSE.get(name, 1e-9))
     for attribute in ("batch_shape", "event_shape", "mean", "variance", "mode"):
-        a, b = (outcome(lambda d=d: getattr(d, attribute)) for d in (ours, theirs))
+        a, b = (outcome(lambda d=d, n=attribute: getattr(d, n)) for d in (ours, theirs))
         if (name, attribute) != ("kumaraswamy", "mode"):
             same(a, b, LOOSE.get(name, 1e-9))
     entropies = outcome(ours.entropy), outcome(theirs.entropy)
