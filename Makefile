@@ -15,7 +15,7 @@ DEV_STAMP := $(VENV)/.dev-$(VERSION)
 PARITY_STAMP := $(PARITY_VENV)/.installed-$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity lint bench clean coverage-report
+.PHONY: help demo test parity lint stubs bench clean coverage-report
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -32,6 +32,9 @@ parity: $(PARITY_STAMP) ## compare with PyTorch, in an environment of its own
 lint: $(DEV_STAMP) ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+stubs: $(STAMP) ## write the stub files of names that are attached while loading
+	$(VENV)/bin/python -m disttorch.utils.make_stubs $(ARGS)
 
 bench: $(STAMP) ## measure, and print the figures
 	@for script in benchmarks/[!_]*.py; do \

@@ -6,10 +6,11 @@ Each says that there is none; what would need one raises.
 from __future__ import annotations
 
 import types
+from typing import Any
 
 
 def _absent(kind: str, words: str) -> types.ModuleType:
-    module = types.ModuleType(f"disttorch.{kind}", f"{words}: not supported, none available.")
+    module: Any = types.ModuleType(f"disttorch.{kind}", f"{words}: not supported, none available.")
 
     def raiser(name):
         def needs_device(*args, **kwargs):

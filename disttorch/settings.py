@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-_state = {"matmul": "highest", "deterministic": False, "warn_only": False, "interop": None}
+_state: dict = {"matmul": "highest", "deterministic": False, "warn_only": False, "interop": None}
 _PRECISIONS = ("highest", "high", "medium")
 
 
@@ -33,7 +33,7 @@ def get_num_threads() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_num_interop_threads(n: int) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from enum import Enum
+from typing import Any
 
 from .. import ops
 from ..autograd import no_grad
@@ -70,8 +71,8 @@ class GradScaler:
         self._init_scale, self._growth_interval = init_scale, growth_interval
         self._growth_factor, self._backoff_factor = growth_factor, backoff_factor
         # tensors on the device of the first scaled loss, made when it is known
-        self._scale: Tensor | None = None
-        self._growth_tracker: Tensor | None = None
+        self._scale: Any = None
+        self._growth_tracker: Any = None
         self._init_growth_tracker = 0
         self._per_optimizer_states: defaultdict = defaultdict(_fresh_state)
 

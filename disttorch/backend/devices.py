@@ -20,9 +20,10 @@ class device:
 
     def __init__(self, type: str | int | device, index: int | None = None):
         if isinstance(type, device):
-            type, index = type.type, type.index if index is None else index
+            index = type.index if index is None else index
+            type = type.type
         elif isinstance(type, int):
-            type, index = "cuda", type
+            index, type = type, "cuda"
         if index is not None and index < 0:
             raise RuntimeError(f"Device index must not be negative, but is {index}")
         if not isinstance(type, str):

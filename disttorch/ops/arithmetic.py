@@ -392,7 +392,7 @@ def _(F, g):
 
 
 # ---------------------------------------------------------------- PyTorch's signatures over these
-def add(input, other, *, alpha=1, out=None):
+def add(input, other, *, alpha=1, out=None) -> Tensor:
     """input + alpha·other."""
     if alpha != 1:
         other = _scaled(input, other, alpha)
@@ -400,7 +400,7 @@ def add(input, other, *, alpha=1, out=None):
     return result if out is None else write_out(result, out, "add")
 
 
-def sub(input, other, *, alpha=1, out=None):
+def sub(input, other, *, alpha=1, out=None) -> Tensor:
     """input − alpha·other."""
     if alpha != 1:
         other = _scaled(input, other, alpha)
@@ -418,12 +418,12 @@ def _scaled(input, other, alpha):
     return mul.call(other, alpha) if isinstance(other, Tensor) else other * alpha
 
 
-def rsub(input, other, alpha=1):
+def rsub(input, other, alpha=1) -> Tensor:
     """other − alpha·input."""
     return sub(other, input, alpha=alpha)
 
 
-def div(input, other, *, rounding_mode=None, out=None):
+def div(input, other, *, rounding_mode=None, out=None) -> Tensor:
     """input / other; ``rounding_mode`` None, "trunc" or "floor"."""
     if rounding_mode is None:
         return _true_divide.call(input, other, out=out)
@@ -437,22 +437,22 @@ def div(input, other, *, rounding_mode=None, out=None):
     )
 
 
-def clamp_min(input, min, *, out=None):
+def clamp_min(input, min, *, out=None) -> Tensor:
     """The elements not below ``min``."""
     return clamp.call(input, min=min, out=out)
 
 
-def clamp_max(input, max, *, out=None):
+def clamp_max(input, max, *, out=None) -> Tensor:
     """The elements not above ``max``."""
     return clamp.call(input, max=max, out=out)
 
 
-def square(input, *, out=None):
+def square(input, *, out=None) -> Tensor:
     """input²."""
     return pow.call(input, 2, out=out)
 
 
-def reciprocal(input, *, out=None):
+def reciprocal(input, *, out=None) -> Tensor:
     """1 / input."""
     return _true_divide.call(1.0, input, out=out)
 
@@ -464,7 +464,7 @@ COMPOSITES = {
     "multiply": mul.call, "clip": clamp.call, "negative": neg.call, "absolute": abs.call,
     "fix": trunc.call,
 }  # fmt: skip
-def abs_(input):
+def abs_(input) -> Tensor:
     """In-place form of ``abs``, for real tensors only: the result of others is real."""
     if is_complex(input):
         raise RuntimeError("In-place abs is not supported for complex tensors.")

@@ -190,7 +190,7 @@ def _(F, g, input):
 
 
 def _caster(name, dtype):
-    def cast(input, memory_format=None):
+    def cast(input, memory_format=None) -> Tensor:
         return to(input, dtype)
 
     cast.__name__, cast.__doc__ = name, f"The tensor as {dtype!r}; itself if it is that already."

@@ -152,7 +152,7 @@ def instance_norm(input, weight, bias, running_mean, running_var, use_input_stat
     out = batch_norm(flat, weight, bias, mean, var, use_input_stats, momentum, eps)
     if use_input_stats:
         for running, new in ((running_mean, mean), (running_var, var)):
-            if running is not None:
+            if running is not None and new is not None:
                 running._data[...] = new._data.reshape(n, c).mean(axis=0)
                 share_version(running)[0] += 1
     return REGISTRY["reshape"].call(out, shape)

@@ -39,7 +39,7 @@ def _(F, g):
     return F.imag_part(g)
 
 
-def complex(real, imag, *, out=None):
+def complex(real, imag, *, out=None) -> Tensor:
     """real + i·imag.
 
     Raises:
@@ -59,7 +59,7 @@ def complex(real, imag, *, out=None):
     return _complex.call(real, imag, out=out)
 
 
-def polar(abs, angle, *, out=None):
+def polar(abs, angle, *, out=None) -> Tensor:
     """abs·(cos angle + i·sin angle)."""
     for t in (abs, angle):
         if t.dtype not in (dtypes.float32, dtypes.float64):
@@ -93,12 +93,12 @@ def _(F, g):
     return F.complex(F.zeros_like(g), g)
 
 
-def real(input):
+def real(input) -> Tensor:
     """The real part, a view; a real tensor itself."""
     return real_part.call(input) if is_complex(input) else input
 
 
-def imag(input):
+def imag(input) -> Tensor:
     """The imaginary part, a view.
 
     Raises:
@@ -172,7 +172,7 @@ def _(F, g, input):
     return g * (input * 1j) / (size * size)
 
 
-def resolve(input):
+def resolve(input) -> Tensor:
     """The tensor itself: conjugates and negatives are never stored lazily here."""
     return input
 

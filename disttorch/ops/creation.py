@@ -277,7 +277,7 @@ def _checked(shape, name):
 def _sized(make):
     """Accept ``size=`` as a keyword beside the positional forms."""
 
-    def wrapper(*size, **options):
+    def wrapper(*size, **options) -> Tensor:
         if "size" in options:
             size = (options.pop("size"),)
         if options.get("names", False) is None:
@@ -294,7 +294,9 @@ zeros = _sized(_filled("zeros", "zeros"))
 ones = _sized(_filled("ones", "ones"))
 
 
-def full(size, fill_value, *, out=None, dtype=None, layout=None, device=None, requires_grad=False):
+def full(
+    size, fill_value, *, out=None, dtype=None, layout=None, device=None, requires_grad=False
+) -> Tensor:
     """A tensor of ``size`` filled with one value, whose kind decides the dtype."""
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
     if dtype is None:
@@ -319,7 +321,7 @@ def check_fits(value, dtype):
 
 def _like(name, fill):
     def make(input, *, dtype=None, layout=None, device=None, requires_grad=False,
-             memory_format=None):  # fmt: skip
+             memory_format=None) -> Tensor:
         array = input._data
         xp = namespace_of(array) if device is None else namespace_for(_place(device))
         dtype_np = array.dtype if dtype is None else dtype.np
@@ -336,14 +338,14 @@ ones_like = _like("ones_like", "ones")
 
 
 def full_like(input, fill_value, *, dtype=None, layout=None, device=None, requires_grad=False,
-              memory_format=None):  # fmt: skip
+              memory_format=None) -> Tensor:
     """One value in the input's shape, dtype and device."""
     return full(input._data.shape, fill_value, dtype=dtype or input.dtype,
                 device=input.device if device is None else device, requires_grad=requires_grad)  # fmt: skip
 
 
 def arange(start, end=None, step=1, *, out=None, dtype=None, layout=None, device=None,
-           requires_grad=False):  # fmt: skip
+           requires_grad=False) -> Tensor:
     """start, start + step, … below ``end``; integers unless an argument is a float."""
     if end is None:
         start, end = 0, start
@@ -369,7 +371,9 @@ def arange(start, end=None, step=1, *, out=None, dtype=None, layout=None, device
     return _finish(wrap(array), requires_grad)
 
 
-def eye(n, m=None, *, out=None, dtype=None, layout=None, device=None, requires_grad=False):
+def eye(
+    n, m=None, *, out=None, dtype=None, layout=None, device=None, requires_grad=False
+) -> Tensor:
     """The n×m matrix with ones on the diagonal."""
     if n < 0 or (m is not None and m < 0):
         raise RuntimeError(f"n must be greater or equal to 0, got {n if n < 0 else m}")
@@ -391,7 +395,7 @@ def legacy_tensor_data(args, dtype, device):
 
 
 def _new(maker):
-    def method(self, *args, dtype=None, device=None, **options):
+    def method(self, *args, dtype=None, device=None, **options) -> Tensor:
         return maker(*args, dtype=dtype or self.dtype,
                      device=self.device if device is None else device, **options)  # fmt: skip
 

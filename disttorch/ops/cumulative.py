@@ -407,6 +407,6 @@ COMPOSITES = {
     for f in (cumsum, cumprod, cummax, cummin, diff, cross, cov, corrcoef, bincount,
               histc, histogram)
 }  # fmt: skip
-FUNCTIONS = {"trapezoid": trapezoid, "trapz": trapezoid, "gradient": gradient,
+FUNCTIONS: dict = {"trapezoid": trapezoid, "trapz": trapezoid, "gradient": gradient,
              "cumulative_trapezoid": cumulative_trapezoid}  # fmt: skip
 INPLACE = ("cumsum", "cumprod")

@@ -26,7 +26,7 @@ from .core import (
     write_out,
 )
 
-FAST = (F32, F64)
+FAST = (dtypes.float32.np, dtypes.float64.np)
 
 
 class ElementwiseOp(Op):

@@ -318,12 +318,16 @@ hfft2, ihfft2 = _two_dims("hfft2", hfftn), _two_dims("ihfft2", ihfftn)
 
 
 # ---------------------------------------------------------------- frequencies and shifts
-def fftfreq(n, d=1.0, *, out=None, dtype=None, layout=None, device=None, requires_grad=False):
+def fftfreq(
+    n, d=1.0, *, out=None, dtype=None, layout=None, device=None, requires_grad=False
+) -> Tensor:
     """The frequencies of the n bins of ``fft`` for samples ``d`` apart."""
     return _frequencies("fftfreq", n, d, out, dtype, device, requires_grad)
 
 
-def rfftfreq(n, d=1.0, *, out=None, dtype=None, layout=None, device=None, requires_grad=False):
+def rfftfreq(
+    n, d=1.0, *, out=None, dtype=None, layout=None, device=None, requires_grad=False
+) -> Tensor:
     """The frequencies of the n//2 + 1 bins of ``rfft`` for samples ``d`` apart."""
     return _frequencies("rfftfreq", n, d, out, dtype, device, requires_grad)
 

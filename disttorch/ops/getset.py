@@ -40,7 +40,9 @@ def parse(input: Tensor, index):
     used = sum(_dims_used(i) for i in items)
     if used > input._data.ndim:
         raise _too_many(input)
-    basic, advanced, found, filled = [], [], False, False
+    basic: list = []
+    advanced: list = []
+    found = filled = False
     for i in items:
         if i is Ellipsis:
             count = 0 if filled else input._data.ndim - used

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from ..backend import namespace_of
+from ..tensor import Tensor
 from .core import op, wrap_dim
 from .samples import case
 
@@ -233,7 +234,7 @@ def _(F, g, weight_shape, indices, padding_idx, scale_grad_by_freq):
 
 
 def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0,
-              scale_grad_by_freq=False, sparse=False):
+              scale_grad_by_freq=False, sparse=False) -> Tensor:
     """Rows of ``weight`` at the indices ``input``.
 
     Args:

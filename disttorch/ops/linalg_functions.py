@@ -131,7 +131,9 @@ def solve_ex(A: Tensor, B: Tensor, *, left=True, check_errors=False, out=None):
     return _written(return_types.linalg_solve_ex((X, info)), out, "linalg_solve_ex")
 
 
-def solve_triangular(A: Tensor, B: Tensor, *, upper, left=True, unitriangular=False, out=None):
+def solve_triangular(
+    A: Tensor, B: Tensor, *, upper, left=True, unitriangular=False, out=None
+) -> Tensor:
     """X of AX = B (XA = B with ``left=False``), reading only A's upper (or lower) triangle."""
     if left:
         X = triangular_left.call(A, B, upper, unitriangular)
@@ -393,7 +395,7 @@ def _chain(tensors, cut, i, j):
 def chain_matmul(*matrices, out=None) -> Tensor:
     """The product of matrices in the cheapest order (``linalg.multi_dot`` takes a list)."""
     if len(matrices) == 1 and isinstance(matrices[0], (list, tuple)):
-        matrices = matrices[0]
+        matrices = tuple(matrices[0])
     if len(matrices) == 1:
         return matrices[0]
     return multi_dot(matrices, out=out)

@@ -65,7 +65,7 @@ def log_softmax(input: Tensor, dim=None, _stacklevel=3, dtype=None) -> Tensor:
 def _softmax_with_dim(name, function):
     """As ``torch.`` function and method the dim must be given; ``nn.functional`` guesses it."""
 
-    def call(input, dim, dtype=None):
+    def call(input, dim, dtype=None) -> Tensor:
         return function(input, dim, dtype=dtype)
 
     call.__name__, call.__doc__ = name, function.__doc__

@@ -91,7 +91,9 @@ def _in_dtype(name, x, dtype):
     return x if dtype is None or dtype is x.dtype else REGISTRY["to_dtype"].apply((x, dtype))
 
 
-def linalg_vector_norm(x: Tensor, ord=2, dim=None, keepdim=False, *, dtype=None, out=None):
+def linalg_vector_norm(
+    x: Tensor, ord=2, dim=None, keepdim=False, *, dtype=None, out=None
+) -> Tensor:
     """The ``ord``-norm of the elements over ``dim`` (all of them if None).
 
     Args:
@@ -110,7 +112,9 @@ def linalg_vector_norm(x: Tensor, ord=2, dim=None, keepdim=False, *, dtype=None,
     return result if out is None else write_out(result, out, "linalg_vector_norm")
 
 
-def linalg_matrix_norm(A: Tensor, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None, out=None):
+def linalg_matrix_norm(
+    A: Tensor, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None, out=None
+) -> Tensor:
     """A norm of matrices: "fro", "nuc", ±1 (column sums), ±inf (row sums), ±2 (singular values)."""
     A = _in_dtype("linalg.matrix_norm", A, dtype)
     check_matrix("linalg.matrix_norm", A._data)
@@ -206,7 +210,9 @@ def dist(input: Tensor, other: Tensor, p=2) -> Tensor:
     return linalg_vector_norm(input - other, p)
 
 
-def cdist(x1: Tensor, x2: Tensor, p=2.0, compute_mode="use_mm_for_euclid_dist_if_necessary"):
+def cdist(
+    x1: Tensor, x2: Tensor, p=2.0, compute_mode="use_mm_for_euclid_dist_if_necessary"
+) -> Tensor:
     """p-norm distances between all rows of ``x1`` (*×P×M) and of ``x2`` (*×R×M): *×P×R."""
     for label, t in (("X1", x1), ("X2", x2)):
         if t.ndim < 2:

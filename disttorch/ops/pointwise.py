@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..tensor import Tensor
 from .elementwise_core import elementwise, unary
 from .samples import case, unary_cases
 
@@ -208,7 +209,7 @@ def _(F, g):
     return F.conj(g)
 
 
-def conj(input):
+def conj(input) -> Tensor:
     """The complex conjugate; a real tensor is returned as it is."""
     return conjugate.call(input) if input.dtype.is_complex else input
 

@@ -452,7 +452,7 @@ isreal = _predicate("isreal", "The element has no imaginary part.", lambda xp, i
 
 
 # ---------------------------------------------------------------- written with other ops
-def positive(input):
+def positive(input) -> Tensor:
     """The input itself.
 
     Raises:
@@ -463,7 +463,7 @@ def positive(input):
     return input
 
 
-def float_power(input, exponent, *, out=None):
+def float_power(input, exponent, *, out=None) -> Tensor:
     """input ** exponent computed in float64 (or complex128)."""
     operands = [t for t in (input, exponent) if isinstance(t, Tensor)]
     numbers = [t for t in (input, exponent) if not isinstance(t, Tensor)]
@@ -474,7 +474,7 @@ def float_power(input, exponent, *, out=None):
     return _pow.call(a, b, out=out)
 
 
-def float_power_(input, exponent):
+def float_power_(input, exponent) -> Tensor:
     """In-place form of ``float_power``; the tensor must already be float64 (or complex128)."""
     if input.dtype not in (dtypes.float64, dtypes.complex128):
         raise RuntimeError(
@@ -484,7 +484,7 @@ def float_power_(input, exponent):
     return input.pow_(exponent)
 
 
-def ldexp(input, other, *, out=None):
+def ldexp(input, other, *, out=None) -> Tensor:
     """input · 2^other."""
     return mul.call(input, _pow.call(2.0, other), out=out)
 

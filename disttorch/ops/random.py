@@ -166,7 +166,7 @@ def _draw(kind, source, shape, dtype):
 
 def _factory(name, kind):
     def make(*size, generator=None, out=None, dtype=None, layout=None, device=None,
-             requires_grad=False, pin_memory=False, names=None, **options):  # fmt: skip
+             requires_grad=False, pin_memory=False, names=None, **options) -> Tensor:
         if "size" in options:
             size = (options.pop("size"),)
         if options:
@@ -195,7 +195,7 @@ randn.__doc__ = "Normal numbers of mean 0 and variance 1."
 
 def _like(name, maker):
     def make(input, *, dtype=None, layout=None, device=None, requires_grad=False,
-             memory_format=None, generator=None):  # fmt: skip
+             memory_format=None, generator=None) -> Tensor:
         return maker(input._data.shape, dtype=dtype or input.dtype,
                      device=input.device if device is None else device,
                      requires_grad=requires_grad, generator=generator)  # fmt: skip
@@ -209,7 +209,7 @@ rand_like, randn_like = _like("rand_like", rand), _like("randn_like", randn)
 
 
 def randint(low=None, high=None, size=None, *, generator=None, out=None, dtype=None, layout=None,
-            device=None, requires_grad=False, pin_memory=False):  # fmt: skip
+            device=None, requires_grad=False, pin_memory=False) -> Tensor:
     """Integers uniform on [low, high); ``randint(high, size)`` starts at 0."""
     if size is None:
         low, high, size = 0, low, high
@@ -252,7 +252,7 @@ def _check_range(low, high, dtype) -> None:
 
 
 def randint_like(input, low=None, high=None, *, dtype=None, layout=None, device=None,
-                 requires_grad=False, memory_format=None):  # fmt: skip
+                 requires_grad=False, memory_format=None) -> Tensor:
     """Integers in the input's shape and dtype."""
     if low is None:
         low = 0
@@ -264,7 +264,7 @@ def randint_like(input, low=None, high=None, *, dtype=None, layout=None, device=
 
 
 def randperm(n, *, generator=None, out=None, dtype=None, layout=None, device=None,
-             requires_grad=False):  # fmt: skip
+             requires_grad=False) -> Tensor:
     """A random order of 0..n−1."""
     if n < 0:
         raise RuntimeError(f"n must be non-negative, got {n}")
@@ -504,6 +504,6 @@ FUNCTIONS = {
               multinomial, normal, poisson, binomial, manual_seed, seed, initial_seed,
               get_rng_state, set_rng_state)
 }  # fmt: skip
-METHODS = {f.__name__: f for f in (uniform_, normal_, exponential_, bernoulli_, random_, cauchy_,
+METHODS: dict = {f.__name__: f for f in (uniform_, normal_, exponential_, bernoulli_, random_, cauchy_,
                                    log_normal_, geometric_)}  # fmt: skip
 METHODS |= {"bernoulli": bernoulli, "multinomial": multinomial}

@@ -10,7 +10,7 @@ from .views import sizes
 
 
 def linspace(start, end, steps, *, out=None, dtype=None, layout=None, device=None,
-             requires_grad=False):  # fmt: skip
+             requires_grad=False) -> Tensor:
     """``steps`` values from start to end, both included.
 
     Raises:
@@ -22,7 +22,7 @@ def linspace(start, end, steps, *, out=None, dtype=None, layout=None, device=Non
 
 
 def logspace(start, end, steps, base=10.0, *, out=None, dtype=None, layout=None, device=None,
-             requires_grad=False):  # fmt: skip
+             requires_grad=False) -> Tensor:
     """``steps`` powers of ``base``, from baseˢᵗᵃʳᵗ to baseᵉⁿᵈ, their exponents evenly spaced.
 
     Raises:
@@ -65,7 +65,7 @@ def _steps(start, end, steps, dtype, device):
 
 
 def empty_strided(size, stride, *, dtype=None, layout=None, device=None, requires_grad=False,
-                  pin_memory=False):  # fmt: skip
+                  pin_memory=False) -> Tensor:
     """Uninitialised memory of this size with these strides (in elements)."""
     size, stride = _checked(sizes((size,)), "empty_strided"), sizes((stride,))
     if len(size) != len(stride):

@@ -314,25 +314,33 @@ def _variance_arguments(name, input, dim, unbiased, correction):
     return dim, correction
 
 
-def var(input: Tensor, dim=None, unbiased=None, keepdim=False, *, correction=None, out=None):
+def var(
+    input: Tensor, dim=None, unbiased=None, keepdim=False, *, correction=None, out=None
+) -> Tensor:
     """Variance over ``dim``; divides by n − correction (1 unless given; ``unbiased=False``: 0)."""
     dim, correction = _variance_arguments("var", input, dim, unbiased, correction)
     return _var.call(input, dim, correction, keepdim, out=out)
 
 
-def std(input: Tensor, dim=None, unbiased=None, keepdim=False, *, correction=None, out=None):
+def std(
+    input: Tensor, dim=None, unbiased=None, keepdim=False, *, correction=None, out=None
+) -> Tensor:
     """Standard deviation over ``dim``: the square root of ``var``."""
     dim, correction = _variance_arguments("std", input, dim, unbiased, correction)
     return _std.call(input, dim, correction, keepdim, out=out)
 
 
-def var_mean(input, dim=None, unbiased=None, keepdim=False, *, correction=None):
+def var_mean(
+    input, dim=None, unbiased=None, keepdim=False, *, correction=None
+) -> tuple[Tensor, Tensor]:
     """(variance, mean) over ``dim``."""
     spread_of = var(input, dim, unbiased, keepdim, correction=correction)
     return spread_of, mean(input, None if isinstance(dim, bool) else dim, keepdim)
 
 
-def std_mean(input, dim=None, unbiased=None, keepdim=False, *, correction=None):
+def std_mean(
+    input, dim=None, unbiased=None, keepdim=False, *, correction=None
+) -> tuple[Tensor, Tensor]:
     """(standard deviation, mean) over ``dim``."""
     spread_of = std(input, dim, unbiased, keepdim, correction=correction)
     return spread_of, mean(input, None if isinstance(dim, bool) else dim, keepdim)

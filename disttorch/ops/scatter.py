@@ -237,7 +237,9 @@ def scatter_reduce(input: Tensor, dim, index, src, reduce, *, include_self=True,
     return result if out is None else write_out(result, out, "scatter_reduce")
 
 
-def index_reduce(input: Tensor, dim, index, source, reduce, *, include_self=True, out=None):
+def index_reduce(
+    input: Tensor, dim, index, source, reduce, *, include_self=True, out=None
+) -> Tensor:
     """Slices of ``source`` reduced into those of ``input`` at ``index`` along ``dim``.
 
     ``reduce`` is "prod", "mean", "amax" or "amin".

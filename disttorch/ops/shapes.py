@@ -6,7 +6,7 @@ import math
 import operator
 
 from ..backend import dtypes, namespace_of
-from ..tensor import Tensor, wrap
+from ..tensor import Size, Tensor, wrap
 from .core import REGISTRY, op, wrap_dim, write_out
 from .join import cat, stack
 from .samples import case
@@ -292,15 +292,13 @@ def _repeat_index(repeats, n, xp=None):
 
 
 # ---------------------------------------------------------------- broadcasting
-def broadcast_shapes(*shapes):
+def broadcast_shapes(*shapes) -> Size:
     """The shape that tensors of these shapes broadcast to.
 
     Raises:
         RuntimeError: if they do not.
     """
-    from ..tensor import Size
-
-    shapes = [(s,) if isinstance(s, int) else tuple(s) for s in shapes]
+    shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in shapes)
     width = max((len(s) for s in shapes), default=0)
     out = [1] * width
     for s in shapes:
@@ -378,7 +376,7 @@ def meshgrid(*tensors, indexing=None) -> tuple:
         )
     swap = indexing == "xy" and len(tensors) >= 2
     if swap:
-        tensors[0], tensors[1] = tensors[1], tensors[0]
+        tensors = (tensors[1], tensors[0], *tensors[2:])
     shape = tuple(t.numel() for t in tensors)
     grids = [
         expand.call(reshape.call(t, tuple(n if k == i else 1 for k in range(len(shape)))), shape)
@@ -459,7 +457,7 @@ def linalg_vander(x: Tensor, *, N=None) -> Tensor:
 
 
 def _triangle_indices(name):
-    def indices(row, col, offset=0, *, dtype=dtypes.int64, device=None, layout=None):
+    def indices(row, col, offset=0, *, dtype=dtypes.int64, device=None, layout=None) -> Tensor:
         from ..backend import devices, namespace_for
 
         if row < 0 or col < 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from ..tensor import Tensor
 from .elementwise_core import ElementwiseOp, binary, elementwise, unary
 from .pointwise_more import xlog1py
 from .samples import case, unary_cases
@@ -91,7 +92,7 @@ def _(F, g, input, n):
     return g * F.polygamma_of(input, n + 1)
 
 
-def polygamma(n, input, *, out=None):
+def polygamma(n, input, *, out=None) -> Tensor:
     """The n-th derivative of digamma (Tensor method: ``input.polygamma(n)``).
 
     Raises:
@@ -102,7 +103,7 @@ def polygamma(n, input, *, out=None):
     return polygamma_of.call(input, n, out=out)
 
 
-def mvlgamma(input, p, *, out=None):
+def mvlgamma(input, p, *, out=None) -> Tensor:
     """log of the multivariate gamma function of dimension p: Σ lgamma(input − j/2) + const."""
     if p < 1:
         raise RuntimeError(f"p has to be greater than or equal to 1, got {p}")

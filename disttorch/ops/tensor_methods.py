@@ -170,7 +170,7 @@ def contains(self, element):
     return bool((self == element).any().item())
 
 
-def repeat(self, *sizes):
+def repeat(self, *sizes) -> Tensor:
     """The tensor tiled: ``sizes`` repetitions along each dim."""
     from .views import sizes as unpack
 
@@ -187,7 +187,7 @@ def repeat(self, *sizes):
     return REGISTRY["reshape"].call(t, tuple(n * s for n, s in zip(sizes, shape)))
 
 
-def where_method(self, condition, other):
+def where_method(self, condition, other) -> Tensor:
     """self where the condition holds, else other."""
     return _where.call(condition, self, other)
 
@@ -225,7 +225,7 @@ def allclose(input, other, rtol=1e-05, atol=1e-08, equal_nan=False) -> bool:
     return bool(isclose(input, other, rtol, atol, equal_nan)._data.all())
 
 
-def isclose(input, other, rtol=1e-05, atol=1e-08, equal_nan=False):
+def isclose(input, other, rtol=1e-05, atol=1e-08, equal_nan=False) -> Tensor:
     """|input − other| <= atol + rtol·|other|, elementwise."""
     from ..tensor import wrap
 

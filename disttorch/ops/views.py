@@ -465,7 +465,7 @@ def view_as(input: Tensor, other: Tensor) -> Tensor:
 
 
 def _method_of(made, unpack):
-    def method(self, *args, **kwargs):
+    def method(self, *args, **kwargs) -> Tensor:
         for key in ("shape", "size", "dims", "sizes"):
             if key in kwargs:
                 args = (*args, kwargs.pop(key))

@@ -56,31 +56,31 @@ def _kaiser(xp, x, beta):
 
 
 def hann_window(window_length, periodic=True, *, dtype=None, layout=None, device=None,
-                requires_grad=False, pin_memory=False):  # fmt: skip
+                requires_grad=False, pin_memory=False) -> Tensor:
     """0.5 − 0.5·cos(2πx)."""
     return _hamming(window_length, periodic, dtype, device, requires_grad, 0.5, 0.5)
 
 
 def hamming_window(window_length, periodic=True, alpha=0.54, beta=0.46, *, dtype=None, layout=None,
-                   device=None, requires_grad=False, pin_memory=False):  # fmt: skip
+                   device=None, requires_grad=False, pin_memory=False) -> Tensor:
     """alpha − beta·cos(2πx)."""
     return _hamming(window_length, periodic, dtype, device, requires_grad, alpha, beta)
 
 
 def blackman_window(window_length, periodic=True, *, dtype=None, layout=None, device=None,
-                    requires_grad=False, pin_memory=False):  # fmt: skip
+                    requires_grad=False, pin_memory=False) -> Tensor:
     """0.42 − 0.5·cos(2πx) + 0.08·cos(4πx)."""
     return _blackman(window_length, periodic, dtype, device, requires_grad)
 
 
 def bartlett_window(window_length, periodic=True, *, dtype=None, layout=None, device=None,
-                    requires_grad=False, pin_memory=False):  # fmt: skip
+                    requires_grad=False, pin_memory=False) -> Tensor:
     """A triangle from 0 to 1 and back."""
     return _bartlett(window_length, periodic, dtype, device, requires_grad)
 
 
 def kaiser_window(window_length, periodic=True, beta=12.0, *, dtype=None, layout=None, device=None,
-                  requires_grad=False, pin_memory=False):  # fmt: skip
+                  requires_grad=False, pin_memory=False) -> Tensor:
     """I₀(β√(1 − (2x − 1)²)) / I₀(β)."""
     return _kaiser(window_length, periodic, dtype, device, requires_grad, beta)
 

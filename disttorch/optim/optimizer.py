@@ -86,6 +86,13 @@ class Optimizer:
         TypeError, ValueError: if ``params`` holds something that cannot be optimized.
     """
 
+    _optimizer_step_pre_hooks: OrderedDict
+    _optimizer_step_post_hooks: OrderedDict
+    _optimizer_state_dict_pre_hooks: OrderedDict
+    _optimizer_state_dict_post_hooks: OrderedDict
+    _optimizer_load_state_dict_pre_hooks: OrderedDict
+    _optimizer_load_state_dict_post_hooks: OrderedDict
+
     def __init__(self, params, defaults: dict):
         self.defaults = defaults
         for name in _HOOKS:

@@ -80,7 +80,8 @@ def group_of(name: str) -> str:
 def report(names: dict[str, int]) -> tuple[str, list[str]]:
     """The report as text, and the musts that are missing without a reason."""
     rows: dict = defaultdict(lambda: [0, 0, 0, 0])
-    missing, excused = [], []
+    missing: list[str] = []
+    excused: list[str] = []
     for name, count in names.items():
         here, must = resolves(name), count >= MUST
         for key in (group_of(name), "all"):

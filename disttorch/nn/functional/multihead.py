@@ -178,7 +178,7 @@ def multi_head_attention_forward(
                 f"{value.shape[:2]}"
             )
         biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-        weights = (q_proj_weight, k_proj_weight, v_proj_weight)
+        weights: tuple = (q_proj_weight, k_proj_weight, v_proj_weight)
         for name, w in zip("qkv", weights):
             if w is None:
                 raise AssertionError(
@@ -198,7 +198,7 @@ def multi_head_attention_forward(
     if (bias_k is None) != (bias_v is None):
         given, missing = ("bias_k", "bias_v") if bias_v is None else ("bias_v", "bias_k")
         raise AssertionError(f"{given} is set but {missing} is None")
-    if bias_k is not None:
+    if bias_k is not None and bias_v is not None:
         for name, static in (("key", static_k), ("value", static_v)):
             if static is not None:
                 raise AssertionError(f"bias cannot be added to static {name}.")

@@ -59,7 +59,7 @@ class RNNBase(Module):
         gates, out = _GATES[mode] * hidden_size, proj_size or hidden_size
         for layer in range(num_layers):
             wide = input_size if layer == 0 else out * (1 + bidirectional)
-            shapes = {"weight_ih": (gates, wide), "weight_hh": (gates, out)}
+            shapes: dict[str, tuple] = {"weight_ih": (gates, wide), "weight_hh": (gates, out)}
             if bias:
                 shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
             if proj_size:

@@ -119,7 +119,7 @@ class StateDict:
         metadata = getattr(state_dict, "_metadata", None)
         state_dict = OrderedDict(state_dict)
         if metadata is not None:
-            state_dict._metadata = metadata
+            state_dict._metadata = metadata  # type: ignore[attr-defined]
         self._load_tree(state_dict, "", metadata, assign, strict, missing, unexpected, errors)
         if strict:
             for keys, what in ((unexpected, "Unexpected"), (missing, "Missing")):
