@@ -95,7 +95,6 @@ def _node_kinds(kind: type) -> Iterator[type]:
     if "backward" in kind.__dict__:
         yield kind
     below: type
-    below: type
     for below in kind.__subclasses__():
         yield from _node_kinds(below)
 

@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from time import perf_counter_ns
 from types import FrameType
-from types import FrameType
 
 from ..backend import ndarray
 from ..ops.observe import Observer, attach, detach, label

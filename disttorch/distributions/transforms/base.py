@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import weakref
 from typing import Any
-from typing import Any
 
 from ... import ops
 from .. import constraints

@@ -178,13 +178,13 @@ def multi_head_attention_forward(
                 f"{value.shape[:2]}"
             )
         biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-        weights: tuple = (q_proj_weight, k_proj_weight, v_proj_weight)
-        for name, w in zip("qkv", weights):
+        matrices: tuple = (q_proj_weight, k_proj_weight, v_proj_weight)
+        for name, w in zip("qkv", matrices):
             if w is None:
                 raise AssertionError(
                     f"use_separate_proj_weight is True but {name}_proj_weight is None"
                 )
-        q, k, v = (ops.linear(*xwb) for xwb in zip((query, key, value), weights, biases))
+        q, k, v = (ops.linear(*xwb) for xwb in zip((query, key, value), matrices, biases))
     else:
         if key.shape != value.shape:
             raise AssertionError(
