@@ -9,8 +9,11 @@ import threading
 import pytest
 
 import disttorch as torch
+import disttorch.distributed as dist
 from disttorch import amp, nn
 from disttorch.autograd.autocast import switch
+from disttorch.nn import functional as F
+from disttorch.ops.autocast import POLICIES
 
 
 def product_type(**options):
@@ -169,6 +172,81 @@ def test_custom_functions():
         y = Follow.apply(x)
     y.sum().backward()  # as its forward ran, also outside of the region
     assert types == [(torch.bfloat16, True), (torch.bfloat16, True)]
+
+
+# ---------------------------------------------------------------- the lists for GPUs
+LOWER = (
+    lambda a, b, v: a @ b, lambda a, b, v: torch.mv(a, v), lambda a, b, v: torch.addmm(a, a, b),
+    lambda a, b, v: F.linear(a, b), lambda a, b, v: torch.einsum("ij,jk", a, b),
+    lambda a, b, v: F.prelu(a, v[:1]),
+    lambda a, b, v: F.scaled_dot_product_attention(a[None], b[None], a[None]),
+)  # fmt: skip
+FLOAT32 = (
+    lambda a, b, v: a.exp(), lambda a, b, v: torch.log1p(a), lambda a, b, v: a**2,
+    lambda a, b, v: a.pow(b), lambda a, b, v: a.rsqrt(), lambda a, b, v: 1 / a.reciprocal(),
+    lambda a, b, v: a.sum(), lambda a, b, v: a.cumsum(0), lambda a, b, v: torch.prod(a, 0),
+    lambda a, b, v: F.softmax(a, -1), lambda a, b, v: a.log_softmax(0),
+    lambda a, b, v: F.layer_norm(a, (3,)), lambda a, b, v: torch.norm(a),
+    lambda a, b, v: torch.linalg.vector_norm(a), lambda a, b, v: a.logsumexp(1),
+    lambda a, b, v: F.mse_loss(a, b), lambda a, b, v: F.cross_entropy(a, torch.arange(3)),
+    lambda a, b, v: F.binary_cross_entropy_with_logits(a, b), lambda a, b, v: F.softplus(a),
+    lambda a, b, v: F.cosine_similarity(a, b), lambda a, b, v: torch.cdist(a, b),
+)  # fmt: skip
+WIDEST = (
+    lambda a, b, v: torch.dot(v, v.float()), lambda a, b, v: torch.atan2(a, b.float()),
+    lambda a, b, v: torch.addcmul(a, b.float(), b), lambda a, b, v: torch.tensordot(a, b.float()),
+    lambda a, b, v: torch.scatter_add(a, 0, torch.zeros(3, 3, dtype=torch.int64), b.float()),
+)  # fmt: skip
+
+
+def test_the_lists_for_gpus(monkeypatch):
+    """PyTorch's documented lists, tried on CPU tensors: the rest of the way is the same."""
+    monkeypatch.setitem(POLICIES, "cpu", POLICIES["cuda"])
+    for calls, expected in ((LOWER, torch.float16), (FLOAT32, torch.float32),
+                            (WIDEST, torch.float32)):  # fmt: skip
+        for dtype in (torch.float16, torch.float32):
+            a, b = torch.rand(3, 3).add(0.5).to(dtype), torch.rand(3, 3).add(0.5).to(dtype)
+            with torch.autocast("cpu", dtype=torch.float16):
+                found = [call(a, b, a[0]).dtype for call in calls]
+            assert found == [expected] * len(calls)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert torch.dot(a[0].half(), b[0].half()).dtype is torch.float16
+        with pytest.raises(RuntimeError, match="unsafe to autocast"):
+            F.binary_cross_entropy(a, b)
+        with pytest.raises(RuntimeError, match="Unexpected floating"):
+            torch.dot(a[0].bfloat16(), b[0].bfloat16())
+
+
+# ---------------------------------------------------------------- several ranks
+def train_on_ranks(rank, model, x, y):
+    whole = copy.deepcopy(model)
+    ddp = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+    n = dist.get_world_size()
+    runs = []
+    for m, part in ((ddp, slice(rank, None, n)), (whole, slice(None))):
+        optimizer, scaler = torch.optim.SGD(m.parameters(), 0.5), amp.GradScaler("cpu", 1024.0)
+        for _ in range(5):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16):
+                out = m(x[part])
+                assert out.dtype is torch.float16
+                loss = F.cross_entropy(out, y[part])
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        runs.append([p.detach() for p in m.parameters()])
+    for ours, expected in zip(*runs):
+        assert ours.dtype is torch.float32 and torch.allclose(ours, expected, atol=5e-3)
+        everyones = [torch.empty_like(ours) for _ in range(n)]
+        dist.all_gather(everyones, ours)
+        assert all(torch.equal(e, ours) for e in everyones)
+
+
+def test_with_ddp():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    given = model, torch.randn(8, 4), torch.arange(8) % 2
+    dist.run_local(2, lambda rank: train_on_ranks(rank, *given), timeout=60)
 
 
 # ---------------------------------------------------------------- loss scaling

@@ -32,7 +32,9 @@ def quadratic(params):
 @pytest.mark.parametrize("kind, options", ALL)
 def test_finds_the_minimum(kind, options):
     params = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(2, 2))]
-    optimizer = kind(params, weight_decay=0, **options)
+    optimizer = kind(params, **options)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0
     for _ in range(200):
         optimizer.zero_grad()
         quadratic(params).backward()

@@ -222,7 +222,8 @@ def _attach_methods() -> None:
         for name in getattr(family, "INPLACE", ()):
             setattr(Tensor, name + "_", inplace_of_function(name, family.COMPOSITES[name]))
             PUBLIC.setdefault(name + "_", getattr(Tensor, name + "_"))
-        for name, method in getattr(family, "METHODS", {}).items():
+        methods = getattr(family, "METHODS", {})
+        for name, method in (methods | autocast.points(methods)).items():
             setattr(Tensor, name, method)
 
 

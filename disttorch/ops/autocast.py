@@ -43,7 +43,7 @@ def _table(**lists) -> dict:
 
 
 _CPU = _table(
-    lower=f"{_CONVOLUTIONS} {_PRODUCTS}",
+    lower=f"{_CONVOLUTIONS} {_PRODUCTS} lstm_layer",
     float32=f"{_LOSSES} " + " ".join(f"fft.{n}" for n in _FFT.split()) + " "
     + " ".join(f"linalg.{n}" for n in _LINALG.split())
     + " avg_pool3d binary_cross_entropy grid_sample polar prod quantile nanquantile stft "
@@ -52,9 +52,10 @@ _CPU = _table(
     "adaptive_avg_pool3d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d ctc_loss",
     widest="cat stack index_copy",
 )  # fmt: skip
-_CPU |= dict.fromkeys(("mv", "dot", "vdot", "addmv", "addr", "bilinear"), AS_IS)
+_CPU |= dict.fromkeys(("mv", "dot", "vdot", "addmv", "addr", "bilinear", "lstm_cell"), AS_IS)
 _CUDA = _table(
-    lower=f"{_CONVOLUTIONS} {_PRODUCTS} addmv addr mv",
+    lower=f"{_CONVOLUTIONS} {_PRODUCTS} addmv addr mv rnn_layer lstm_layer gru_layer "
+    "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
     float32=f"{_LOSSES} acos asin cosh cosine_similarity cdist cumprod cumsum dist erfinv exp "
     "expm1 group_norm layer_norm linalg.matrix_norm linalg.vector_norm log log10 log1p log2 "
     "log_softmax logsumexp native_layer_norm norm pdist pow prod reciprocal renorm rms_norm rsqrt "
@@ -63,6 +64,16 @@ _CUDA = _table(
     refused="binary_cross_entropy",
 )  # fmt: skip
 _CUDA["tensordot"] = WIDEST
+
+
+def _pad_policy(args):
+    """On the CPU PyTorch reflects and repeats edges in float32 (but reflects 3-d ones as they are)."""
+    mode = next((a for a in args if a.__class__ is str), "constant")
+    three = any(isinstance(a, (tuple, list)) and len(a) == 6 for a in args)
+    return FLOAT32 if mode == "replicate" or mode == "reflect" and not three else None
+
+
+_CPU["pad"] = _pad_policy
 POLICIES = {"cpu": _CPU, "cuda": _CUDA}
 
 FLOATS = frozenset(d.np for d in (dtypes.float16, dtypes.bfloat16, dtypes.float32))
@@ -88,7 +99,8 @@ def _policy(name, args):
     device = _device_type(args)
     if device not in state.enabled:
         return None, None
-    return POLICIES[device].get(name), device
+    policy = POLICIES[device].get(name)
+    return (policy(args) if callable(policy) else policy), device
 
 
 def cast_args(op, args):

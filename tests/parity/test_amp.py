@@ -57,6 +57,33 @@ CALLS = {
     "cat": lambda p, a, b, v, i: p.cat([a, b.float()]),
     "stack": lambda p, a, b, v, i: p.stack([a, b.float()]),
     "index_copy": lambda p, a, b, v, i: p.index_copy(a, 0, i, b.float()),
+    "conv1d": lambda p, a, b, v, i: p.nn.functional.conv1d(a[None], b[:, :, None]),
+    "conv2d": lambda p, a, b, v, i: p.nn.functional.conv2d(a[None, None], b[None, None, :2, :2]),
+    "conv_transpose": lambda p, a, b, v, i: p.nn.functional.conv_transpose2d(
+        a[None, None], b[None, None, :2, :2]
+    ),
+    "max_pool3d": lambda p, a, b, v, i: p.nn.functional.max_pool3d(a.reshape(1, 1, 4, 2, 2), 2),
+    "avg_pool3d": lambda p, a, b, v, i: p.nn.functional.avg_pool3d(a.reshape(1, 1, 4, 2, 2), 2),
+    "max_pool2d": lambda p, a, b, v, i: p.nn.functional.max_pool2d(a[None], 2),
+    "adaptive": lambda p, a, b, v, i: p.nn.functional.adaptive_avg_pool3d(
+        a.reshape(1, 1, 4, 2, 2), 1
+    ),
+    "reflect": lambda p, a, b, v, i: p.nn.functional.pad(a[None], (1, 1), mode="reflect"),
+    "replicate": lambda p, a, b, v, i: p.nn.functional.pad(a[None], (1, 1), mode="replicate"),
+    "pad": lambda p, a, b, v, i: p.nn.functional.pad(a, (1, 1)),
+    "grid": lambda p, a, b, v, i: p.nn.functional.grid_sample(
+        a[None, None], b.reshape(1, 4, 2, 2), align_corners=False
+    ),
+    "ctc": lambda p, a, b, v, i: p.nn.functional.ctc_loss(
+        a[:, None].log_softmax(-1), i[None, 1:3], [4], [2]
+    ),
+    "batch_norm": lambda p, a, b, v, i: p.nn.functional.batch_norm(a, None, None, training=True),
+    "group_norm": lambda p, a, b, v, i: p.nn.functional.group_norm(a, 2),
+    "interpolate": lambda p, a, b, v, i: p.nn.functional.interpolate(a[None], 8),
+    "triplet": lambda p, a, b, v, i: p.nn.functional.triplet_margin_loss(a, b, a * 2),
+    "multi_margin": lambda p, a, b, v, i: p.nn.functional.multi_margin_loss(a, i),
+    "soft_margin": lambda p, a, b, v, i: p.nn.functional.soft_margin_loss(a, b),
+    "poisson": lambda p, a, b, v, i: p.nn.functional.poisson_nll_loss(a, b),
     # not on the lists: the type of the operands
     "add": lambda p, a, b, v, i: a + b, "exp": lambda p, a, b, v, i: a.exp(),
     "pow": lambda p, a, b, v, i: a**2, "sum": lambda p, a, b, v, i: a.sum(),
