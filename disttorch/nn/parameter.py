@@ -135,9 +135,8 @@ class _Uninitialized:
 
         memory = self.__dict__.pop("_memory")
         self.__class__ = self._becomes
-        self._data = empty(
-            tuple(shape), device=device or memory.device, dtype=dtype or memory.dtype
-        )._data
+        made = empty(tuple(shape), device=device or memory.device, dtype=dtype or memory.dtype)
+        self._data = made._data  # type: ignore[misc]
 
     def __repr__(self, **kwargs):
         return f"<{type(self).__name__}>"
@@ -151,7 +150,7 @@ class _Uninitialized:
         return (type(self), (self._rg, self.device, self.dtype))
 
 
-class UninitializedParameter(_Uninitialized, Parameter):
+class UninitializedParameter(_Uninitialized, Parameter):  # type: ignore[misc]
     """A parameter that a lazy module gives a shape at its first call.
 
     Args:
@@ -161,7 +160,7 @@ class UninitializedParameter(_Uninitialized, Parameter):
     _becomes = Parameter
 
 
-class UninitializedBuffer(_Uninitialized, Tensor):
+class UninitializedBuffer(_Uninitialized, Tensor):  # type: ignore[misc]
     """A buffer that a lazy module gives a shape at its first call."""
 
     _becomes = Tensor

@@ -170,7 +170,7 @@ class PruningContainer(BasePruningMethod):
 def _check_amount(amount) -> None:
     if not isinstance(amount, numbers.Real):
         raise TypeError(f"Invalid type for amount: {amount}. Must be int or float.")
-    if amount < 0 or (not isinstance(amount, numbers.Integral) and amount > 1.0):
+    if float(amount) < 0 or (not isinstance(amount, numbers.Integral) and float(amount) > 1.0):
         raise ValueError(
             f"amount={amount} should either be a float in the range [0, 1] or a non-negative "
             "integer"
@@ -178,7 +178,7 @@ def _check_amount(amount) -> None:
 
 
 def _how_many(amount, size: int) -> int:
-    count = amount if isinstance(amount, numbers.Integral) else round(amount * size)
+    count = int(amount) if isinstance(amount, numbers.Integral) else round(amount * size)
     if count > size:
         raise ValueError(
             f"amount={count} should be smaller than the number of parameters to prune={size}"
@@ -363,7 +363,7 @@ def global_unstructured(parameters, pruning_method, importance_scores=None, **kw
         )
     tensors = [getattr(m, n).detach() for m, n in pairs]
     scores = [importance_scores.get(p, t) for p, t in zip(pairs, tensors)]
-    masks = [getattr(m, n + "_mask", None) for m, n in pairs]
+    masks: list = [getattr(m, n + "_mask", None) for m, n in pairs]
     masks = [ops.ones_like(t) if m is None else m for m, t in zip(masks, tensors)]
     mask = PruningContainer._combined(
         method, parameters_to_vector(scores).detach(), parameters_to_vector(masks)
