@@ -32,6 +32,7 @@ _INF = math.inf
         case(m(2, 2, 5, 3), m(2, 2, 5, 3), m(2, 2, 5, 3), None, True, 0.6),
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), None, False, 0.5),
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m(5, 7), False, 0.5),
+        case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m(2, 5, 7), False, 0.5),
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m.bool(2, 1, 7), False, 0.5),
     ])  # fmt: skip
 def _kept(xp, query, key, value, mask, is_causal, scale):
@@ -82,8 +83,8 @@ def _(F, g, needs, query, key, value, mask, aux, scale):
     grad_value = xp.matmul(weights.swapaxes(-1, -2), g)
     grad_weights = xp.matmul(g, value.swapaxes(-1, -2))
     grad_scores = xp.softmax_backward(grad_weights, weights, weights.ndim - 1)
-    grad_mask = F.sum_to(grad_scores, mask.shape) if needs[3] else None
-    grad_scores *= grad_scores.dtype.type(scale)
+    grad_mask = F.sum_to(grad_scores, mask.shape) if needs[3] else None  # may be the same array
+    grad_scores = grad_scores * grad_scores.dtype.type(scale)
     grad_key = xp.matmul(grad_scores.swapaxes(-1, -2), query)
     return xp.matmul(grad_scores, key), grad_key, grad_value, grad_mask
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import functional as F
+from .vision import PairwiseDistance
 from .loss import NLLLoss, _Loss, _WeightedLoss
 
 
@@ -86,7 +87,7 @@ class TripletMarginWithDistanceLoss(_Loss):
     ):  # fmt: skip
         super().__init__(None, None, reduction)
         _check_margin(type(self), margin)
-        self.distance_function = F.pairwise_distance if distance_function is None else (
+        self.distance_function = PairwiseDistance() if distance_function is None else (
             distance_function
         )
         self.margin, self.swap = margin, swap
