@@ -1,7 +1,8 @@
-"""Batch normalisation over N×C×L in cache-sized blocks of the batch.
+"""Batch and group normalisation of N×C×L in cache-sized blocks of the batch.
 
 Each function takes the namespace ``xp`` first and becomes a method of it.
-Shape legend: N batch, C channels (the only dim that statistics keep), L all spatial elements.
+Shape legend: N batch, C channels, L all spatial elements, G groups of channels. Statistics of batch
+normalisation are C, those of group normalisation N×G.
 """
 
 from __future__ import annotations
@@ -85,3 +86,53 @@ def batch_norm_backward(xp, g, x, weight, mean, var, eps, training, needs):
         out += level
         out += g[b] * scale
     return gx, gw, g_sum
+
+
+def _row_sums(xp, a):
+    """Sums of N×C×L over L: N×C."""
+    n, c, length = a.shape
+    return (a.reshape(n * c, length) @ xp.ones(length, a.dtype)).reshape(n, c)
+
+
+def group_norm(xp, x, weight, bias, groups, eps):
+    """(y N×C×L, mean N×G, 1/√(variance + eps) N×G); weight and bias are C or None."""
+    n, c, length = x.shape
+    count = max(c // groups * length, 1)
+    mean, rstd = xp.empty((n, groups), x.dtype), xp.empty((n, groups), x.dtype)
+    out = xp.empty(x.shape, x.dtype)
+    for b in _blocks(x.shape):
+        rows = x[b].reshape(-1, groups, c // groups, length)
+        mean[b] = _row_sums(xp, x[b]).reshape(-1, groups, c // groups).sum(axis=2) / count
+        centred = out[b].reshape(rows.shape)
+        xp.subtract(rows, mean[b][:, :, None, None], out=centred)
+        square = _row_sums(xp, out[b] * out[b]).reshape(-1, groups, c // groups).sum(axis=2)
+        rstd[b] = 1 / xp.sqrt(square / count + x.dtype.type(eps))
+        scale = xp.repeat(rstd[b], c // groups, axis=1)
+        out[b] *= (scale if weight is None else scale * weight)[:, :, None]
+        if bias is not None:
+            out[b] += bias[:, None]
+    return out, mean, rstd
+
+
+def group_norm_backward(xp, g, x, weight, mean, rstd):
+    """(gradient of x N×C×L, of weight C, of bias C)."""
+    n, c, length = x.shape
+    groups = mean.shape[1]
+    each, gx = c // groups, xp.empty(x.shape, x.dtype)
+    gw, gb, count = xp.zeros(c, x.dtype), xp.zeros(c, x.dtype), max(each * length, 1)
+    weights = xp.ones(c, x.dtype) if weight is None else weight
+    for b in _blocks(x.shape):
+        centred = (x[b].reshape(-1, groups, each, length) - mean[b][:, :, None, None])
+        centred = centred.reshape(x[b].shape)
+        scale = xp.repeat(rstd[b], each, axis=1)
+        total, dots = _row_sums(xp, g[b]), _row_sums(xp, g[b] * centred) * scale
+        gb += total.sum(axis=0)
+        gw += dots.sum(axis=0)
+        # the mean of g·weight over the group and its part along the normalised input are taken out
+        level = (total * weights).reshape(-1, groups, each).sum(axis=2) / count * rstd[b]
+        along = (dots * weights).reshape(-1, groups, each).sum(axis=2) / count * rstd[b] * rstd[b]
+        centred *= xp.repeat(along, each, axis=1)[:, :, None]
+        centred += xp.repeat(level, each, axis=1)[:, :, None]
+        xp.multiply(g[b], (scale * weights)[:, :, None], out=gx[b])
+        gx[b] -= centred
+    return gx, gw, gb

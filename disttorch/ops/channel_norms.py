@@ -164,33 +164,15 @@ def instance_norm(input, weight, bias, running_mean, running_var, use_input_stat
         case(m(3, 4), m(4), None, 1, 1e-3), case(m(0, 4, 2), m(4), m(4), 2, 1e-5),
     ])  # fmt: skip
 def _group_norm(xp, input, weight, bias, groups, eps):
-    shape = input.shape
-    width = math.prod(shape[1:]) // groups
-    rows = xp.ascontiguousarray(input).reshape(shape[0] * groups, width)
-    out, mean, rstd = xp.layer_norm(rows, None, None, eps)
-    out = out.reshape(shape)
-    column = (-1, *(1,) * (len(shape) - 2))
-    if weight is not None:
-        out *= weight.reshape(column)
-    if bias is not None:
-        out += bias.reshape(column)
-    return out, (mean, rstd)
+    out, *stats = xp.group_norm(_by_channel(xp, input), weight, bias, groups, eps)
+    return out.reshape(input.shape), tuple(stats)
 
 
 @_group_norm.fast_grad("input", "weight", "bias")
-def _(F, g, needs, input, weight, aux, groups):
-    xp, shape = F.xp, input.shape
-    rows_shape = (shape[0] * groups, math.prod(shape[1:]) // groups)
-    dims, column = (0, *range(2, g.ndim)), (-1, *(1,) * (g.ndim - 2))
-    rows = xp.ascontiguousarray(input).reshape(rows_shape)
-    gw = None
-    if needs[1]:
-        normal = ((rows - aux[0][:, None]) * aux[1][:, None]).reshape(shape)
-        gw = xp.sum(normal * g, axis=dims)
-    gh = g if weight is None else g * weight.reshape(column)
-    gh = xp.ascontiguousarray(gh).reshape(rows_shape)
-    gx, _, _ = xp.layer_norm_backward(gh, rows, None, *aux)
-    return gx.reshape(shape), gw, xp.sum(g, axis=dims)
+def _(F, g, needs, input, weight, aux):
+    rows = (_by_channel(F.xp, a) for a in (g, input))
+    gx, gw, gb = F.xp.group_norm_backward(*rows, weight, *aux)
+    return gx.reshape(input.shape), gw, gb
 
 
 @_group_norm.compose
