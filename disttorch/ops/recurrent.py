@@ -5,6 +5,9 @@ Sequences lie packed: the rows of step t are the ``sizes[t]`` longest sequences 
 same order at every step, so that step t works on the first ``sizes[t]`` rows of the state. Going
 backward in time (``reverse``) the same rows join the batch where, forward, they leave it.
 
+The products want the gates of a row side by side (B×G·H); everything else is several times faster on
+whole contiguous gates (G×B×H), which is how the activations of a step are kept for backward.
+
 Shape legend: T steps, B batch, N = Σ sizes rows, I inputs, H hidden, P outputs (H, or the width of
 an LSTM's projection), G gates.
 """
@@ -49,6 +52,18 @@ def _times_sigmoid_slope(grad, s):
 def _times_tanh_slope(grad, t):
     """grad·(1 − t²), in place."""
     grad *= 1 - t * t
+
+
+def _block(flat, rows, gates):
+    """The activations of one step in their common memory N·G·H: G×b×H, contiguous."""
+    width = flat.size // flat.shape[0]
+    b = rows.stop - rows.start
+    return flat[rows].reshape(gates, b, width // gates)
+
+
+def _gate_first(a, gates):
+    """b×G·H as a view G×b×H."""
+    return a.reshape(a.shape[0], gates, -1).swapaxes(0, 1)
 
 
 def _start(xp, grad, like):
@@ -100,7 +115,7 @@ def _rnn_cases(m):
 
 
 @op(tensors=("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"), nout=2, aux=True,
-    optional=("bias_ih", "bias_hh"), method=False, samples=_rnn_cases)  # fmt: skip
+    optional=("bias_ih", "bias_hh"), method=False, samples=_rnn_cases)
 def rnn_layer(xp, input, h0, weight_ih, weight_hh, bias_ih, bias_hh, kind, sizes, reverse):
     """h ← tanh or relu of (W·x + b + U·h + c). input: N×I, h0: B×H -> (N×H, final B×H)."""
     out = _projected(xp, input, weight_ih, None if bias_ih is None else bias_ih + bias_hh)
@@ -149,44 +164,45 @@ def _lstm_cases(m):
     for (sizes, reverse), bias, outputs in zip(_SIZES, (m(8), None, m(8)), (2, 2, 3)):
         made.append(case(
             *_rows_and_state(m, sizes, outputs), m(sizes[0], 2), m(8, 3), m(8, outputs), bias, bias,
-            m(3, 2) if outputs == 3 else None, sizes, reverse))  # fmt: skip
+            m(3, 2) if outputs == 3 else None, sizes, reverse))
     return made
 
 
 @op(tensors=("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"),
     optional=("bias_ih", "bias_hh", "weight_hr"), nout=3, aux=True, method=False,
-    samples=_lstm_cases)  # fmt: skip
+    samples=_lstm_cases)
 def lstm_layer(xp, input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, sizes,
-               reverse):  # fmt: skip
+               reverse):
     """Hochreiter & Schmidhuber, Neural Computation 9 (1997); projection: arXiv:1402.1128.
 
     input: N×I, h0: B×P, c0: B×H, weights 4H×I, 4H×P (rows: input, forget, cell, output gate) and,
     with a projection, P×H -> (N×P, final h B×P, final c B×H).
     """
     width = c0.shape[1]
-    gates = _projected(xp, input, weight_ih, None if bias_ih is None else bias_ih + bias_hh)
-    n, h, c = gates.shape[0], h0.copy(), c0.copy()
-    out, before = xp.empty((n, h.shape[1]), gates.dtype), xp.empty((n, h.shape[1]), gates.dtype)
-    cells, squashed = xp.empty((n, width), gates.dtype), xp.empty((n, width), gates.dtype)
+    x = _projected(xp, input, weight_ih, None if bias_ih is None else bias_ih + bias_hh)
+    n, h, c = x.shape[0], h0.copy(), c0.copy()
+    gates = xp.empty_like(x)
+    out, before = (xp.empty((n, h.shape[1]), x.dtype) for _ in range(2))
+    cells, squashed, hidden = (xp.empty((n, width), x.dtype) for _ in range(3))
     for rows, b in _steps(sizes, reverse):
-        a, cell = gates[rows], c[:b]
+        a, cell = _block(gates, rows, 4), c[:b]
         before[rows], cells[rows] = h[:b], cell
-        a += xp.matmul(before[rows], weight_hh.T)
-        _lstm_activations_(xp, a, width)
-        cell *= a[:, width : 2 * width]
-        cell += a[:, :width] * a[:, 2 * width : 3 * width]
+        from_state = xp.matmul(before[rows], weight_hh.T)
+        xp.add(_gate_first(x[rows], 4), _gate_first(from_state, 4), out=a)
+        _lstm_activations_(xp, a)
+        cell *= a[1]
+        cell += a[0] * a[2]
         s = xp.tanh(cell, out=squashed[rows])
-        if weight_hr is None:
-            xp.multiply(a[:, 3 * width :], s, out=out[rows])
-        else:
-            out[rows] = xp.matmul(a[:, 3 * width :] * s, weight_hr.T)
-        h[:b] = out[rows]
-    return (out, h, c), (gates, before, cells, squashed)
+        xp.multiply(a[3], s, out=hidden[rows])
+        if weight_hr is not None:
+            out[rows] = xp.matmul(hidden[rows], weight_hr.T)
+        h[:b] = hidden[rows] if weight_hr is None else out[rows]
+    return (hidden if weight_hr is None else out, h, c), (gates, before, cells, squashed, hidden)
 
 
-def _lstm_activations_(xp, a, width):
+def _lstm_activations_(xp, a):
     """Sigmoid of the input, forget and output gates and tanh of the cell gate with one tanh."""
-    sides = (a[:, : 2 * width], a[:, 3 * width :])
+    sides = (a[:2], a[3])
     for s in sides:
         s *= a.dtype.type(0.5)
     xp.tanh(a, out=a)
@@ -196,11 +212,11 @@ def _lstm_activations_(xp, a, width):
 
 
 @lstm_layer.fast_grad("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh",
-                      "weight_hr")  # fmt: skip
+                      "weight_hr")
 def _(F, g, needs, input, h0, c0, weight_ih, weight_hh, weight_hr, aux, sizes, reverse):
-    xp, (gates, before, cells, squashed), (grad_out, grad_h, grad_c) = F.xp, aux, g
+    xp, (gates, before, cells, squashed, hidden), (grad_out, grad_h, grad_c) = F.xp, aux, g
     running, grad_cell = _start(xp, grad_h, h0), _start(xp, grad_c, c0)
-    grads, width = xp.empty_like(gates), c0.shape[1]
+    grads = xp.empty_like(gates)
     outs = xp.empty_like(before)  # gradients of the outputs, once the later steps' are in
     for rows, b in reversed(_steps(sizes, reverse)):
         d = outs[rows]
@@ -209,35 +225,33 @@ def _(F, g, needs, input, h0, c0, weight_ih, weight_hh, weight_hr, aux, sizes, r
             d += grad_out[rows]
         if weight_hr is not None:
             d = xp.matmul(d, weight_hr)
-        _lstm_gate_grads(grads[rows], gates[rows], d, grad_cell[:b], cells[rows], squashed[rows],
-                         width)  # fmt: skip
+        made = _lstm_gate_grads(xp, _block(gates, rows, 4), d, grad_cell[:b], cells[rows],
+                                squashed[rows])  # fmt: skip
+        _gate_first(grads[rows], 4)[...] = made
         running[:b] = xp.matmul(grads[rows], weight_hh)
     gx, *rest = _outside(
         xp, (needs[0], *needs[3:7]), grads, grads, input, before, weight_ih
     )
-    grad_hr = None
-    if needs[7]:
-        grad_hr = xp.matmul(outs.T, gates[:, 3 * width :] * squashed)
+    grad_hr = xp.matmul(outs.T, hidden) if needs[7] else None
     return gx, running, grad_cell, *rest, grad_hr
 
 
-def _lstm_gate_grads(grads, gates, d, cell, before, squashed, width):
-    """Gradients of one step's gates before their activations, into ``grads``; ``cell``, the
-    gradient of the cell after the step, becomes that of the cell before it."""
-    i, f, c, o = (gates[:, k * width : (k + 1) * width] for k in range(4))
-    gi, gf, gc, go = (grads[:, k * width : (k + 1) * width] for k in range(4))
+def _lstm_gate_grads(xp, gates, d, cell, before, squashed):
+    """Gradients of one step's gates before their activations, 4×b×H; ``cell``, the gradient of the
+    cell after the step, becomes that of the cell before it."""
+    grads, (i, f, c, o) = xp.empty_like(gates), gates
     through = d * o
     _times_tanh_slope(through, squashed)
     cell += through
-    gi[...] = cell * c
-    gf[...] = cell * before
-    gc[...] = cell * i
-    go[...] = d * squashed
-    both = slice(0, 2 * width)
-    _times_sigmoid_slope(grads[:, both], gates[:, both])
-    _times_tanh_slope(gc, c)
-    _times_sigmoid_slope(go, o)
+    xp.multiply(cell, c, out=grads[0])
+    xp.multiply(cell, before, out=grads[1])
+    xp.multiply(cell, i, out=grads[2])
+    xp.multiply(d, squashed, out=grads[3])
+    _times_sigmoid_slope(grads[:2], gates[:2])
+    _times_tanh_slope(grads[2], c)
+    _times_sigmoid_slope(grads[3], o)
     cell *= f
+    return grads
 
 
 @lstm_layer.compose
@@ -266,29 +280,30 @@ def _gru_cases(m):
 
 
 @op(tensors=("input", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"), nout=2, aux=True,
-    optional=("bias_ih", "bias_hh"), method=False, samples=_gru_cases)  # fmt: skip
+    optional=("bias_ih", "bias_hh"), method=False, samples=_gru_cases)
 def gru_layer(xp, input, h0, weight_ih, weight_hh, bias_ih, bias_hh, sizes, reverse):
     """Cho et al., arXiv:1406.1078, with the reset gate after the product, as in PyTorch.
 
     input: N×I, h0: B×H, weights 3H×I and 3H×H (rows: reset, update, new) -> (N×H, final B×H).
     """
-    gates, width = _projected(xp, input, weight_ih, bias_ih), h0.shape[1]
-    n, h = gates.shape[0], h0.copy()
-    out, before, inner = (xp.empty((n, width), gates.dtype) for _ in range(3))
+    x, width = _projected(xp, input, weight_ih, bias_ih), h0.shape[1]
+    n, h, gates = x.shape[0], h0.copy(), xp.empty_like(x)
+    out, before, inner = (xp.empty((n, width), x.dtype) for _ in range(3))
     for rows, b in _steps(sizes, reverse):
-        a = gates[rows]
+        a = _block(gates, rows, 3)
         before[rows] = h[:b]
         from_state = xp.matmul(before[rows], weight_hh.T)
         if bias_hh is not None:
             from_state += bias_hh
-        reset_update, new = a[:, : 2 * width], a[:, 2 * width :]
-        reset_update += from_state[:, : 2 * width]
-        _sigmoid_(xp, reset_update)
-        inner[rows] = from_state[:, 2 * width :]
-        new += a[:, :width] * inner[rows]
-        xp.tanh(new, out=new)
+        both, state = _gate_first(x[rows], 3), _gate_first(from_state, 3)
+        xp.add(both[:2], state[:2], out=a[:2])
+        _sigmoid_(xp, a[:2])
+        inner[rows] = state[2]
+        xp.multiply(a[0], inner[rows], out=a[2])
+        a[2] += both[2]
+        new = xp.tanh(a[2], out=a[2])
         step = xp.subtract(h[:b], new, out=out[rows])  # new + update·(h − new)
-        step *= a[:, width : 2 * width]
+        step *= a[1]
         step += new
         h[:b] = step
     return (out, h), (gates, before, inner)
@@ -297,25 +312,24 @@ def gru_layer(xp, input, h0, weight_ih, weight_hh, bias_ih, bias_hh, sizes, reve
 @gru_layer.fast_grad(*_GRADS)
 def _(F, g, needs, input, h0, weight_ih, weight_hh, aux, sizes, reverse):
     xp, (gates, before, inner), (grad_out, grad_final) = F.xp, aux, g
-    running, width = _start(xp, grad_final, h0), h0.shape[1]
+    running = _start(xp, grad_final, h0)
     grads, state_grads = xp.empty_like(gates), xp.empty_like(gates)
     for rows, b in reversed(_steps(sizes, reverse)):
         d = running[:b]
         if grad_out is not None:
             d += grad_out[rows]
-        a, ga, gs = gates[rows], grads[rows], state_grads[rows]
-        reset, update, new = (a[:, k * width : (k + 1) * width] for k in range(3))
-        g_reset, g_update, g_new = (ga[:, k * width : (k + 1) * width] for k in range(3))
-        g_new[...] = d * (1 - update)
-        _times_tanh_slope(g_new, new)
-        g_reset[...] = g_new * inner[rows]
-        g_update[...] = d * (before[rows] - new)
-        both = slice(0, 2 * width)
-        _times_sigmoid_slope(ga[:, both], a[:, both])
-        gs[:, both] = ga[:, both]
-        gs[:, 2 * width :] = g_new * reset
+        a, made = _block(gates, rows, 3), xp.empty_like(_block(gates, rows, 3))
+        reset, update, new = a
+        xp.multiply(d, 1 - update, out=made[2])
+        _times_tanh_slope(made[2], new)
+        xp.multiply(made[2], inner[rows], out=made[0])
+        xp.multiply(d, before[rows] - new, out=made[1])
+        _times_sigmoid_slope(made[:2], a[:2])
+        _gate_first(grads[rows], 3)[...] = made
+        made[2] *= reset
+        _gate_first(state_grads[rows], 3)[...] = made
         d *= update
-        d += xp.matmul(gs, weight_hh)
+        d += xp.matmul(state_grads[rows], weight_hh)
     gx, *rest = _outside(xp, (needs[0], *needs[2:]), grads, state_grads, input, before, weight_ih)
     return gx, running, *rest
 
@@ -342,7 +356,7 @@ def _cell(name, layer, gates):
         state = hx if isinstance(hx, (tuple, list)) else (hx,)
         extra = {"lstm": (None,), "gru": ()}.get(gates, (gates,))
         result = layer.call(input, *state, w_ih, w_hh, b_ih, b_hh, *extra,
-                            (input._data.shape[0],), False)  # fmt: skip
+                            (input._data.shape[0],), False)
         return (result[1], result[2]) if gates == "lstm" else result[1]
 
     cell.__name__ = cell.__qualname__ = name
