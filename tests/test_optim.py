@@ -161,6 +161,23 @@ def test_sparse_adam_leaves_other_rows_alone():
     assert p[1, 0].item() == pytest.approx(0.8, rel=1e-3) and p[0, 0].item() < 1
 
 
+def test_swapped_in_parameters():
+    p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2))
+    optimizer = optim.Adam([p], lr=0.1)
+    p.grad = q.grad = torch.ones(2)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["lr"] = 1.0
+    with optim.swap_in_optimizer_params_and_state(optimizer, {"q": q}, state):
+        optimizer.step()
+    assert q.tolist() == pytest.approx([-1, -1], rel=1e-3)
+    assert p.tolist() == pytest.approx([0.9, 0.9]) and optimizer.param_groups[0]["lr"] == 0.1
+    assert state["state"][0]["step"].item() == 2 and optimizer.state[p]["step"].item() == 1
+    with (pytest.raises(RuntimeError, match="has 0 tensors"),
+          optim.swap_in_optimizer_params_and_state(optimizer, {}, state)):  # fmt: skip
+        pass
+
+
 def test_averages_begin_with_a_copy():
     m = nn.Linear(1, 1, bias=False)
     average = optim.swa_utils.AveragedModel(m)

@@ -6,7 +6,7 @@ import itertools
 import multiprocessing
 import multiprocessing.context
 import warnings
-from typing import Any
+from typing import Any, Generic
 
 from .collate import default_collate, default_convert
 from .dataset import IterableDataset
@@ -16,6 +16,7 @@ from .sampler import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    T_co,
     draw_seed,
 )
 from .worker import Plan, get_worker_info
@@ -29,7 +30,7 @@ class _InfiniteConstantSampler(Sampler):
         return itertools.repeat(None)
 
 
-class DataLoader:
+class DataLoader(Generic[T_co]):
     """Batches of a dataset.
 
     Args:
