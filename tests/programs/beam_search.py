@@ -40,7 +40,7 @@ def main():
     repeated = torch.isin(torch.arange(9), tokens[0])
     penalised = torch.where(repeated & (logits[3] > 0), logits[3] / 1.3, logits[3] * 1.3)
     return [greedy, tokens.numpy(), scores.numpy(), allowed.numpy(), (allowed > 0).sum(-1).numpy(),
-            penalised.numpy()]  # fmt: skip
+            penalised.numpy()]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main():
     log_temperature = torch.nn.Parameter(torch.tensor(np.log(0.2), dtype=dtype))
     optimizer = torch.optim.SGD([
         {"params": encoder.parameters()}, {"params": [log_temperature], "lr": 0.01}],
-        lr=0.5, momentum=0.9, nesterov=True)  # fmt: skip
+        lr=0.5, momentum=0.9, nesterov=True)
     labels = torch.arange(16)
     out = []
     for _ in range(15):

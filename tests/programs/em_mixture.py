@@ -20,7 +20,7 @@ def main():
     dtype = torch.get_default_dtype()
     parts = [rng.standard_normal((n, 2)) @ m + c for n, m, c in
              [(40, np.diag([1, 0.3]), [0, 0]), (30, np.array([[0.5, 0.4], [0, 0.5]]), [3, 1]),
-              (30, np.eye(2) * 0.4, [-2, 2])]]  # fmt: skip
+              (30, np.eye(2) * 0.4, [-2, 2])]]
     x = torch.as_tensor(np.concatenate(parts), dtype=dtype)
     means = torch.tensor([[0.5, 0.5], [2.0, 0.0], [-1.0, 1.0]], dtype=dtype)
     covs = torch.eye(2, dtype=dtype).expand(3, 2, 2).clone()

@@ -7,7 +7,7 @@ import torch
 def life(board):
     padded = torch.nn.functional.pad(board, (1, 1, 1, 1))
     around = sum(padded[i : i + board.shape[0], j : j + board.shape[1]]
-                 for i in range(3) for j in range(3)) - board  # fmt: skip
+                 for i in range(3) for j in range(3)) - board
     return ((around == 3) | (board.bool() & (around == 2))).to(board.dtype)
 
 
@@ -45,7 +45,7 @@ def main():
     return [*alive, board.numpy(), automaton(row, 110, 9).numpy(), p.numpy(), values.numpy(),
             inverse.numpy(), counts.numpy(), gcds.numpy(), bits.sum(1).tolist(), gray.numpy(),
             torch.cumprod(torch.arange(1, 8), 0).numpy(),
-            torch.tensor(-7) // 2, -7 % torch.tensor(3)]  # fmt: skip
+            torch.tensor(-7) // 2, -7 % torch.tensor(3)]
 
 
 if __name__ == "__main__":

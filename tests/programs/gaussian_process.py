@@ -26,7 +26,7 @@ def main():
         factor = torch.linalg.cholesky(k)
         alpha = torch.cholesky_solve(y[:, None], factor)
         nll = (0.5 * y @ alpha.squeeze(-1) + factor.diagonal().log().sum()
-               + 0.5 * 25 * math.log(2 * math.pi))  # fmt: skip
+               + 0.5 * 25 * math.log(2 * math.pi))
         nll.backward()
         optimizer.step()
         out.append(nll.item())

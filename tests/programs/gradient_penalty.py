@@ -11,7 +11,7 @@ def penalty(critic, real, fake, alpha):
     (gradient,) = torch.autograd.grad(
         outputs=score, inputs=mixed, grad_outputs=torch.ones_like(score),
         create_graph=True, retain_graph=True,
-    )  # fmt: skip
+    )
     return ((gradient.view(gradient.size(0), -1).norm(2, dim=1) - 1) ** 2).mean()
 
 
@@ -23,7 +23,7 @@ def main():
         return torch.tensor(rng.standard_normal(shape), dtype=dtype)
 
     critic = nn.Sequential(nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Linear(16, 16),
-                           nn.LeakyReLU(0.2), nn.Linear(16, 1))  # fmt: skip
+                           nn.LeakyReLU(0.2), nn.Linear(16, 1))
     generator = nn.Sequential(nn.Linear(3, 16), nn.ReLU(inplace=True), nn.Linear(16, 2))
     for module in (*critic, *generator):
         if isinstance(module, nn.Linear):

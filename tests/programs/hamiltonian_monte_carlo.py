@@ -46,7 +46,7 @@ def main():
         step = 0.1 / (1 + k) ** 0.5
         chain = chain - step * gradient(chain) + (2 * step) ** 0.5 * noise(20, 2)
     return [*means, accepted, chain.numpy(), torch.var(chain, dim=0, unbiased=False).numpy(),
-            torch.corrcoef(chain.T).numpy()]  # fmt: skip
+            torch.corrcoef(chain.T).numpy()]
 
 
 if __name__ == "__main__":

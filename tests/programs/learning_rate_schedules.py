@@ -20,14 +20,14 @@ def make(kind, optimizer):
              schedules.CosineAnnealingLR(optimizer, 8)],
             milestones=[4],
         ),
-    }[kind]()  # fmt: skip
+    }[kind]()
 
 
 def main():
     dtype = torch.get_default_dtype()
     out = []
     for kind in ("step", "multi", "exponential", "cosine", "linear", "lambda", "one_cycle",
-                 "warmup"):  # fmt: skip
+                 "warmup"):
         w = torch.nn.Parameter(torch.tensor([2.0, -3.0], dtype=dtype))
         optimizer = SGD([w], lr=0.1, momentum=0.5)
         schedule = make(kind, optimizer)

@@ -17,7 +17,7 @@ def main():
     dtype = torch.get_default_dtype()
     shapes = [(20, 1), (20,), (1, 20), (1,)]
     params = [torch.tensor(rng.standard_normal(s) * 0.5, dtype=dtype).requires_grad_()
-              for s in shapes]  # fmt: skip
+              for s in shapes]
     optimizer = torch.optim.Adam(params, lr=1e-2)
     losses = []
     for _ in range(8):

@@ -9,9 +9,9 @@ def main():
     rng = np.random.default_rng(4)
     dtype = torch.get_default_dtype()
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.Sigmoid(),
-                          nn.Linear(24, 2))  # fmt: skip
+                          nn.Linear(24, 2))
     state = {name: torch.tensor(rng.standard_normal(tuple(p.shape)) * 0.4, dtype=dtype)
-             for name, p in model.state_dict().items()}  # fmt: skip
+             for name, p in model.state_dict().items()}
     print(model.load_state_dict(state))
 
     x = torch.tensor(rng.standard_normal((60, 6)), dtype=dtype)

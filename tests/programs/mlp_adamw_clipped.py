@@ -31,7 +31,7 @@ def main():
     decay = [p for p in net.parameters() if p.dim() > 1]
     rest = [p for p in net.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1},
-                                   {"params": rest, "weight_decay": 0.0}], lr=2e-2)  # fmt: skip
+                                   {"params": rest, "weight_decay": 0.0}], lr=2e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=25)
     x = torch.tensor(rng.uniform(-1, 1, (40, 3)), dtype=dtype)
     y = torch.cos(3 * x).sum(dim=-1)

@@ -29,7 +29,7 @@ def main():
         return torch.stack([t.sin().sum(), (t**3).prod(), t[0] * t[1]])
 
     out += [jacobian(curve, v).numpy(), jvp(curve, v, torch.ones_like(v))[1].numpy(),
-            vjp(curve, v, v)[1].numpy()]  # fmt: skip
+            vjp(curve, v, v)[1].numpy()]
     return [*out, torch.linalg.eigvalsh(matrix).numpy()]
 
 

@@ -40,7 +40,7 @@ def main():
     unpacked = torch.stack((packed << 4 >> 4, packed >> 4), dim=1).view(6, 2)
     return [*out, stored.numpy(), product.numpy(), (approx - x @ w.detach()).abs().max().item(),
             packed.numpy(), torch.equal(unpacked, stored), stored.float().unique().numel(),
-            torch.iinfo(torch.int8).max]  # fmt: skip
+            torch.iinfo(torch.int8).max]
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main():
     ground = torch.linalg.eigvalsh(h)[0]
     assert torch.is_complex(psi) and abs(probability.sum().item() - 1) < 1e-4
     return [*out, ground.item(), probability.numpy(), angles.grad.numpy(),
-            psi.angle().cos().tolist()]  # fmt: skip
+            psi.angle().cos().tolist()]
 
 
 if __name__ == "__main__":

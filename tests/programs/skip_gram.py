@@ -15,7 +15,7 @@ def main():
     vocabulary = {word: i for i, word in enumerate(sorted(set(words)))}
     ids = [vocabulary[w] for w in words]
     pairs = [(ids[i], ids[j]) for i in range(len(ids)) for j in range(i - 2, i + 3)
-             if i != j and 0 <= j < len(ids)]  # fmt: skip
+             if i != j and 0 <= j < len(ids)]
     centre, context = torch.tensor(pairs, dtype=torch.long).unbind(dim=1)
     size = len(vocabulary)
 

@@ -42,9 +42,9 @@ def main():
     assert torch.equal(ordered.gather(1, inverse), scores)
     kth = scores.kthvalue(2, dim=1)
     (ordered[:, -2:].sum() + kth.values.sum() + scores.median(dim=1).values.sum()
-     + torch.quantile(scores, 0.3, dim=1).sum()).backward()  # fmt: skip
+     + torch.quantile(scores, 0.3, dim=1).sum()).backward()
     return [*out, inverse.numpy(), kth.indices.numpy(), w.grad.numpy(),
-            scores.detach().cummax(dim=1).values.numpy()]  # fmt: skip
+            scores.detach().cummax(dim=1).values.numpy()]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def hermite(knots, values, slopes, x):
     h00, h10 = 2 * t**3 - 3 * t**2 + 1, t**3 - 2 * t**2 + t
     h01, h11 = -2 * t**3 + 3 * t**2, t**3 - t**2
     return (h00 * values[i] + h10 * width * slopes[i] + h01 * values[i + 1]
-            + h11 * width * slopes[i + 1])  # fmt: skip
+            + h11 * width * slopes[i + 1])
 
 
 def main():
@@ -44,7 +44,7 @@ def main():
         out.append(loss.item())
     buckets = torch.bucketize(x, knots)
     return [*out, moving.detach().numpy(), torch.histc(x, bins=6, min=0, max=6).numpy(),
-            buckets.numpy(), torch.trapezoid(y, x).item()]  # fmt: skip
+            buckets.numpy(), torch.trapezoid(y, x).item()]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main():
     dtype = torch.get_default_dtype()
     bonds = [1, 3, 3, 3, 2]
     cores = [torch.tensor(rng.standard_normal((a, 2, b)) * 0.6, dtype=dtype, requires_grad=True)
-             for a, b in zip(bonds, bonds[1:])]  # fmt: skip
+             for a, b in zip(bonds, bonds[1:])]
     x = torch.tensor(rng.random((30, 4)), dtype=dtype)
     features = torch.stack((torch.cos(x * torch.pi / 2), torch.sin(x * torch.pi / 2)), dim=-1)
     y = (x[:, 0] * x[:, 1] > x[:, 2] * x[:, 3]).long()
@@ -55,7 +55,7 @@ def main():
              ("...i,...i->...", a, b), ("bij,bjk->bik", a.view(1, 4, 4), b.view(1, 4, 4))]
     many = [torch.einsum(*call).numpy() for call in calls]
     return [*out, s.numpy(), low.numpy(), entropy.item(), product.numpy(), *many,
-            torch.linalg.multi_dot((a, b, c)).numpy(), torch.trace(a).item()]  # fmt: skip
+            torch.linalg.multi_dot((a, b, c)).numpy(), torch.trace(a).item()]
 
 
 if __name__ == "__main__":

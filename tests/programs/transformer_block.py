@@ -16,7 +16,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(),
-                                 nn.Linear(4 * width, width), nn.Dropout(0.5))  # fmt: skip
+                                 nn.Linear(4 * width, width), nn.Dropout(0.5))
 
     def forward(self, x):
         b, t, c = x.shape
@@ -31,7 +31,7 @@ class Model(nn.Module):
         super().__init__()
         self.token = nn.Embedding(vocabulary, width)
         position = torch.arange(length).unsqueeze(1) * torch.exp(
-            torch.arange(0, width, 2) * (-math.log(1e4) / width))  # fmt: skip
+            torch.arange(0, width, 2) * (-math.log(1e4) / width))
         table = torch.zeros(length, width)
         table[:, 0::2], table[:, 1::2] = torch.sin(position), torch.cos(position)
         self.register_buffer("position", table, persistent=False)
