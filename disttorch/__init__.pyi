@@ -117,6 +117,7 @@ from .ops import baddbmm as baddbmm
 from .ops import bartlett_window as bartlett_window
 from .ops import batch_norm as batch_norm
 from .ops import bernoulli as bernoulli
+from .ops import bilinear as bilinear
 from .ops import bincount as bincount
 from .ops import binomial as binomial
 from .ops import bitwise_and as bitwise_and
@@ -170,6 +171,7 @@ from .ops import copysign as copysign
 from .ops import corrcoef as corrcoef
 from .ops import cos as cos
 from .ops import cosh as cosh
+from .ops import cosine_similarity as cosine_similarity
 from .ops import count_nonzero as count_nonzero
 from .ops import cov as cov
 from .ops import cross as cross
@@ -383,6 +385,7 @@ from .ops import narrow as narrow
 from .ops import narrow_copy as narrow_copy
 from .ops import native_batch_norm as native_batch_norm
 from .ops import native_channel_shuffle as native_channel_shuffle
+from .ops import native_group_norm as native_group_norm
 from .ops import ne as ne
 from .ops import neg as neg
 from .ops import negative as negative
@@ -397,6 +400,7 @@ from .ops import ones as ones
 from .ops import ones_like as ones_like
 from .ops import orgqr as orgqr
 from .ops import outer as outer
+from .ops import pairwise_distance as pairwise_distance
 from .ops import pdist as pdist
 from .ops import permute as permute
 from .ops import pinverse as pinverse

@@ -76,8 +76,6 @@ def norm(
     *,
     out: Tensor | None = None,
     dtype: _dtype | None = None,
-    axis: Any = ...,
-    keepdims: _bool = False,
 ) -> Tensor: ...
 def pinv(
     A: Tensor,

@@ -155,9 +155,10 @@ def _inserted(parameters: list, new: inspect.Parameter) -> list:
     return [*parameters[:end], new, *parameters[end:]]
 
 
-def numpy_words(name: str, parameters: list) -> list:
+def numpy_words(name: str, function, parameters: list) -> list:
     """The parameters and NumPy's words for them, where the function takes those."""
-    if name not in ops._NUMPY_WORDS or any(p.kind is p.VAR_KEYWORD for p in parameters):
+    takes = name in ops._NUMPY_WORDS and function is ops.PUBLIC[name]
+    if not takes or any(p.kind is p.VAR_KEYWORD for p in parameters):
         return parameters
     keyword = inspect.Parameter.KEYWORD_ONLY
     at = next((i for i, p in enumerate(parameters) if p.name in ("dim", "dims")), None)
@@ -225,7 +226,7 @@ def define(name: str, function, prefix: str = "", method: bool = False) -> str:
             for rest, result in OVERLOADS[name]
         )
     parameters, returns, op = signature_of(name, function, prefix)
-    parameters = numpy_words(name, parameters)
+    parameters = numpy_words(name, function, parameters)
     return text_of(name, parameter_texts(parameters, op, returns, method), returns, indent)
 
 

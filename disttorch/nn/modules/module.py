@@ -7,6 +7,7 @@ ordinary attributes. What a module does with its state and with hooks is in ``st
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 from ...autograd import no_grad
 from ...backend import devices, dtypes
@@ -85,7 +86,7 @@ class Module(StateDict, HookRegistration):
             f'Module [{type(self).__name__}] is missing the required "forward" function'
         )
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         d = self.__dict__
         if (
             d["_forward_hooks"] or d["_forward_pre_hooks"] or d["_backward_hooks"]
@@ -435,6 +436,21 @@ class Module(StateDict, HookRegistration):
             return t.to(device=device, dtype=new, non_blocking=non_blocking)
 
         return self._apply(convert)
+
+    def share_memory(self):
+        """Move parameters and buffers to memory that child processes share, in place."""
+        return self._apply(lambda t: t.share_memory_())
+
+    def compile(self, *args, **kwargs) -> None:
+        """As ``disttorch.compile`` of this module, for its calls; takes the same arguments."""
+        from ...compiler import compile
+
+        compile(self, *args, **kwargs)
+
+    def _absent(self, device=None):
+        raise RuntimeError("disttorch runs on CPUs and CUDA devices; use cpu() or cuda()")
+
+    ipu = xpu = mtia = _absent
 
     def to_empty(self, *, device, recurse: bool = True):
         """Move to a device without copying values."""
