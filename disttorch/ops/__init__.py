@@ -24,6 +24,7 @@ from . import (
     creation,
     ctc,
     cumulative,
+    distances,
     einsum,
     factorizations,
     fft,
@@ -70,7 +71,7 @@ _FAMILIES = (
     reduce, promotion, reduce_more, cumulative, sorting, views, join, matmul, indexing,
     getset, factorizations, ranges, geometry, searching, windows, fft, einsum,
     linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention, recurrent,
-    ctc, conv, pooling, padding, channel_norms, resample, grid, creation, _random,
+    ctc, conv, pooling, padding, channel_norms, resample, grid, distances, creation, _random,
     _random_gamma, inplace, tensor_methods,
 )
 

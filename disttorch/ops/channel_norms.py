@@ -227,5 +227,16 @@ def native_batch_norm(
     return out, mean, (var + eps) ** -0.5
 
 
+def native_group_norm(input, weight, bias, N, C, HxW, group, eps):
+    """``group_norm`` of N·C·HxW elements with what it saves: (output, mean, 1/√(variance + eps))."""
+    out = group_norm(input, group, weight, bias, eps)
+    a = input._data
+    xp = namespace_of(a)
+    rows = a.astype(F32) if a.itemsize == 2 else a
+    _, mean, rstd = xp.group_norm(rows.reshape(N, C, HxW), None, None, group, eps)
+    return out, *(wrap(stat.astype(a.dtype)) for stat in (mean, rstd))
+
+
 FUNCTIONS = {"batch_norm": batch_norm, "instance_norm": instance_norm, "group_norm": group_norm,
-             "native_batch_norm": native_batch_norm}  # fmt: skip
+             "native_batch_norm": native_batch_norm,
+             "native_group_norm": native_group_norm}  # fmt: skip

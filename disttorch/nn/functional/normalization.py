@@ -38,16 +38,14 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, o
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """x1·x2 / (max(‖x1‖, eps)·max(‖x2‖, eps)) along ``dim``; shapes broadcast."""
-    n1 = _p_norm(x1, 2.0, dim, True).clamp(min=eps)
-    n2 = _p_norm(x2, 2.0, dim, True).clamp(min=eps)
-    return ((x1 / n1) * (x2 / n2)).sum(dim)
+    return ops.cosine_similarity(x1, x2, dim, eps)
 
 
 def pairwise_distance(
     x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Tensor:
     """‖x1 − x2 + eps‖ₚ over the last dim: [..., D] -> [...]; shapes broadcast."""
-    return (x1 - x2 + eps).norm(p, -1, keepdim)
+    return ops.pairwise_distance(x1, x2, p, eps, keepdim)
 
 
 def pdist(input: Tensor, p: float = 2.0) -> Tensor:

@@ -70,6 +70,22 @@ def _adaptive_max_pool(dims: int):
 adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = map(_adaptive_max_pool, (1, 2, 3))
 
 
+def _adaptive_max_pool_with_indices(dims: int):
+    pool = (adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d)[dims - 1]
+
+    def call(input: Tensor, output_size, return_indices: bool = False):
+        return pool(input, output_size, True)
+
+    call.__name__ = call.__qualname__ = f"adaptive_max_pool{dims}d_with_indices"
+    call.__doc__ = f"``adaptive_max_pool{dims}d`` with ``return_indices=True``."
+    return call
+
+
+adaptive_max_pool1d_with_indices = _adaptive_max_pool_with_indices(1)
+adaptive_max_pool2d_with_indices = _adaptive_max_pool_with_indices(2)
+adaptive_max_pool3d_with_indices = _adaptive_max_pool_with_indices(3)
+
+
 def adaptive_avg_pool1d(input: Tensor, output_size) -> Tensor:
     """Means of ``output_size`` windows that cover the last dim."""
     return pooling.adaptive_avg_pool(input, output_size, 1)
@@ -229,7 +245,8 @@ def lp_pool3d(
 
 __all__ = [
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
-    "adaptive_max_pool2d", "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_max_pool1d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool2d_with_indices",
+    "adaptive_max_pool3d", "adaptive_max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "fractional_max_pool2d", "fractional_max_pool2d_with_indices", "fractional_max_pool3d",
     "fractional_max_pool3d_with_indices", "lp_pool1d", "lp_pool2d", "lp_pool3d", "max_pool1d",
     "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
