@@ -86,6 +86,28 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     return _maybe_inplace(lambda x: ops.elu(x / alpha) * alpha, input, inplace)
 
 
+def selu_(input: Tensor) -> Tensor:
+    """``selu``, in place."""
+    return selu(input, inplace=True)
+
+
+def celu_(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """``celu``, in place."""
+    return celu(input, alpha, inplace=True)
+
+
+def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
+    """``threshold``, in place."""
+    return _maybe_inplace(lambda x: ops.where(x > threshold, x, value), input, True)
+
+
+def rrelu_(
+    input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False
+) -> Tensor:
+    """``rrelu``, in place."""
+    return rrelu(input, lower, upper, training, inplace=True)
+
+
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """input where positive, else negative_slope·input."""
     return _maybe_inplace(lambda x: ops.leaky_relu(x, negative_slope), input, inplace)

@@ -130,3 +130,11 @@ __all__ = [
     "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss",
     "MSELoss", "NLLLoss", "SmoothL1Loss",
 ]  # fmt: skip
+
+
+def __getattr__(name):  # the losses of ``margin_loss``, which itself builds on this file
+    from . import margin_loss
+
+    if name in margin_loss.__all__:
+        return getattr(margin_loss, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

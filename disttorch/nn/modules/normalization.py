@@ -8,6 +8,7 @@ from ... import ops
 from .. import functional as F
 from .. import init
 from ..parameter import Parameter
+from .batchnorm import CrossMapLRN2d, GroupNorm, LocalResponseNorm
 from .module import Module
 
 
@@ -91,4 +92,4 @@ class RMSNorm(Module):
         )
 
 
-__all__ = ["LayerNorm", "RMSNorm"]
+__all__ = ["CrossMapLRN2d", "GroupNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
