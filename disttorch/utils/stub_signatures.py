@@ -58,6 +58,10 @@ OVERLOADS = {
              ("dtype: Any, non_blocking: _bool = False, **kwargs: Any", "Tensor")),
 }  # fmt: skip
 
+WHERE = (("condition: Tensor", "_tuple[Tensor, ...]"),
+         ("condition: Tensor, input: Tensor | _Number, other: Tensor | _Number, *, "
+          "out: Tensor | None = None", "Tensor"))  # fmt: skip
+
 
 # ---------------------------------------------------------------- types
 def translate(annotation: Any) -> str | None:
@@ -216,15 +220,22 @@ def text_of(name: str, parameters: Sequence[str], returns: str, indent: str = ""
     return f"{indent}def {name}(\n{inner}{indent}) -> {returns}: ...\n"
 
 
+def _overloaded(name: str, forms, indent: str) -> str:
+    return "".join(
+        f"{indent}@overload\n" + text_of(name, [parameters], returns, indent)
+        for parameters, returns in forms
+    )
+
+
 def define(name: str, function, prefix: str = "", method: bool = False) -> str:
     """The definition of a function, or of a method."""
     indent = "    " if method else ""
+    if name == "where" and not method:
+        return _overloaded(name, WHERE, "")
     if name in OVERLOADS:
         first = "self" if method else "input: Tensor"
-        return "".join(
-            f"{indent}@overload\n" + text_of(name, [first, *filter(None, [rest])], result, indent)
-            for rest, result in OVERLOADS[name]
-        )
+        forms = [(f"{first}, {rest}".removesuffix(", "), out) for rest, out in OVERLOADS[name]]
+        return _overloaded(name, forms, indent)
     parameters, returns, op = signature_of(name, function, prefix)
     parameters = numpy_words(name, function, parameters)
     return text_of(name, parameter_texts(parameters, op, returns, method), returns, indent)
