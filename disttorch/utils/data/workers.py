@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import time
+import warnings
 import weakref
 from collections.abc import Iterator
 from multiprocessing.connection import wait
@@ -26,7 +28,18 @@ class _Worker:
             target=worker_main, args=(theirs, plan, worker_id), daemon=True
         )
         try:
-            self.process.start()
+            with warnings.catch_warnings():
+                # Python warns of forks beside threads, which may hold locks for ever in the child.
+                # Here they are BLAS's, which sees to it (pthread_atfork), and the user's own.
+                warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+                self.process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            ours.close()
+            raise pickle.PicklingError(
+                "DataLoader workers that are not forked get dataset, collate_fn and worker_init_fn "
+                f"as a pickle, which failed: {error}. Define them at the top of a module, or use "
+                "multiprocessing_context='fork'"
+            ) from error
         except BaseException:
             ours.close()
             raise
