@@ -17,6 +17,7 @@ class Status:
     val_loss: float | None = None
     tokens_per_s: float = 0.0
     seconds_left: float = 0.0
+    unit: str = "tokens"
 
     def losses(self) -> str:
         """Return the losses as text."""
@@ -28,9 +29,9 @@ class Status:
         return "  ".join(parts)
 
     def speed(self) -> str:
-        """Return tokens per second and the time left as text."""
+        """Return the work per second and the time left as text."""
         minutes, seconds = divmod(round(self.seconds_left), 60)
-        return f"{self.tokens_per_s:,.0f} tokens/s  {minutes}:{seconds:02d} left"
+        return f"{self.tokens_per_s:,.0f} {self.unit}/s  {minutes}:{seconds:02d} left"
 
 
 class Silent:
