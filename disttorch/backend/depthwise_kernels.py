@@ -89,26 +89,28 @@ def depthwise(xp, x, w, stride, padding, dilation, size):
     """x N×C×S with w (C·M)×1×K: N×(C·M)×P, P = ``size``."""
     channels, multiple = x.shape[1], w.shape[0] // x.shape[1]
     grid = _Grid(x.shape[2:], w.shape[2:], stride, padding, dilation, size)
-    taps = w.reshape(channels, multiple, *w.shape[2:])
-    out = xp.empty((x.shape[0], channels, multiple, *size), xp.result_type(x, w))
+    taps = w.reshape(channels, multiple, -1)
+    out = xp.empty((x.shape[0], channels * multiple, *size), xp.result_type(x, w))
     for b in _blocks(x.shape[0], channels, grid):
-        phases = grid.phases(xp, x[b])
-        part = xp.empty((b.stop - b.start, channels, grid.length), out.dtype)
-        total = xp.empty((b.stop - b.start, channels, grid.elements), out.dtype)
-        used = total[:, :, : grid.length]
-        for m in range(multiple):
-            used[...] = 0
-            for place, phase, shift in grid.taps:
-                seen = phases[phase][:, :, shift : shift + grid.length]
-                xp.multiply(seen, taps[(slice(None), m, *place, None)], out=part)
-                used += part
-            out[b, :, m] = grid.outputs(total)
-    return out.reshape(x.shape[0], channels * multiple, *size)
+        phases, count = grid.phases(xp, x[b]), b.stop - b.start
+        # what each tap meets, one below the other: a small product for each channel
+        seen = xp.empty((count, channels, len(grid.taps), grid.length), x.dtype)
+        for i, (_, phase, shift) in enumerate(grid.taps):
+            seen[:, :, i] = phases[phase][:, :, shift : shift + grid.length]
+        total = xp.empty((count, channels, multiple, grid.elements), out.dtype)
+        total[..., : grid.length] = xp.matmul(taps, seen)
+        out[b] = grid.outputs(total.reshape(count, channels * multiple, grid.elements))
+    return out
 
 
 def depthwise_input_grad(xp, g, w, size, stride, padding, dilation, channels):
     """The adjoint in x: g N×(C·M)×P to N×C×S, S = ``size``."""
     multiple, out_size = w.shape[0] // channels, g.shape[2:]
+    reach = [d * (k - 1) for d, k in zip(dilation, w.shape[2:])]
+    if multiple == 1 and set(stride) == {1} and all(p <= r for p, r in zip(padding, reach)):
+        mirrored = w[(slice(None), slice(None), *(slice(None, None, -1) for _ in reach))]
+        rest = [r - p for r, p in zip(reach, padding)]
+        return depthwise(xp, g, mirrored, stride, rest, dilation, tuple(size))
     grid = _Grid(size, w.shape[2:], stride, padding, dilation, out_size)
     g = g.reshape(g.shape[0], channels, multiple, *out_size)
     taps = w.reshape(channels, multiple, *w.shape[2:])
