@@ -181,7 +181,7 @@ for r in ("mean", "sum", "none"):
     reduction = {"reduction": r}
 
     def loss(name, *args, _options=reduction, **options):
-        label = "_".join([name, r, *map(str, options)])
+        label = "_".join([name, _options["reduction"], *map(str, options)])
         add(label, lambda p, o={**_options, **options}: getattr(p.nn, name)(**o), *args)
 
     loss("HingeEmbeddingLoss", array(*X), constant(signs(*X)))

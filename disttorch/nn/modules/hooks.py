@@ -160,6 +160,10 @@ class HookRegistration:
         """
         return add_hook(self._backward_hooks, hook, prepend=prepend)
 
+    def register_backward_hook(self, hook):
+        """The older name of ``register_full_backward_hook``, which is what it does here."""
+        return self.register_full_backward_hook(hook)
+
     def register_state_dict_pre_hook(self, hook):
         """Call ``hook(module, prefix, keep_vars)`` before ``state_dict()`` collects."""
         return add_hook(self._state_dict_pre_hooks, hook)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .. import functional as F
-from .vision import PairwiseDistance
 from .loss import NLLLoss, _Loss, _WeightedLoss
+from .vision import PairwiseDistance
 
 
 class HingeEmbeddingLoss(_Loss):

@@ -309,7 +309,7 @@ def transfer_parametrizations_and_params(
         for parametrization in chain:
             register_parametrization(to_module, name, parametrization)
         own = to_module.parametrizations[name]
-        for key in [k for k in (*chain._parameters, *chain._buffers)]:
+        for key in (*chain._parameters, *chain._buffers):
             setattr(own, key, getattr(chain, key))
     return to_module
 
