@@ -3,8 +3,8 @@
     python examples/digits_cnn.py
     python examples/digits_cnn.py --epochs 30 --width 32 --out runs/wide
 
-The result is a picture: the losses, the confusion matrix of the held-out digits, and those that the network
-gets wrong.
+The result is a picture: the losses, the confusion matrix of the held-out digits, and those that
+the network gets wrong.
 """
 
 from __future__ import annotations

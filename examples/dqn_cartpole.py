@@ -3,8 +3,8 @@
     python examples/dqn_cartpole.py
     python examples/dqn_cartpole.py --steps 6000 --seed 7
 
-Several carts run side by side. The result is a picture: the lengths of the episodes while learning, one episode
-before and after, and the value that the network gives to angles and speeds.
+Several carts run side by side. The result is a picture: the lengths of the episodes while learning,
+one episode before and after, and the value that the network gives to angles and speeds.
 
 The model of the cart is that of Barto, Sutton and Anderson (1983), the algorithm double DQN.
 """
@@ -173,7 +173,7 @@ def main() -> None:
         total += loss.item()
         with torch.no_grad():  # the target follows slowly: a moving average of the weights
             for old, new in zip(target.parameters(), model.parameters()):
-                old.lerp_(new, 0.01)
+                old.lerp_(new, 0.05)
         if step % every == 0 or step == given.steps:
             tests.append((step, play(model, given.seed + 1, TEST_EPISODES)[0].float().mean().item()))
             if tests[-1][1] >= best:

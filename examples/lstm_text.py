@@ -3,8 +3,8 @@
     python examples/lstm_text.py
     python examples/lstm_text.py --data 'books/*.txt' --width 256 --steps 2000
 
-Without --data the text is the Python standard library of this machine. The result is a text that the model has
-written, and a picture: the losses, and how sure it is of each character of a held-out piece.
+Without --data the text is the Python standard library of this machine. The result is a text that the
+model has written, and a picture: the losses, and how sure it is of each character of a held-out piece.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python examples/vae_digits.py
     python examples/vae_digits.py --latent 8 --beta 0.5
 
-The result is a picture: the losses, digits beside their reconstructions, and, with two latent numbers, the plane
-of codes: where the digits lie in it and what the decoder makes of its points.
+The result is a picture: the losses, digits beside their reconstructions, and the plane of codes:
+where the digits lie in it and what the decoder makes of its points.
 """
 
 from __future__ import annotations
