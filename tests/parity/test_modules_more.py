@@ -149,6 +149,8 @@ for mode in ("sum", "mean", "max"):
         bag_indices, offsets)  # fmt: skip
 add("bag_weights", lambda p: p.nn.EmbeddingBag(7, 3, mode="sum", include_last_offset=True),
     bag_indices, np.array([0, 4, 9]), array(9))  # fmt: skip
+add("bag_weights_one_size", lambda p: p.nn.EmbeddingBag(7, 3, mode="sum"), ints(7, 4, 5),
+    None, array(4, 5))  # fmt: skip
 add("bag_max_norm", lambda p: p.nn.EmbeddingBag(7, 3, norm_type=1.0, max_norm=2.0), ints(7, 4, 5))
 add("embedding_frequency", lambda p: p.nn.Embedding(7, 3, padding_idx=-2, scale_grad_by_freq=True),
     ints(7, 4, 5))  # fmt: skip

@@ -192,8 +192,7 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """
     if lambd < 0:
         raise RuntimeError(f"lambda must be greater or equal to 0, but found to be {lambd}.")
-    shrunk = ops.where(input > lambd, input - lambd, input * 0.0)
-    return ops.where(input < -lambd, input + lambd, shrunk)
+    return input - input.clamp(-lambd, lambd)
 
 
 def tanhshrink(input: Tensor) -> Tensor:

@@ -47,6 +47,9 @@ def embedding_bag(
         )
         input, weight = weight, input
     _check(input, weight, offsets, mode, scale_grad_by_freq, sparse, per_sample_weights)
+    if input.ndim == 2 and padding_idx is None and input.shape[1]:
+        rows = ops.embedding(input, weight, None, max_norm, norm_type, scale_grad_by_freq, sparse)
+        return _of_one_size(rows, mode, per_sample_weights)
     bags, count = _bag_of_each(input, offsets, include_last_offset)
     index = input.reshape(-1)
     factors = None if per_sample_weights is None else per_sample_weights.reshape(-1)
@@ -64,6 +67,15 @@ def embedding_bag(
         return total
     sizes = rows.new_zeros([count]).index_add(0, bags, ops.ones_like(rows[:, 0]).detach())
     return total / sizes.clamp(min=1).unsqueeze(1)
+
+
+def _of_one_size(rows, mode, factors):
+    """Bags of one size, [B, n, E]: plain reductions."""
+    if mode == "max":
+        return rows.max(1)[0]
+    if factors is not None:
+        return ops.matmul(factors.unsqueeze(1), rows).squeeze(1)
+    return rows.sum(1) if mode == "sum" else rows.mean(1)
 
 
 def _check(input, weight, offsets, mode, scale_grad_by_freq, sparse, per_sample_weights):
