@@ -102,7 +102,7 @@ def large_cases() -> dict:
         "transpose copy": lambda T, d: d["a"].t().contiguous(),
         "cat": lambda T, d: T.cat((d["a"], d["b"]), 1),
         "slice": lambda T, d: d["a"][:, 100:900],
-    }  # fmt: skip
+    }
 
 
 def large_inputs(T) -> dict:
@@ -121,7 +121,7 @@ def large_inputs(T) -> dict:
         "mask": T.from_numpy(rng.random((1024, 1024)) < 0.5),
         "label": T.from_numpy(rng.integers(0, 1024, 1024)),
         "place": T.from_numpy(rng.integers(0, 1024, (1024, 1024))),
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------- timing
@@ -148,7 +148,7 @@ def steps(libraries, kind, only):
         for name, f in small_cases().items():
             if only in name:
                 yield name, [step_of(T, lambda f=f, T=T, g=g: f(T, *g), g)
-                             for T, g in zip(libraries, given)]  # fmt: skip
+                             for T, g in zip(libraries, given)]
         return
     given = [large_inputs(T) for T in libraries]
     for name, f in large_cases().items():
@@ -157,7 +157,7 @@ def steps(libraries, kind, only):
                 step_of(T, lambda f=f, T=T, d=d: f(T, d),
                         [v for v in d.values() if v.requires_grad])
                 for T, d in zip(libraries, given)
-            ]  # fmt: skip
+            ]
 
 
 def time_by_turns(functions, rounds=9, target=0.02) -> list[float]:
@@ -267,25 +267,25 @@ def measure(kinds, threads, only) -> list[dict]:
             found = [(f"{DEPTH}-layer MLP step", measure_memory([T.__name__ for T in libraries]))]
         else:
             found = ((name, [t * scale for t in time_by_turns(fs)])
-                     for name, fs in steps(libraries, kind, only))  # fmt: skip
+                     for name, fs in steps(libraries, kind, only))
         for name, values in found:
             ratio = values[0] / values[1] if len(values) > 1 else None
             rows.append({"kind": kind, "name": name, "unit": unit, "disttorch": values[0],
-                         "torch": values[1] if ratio else None, "ratio": ratio})  # fmt: skip
+                         "torch": values[1] if ratio else None, "ratio": ratio})
             cells = "".join(f"{v:12.3f}" for v in values)
             late = " *" if ratio and ratio > TARGETS[kind] else ""
             print(name.ljust(24) + cells + (f"{ratio:8.2f}{late}" if ratio else ""), flush=True)
         ratios = [r["ratio"] for r in rows if r["kind"] == kind and r["ratio"]]
         if ratios:
             print(f"{'median ratio':<48}{statistics.median(ratios):8.2f}   "
-                  f"(* above {TARGETS[kind]})\n")  # fmt: skip
+                  f"(* above {TARGETS[kind]})\n")
     return rows
 
 
 def save(rows, threads):
     RESULTS.mkdir(exist_ok=True)
     about = {"threads": threads, "python": platform.python_version(),
-             "machine": platform.machine(), "cores": os.cpu_count(), "rows": rows}  # fmt: skip
+             "machine": platform.machine(), "cores": os.cpu_count(), "rows": rows}
     (RESULTS / "ops.json").write_text(json.dumps(about, indent=1) + "\n")
     with open(RESULTS / "ops.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

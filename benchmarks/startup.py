@@ -70,7 +70,7 @@ def installed_size() -> int:
         subprocess.run(
             [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet",
              f"{ROOT}[mpich]"], check=True, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         return sum(p.lstat().st_size for p in Path(folder).rglob("*") if p.is_file())
 
 

@@ -68,7 +68,7 @@ _LAZY = {
     "nn", "optim", "utils", "distributed", "cuda", "serialization", "random", "special", "linalg",
     "fft", "return_types", "func", "backends", "jit", "compiler", "accelerator", "testing", "amp",
     "distributions", "profiler", "multiprocessing", "cpu", "models", "debug",
-}  # fmt: skip
+}
 _FROM = {
     "save": "serialization", "load": "serialization", "fork_rng": "random",
     "default_generator": "random", "compile": "compiler", "vmap": "func", "mps": "absent_devices",
@@ -86,7 +86,7 @@ _FROM = {
         "set_autocast_cache_enabled", "set_autocast_cpu_dtype", "set_autocast_cpu_enabled",
         "set_autocast_dtype", "set_autocast_enabled", "set_autocast_gpu_dtype",
     ), "amp"),
-}  # fmt: skip
+}
 
 
 def __getattr__(name):

@@ -43,7 +43,7 @@ def _absent(kind: str, words: str) -> types.ModuleType:
     for name in ("current_device", "current_stream", "get_device_name", "get_device_properties",
                  "get_rng_state", "mem_get_info", "set_device", "stream", "synchronize",
                  "current_allocated_memory", "driver_allocated_memory", "Stream", "Event",
-                 "StreamContext"):  # fmt: skip
+                 "StreamContext"):
         setattr(module, name, raiser(name))
     return module
 

@@ -10,7 +10,7 @@ import functools
 
 
 def compile(model=None, *, fullgraph=False, dynamic=None, backend="inductor", mode=None,
-            options=None, disable=False, **other):  # fmt: skip
+            options=None, disable=False, **other):
     """The function or module itself, unchanged; as a decorator too. All options are accepted."""
     if model is None:
         return functools.partial(compile)

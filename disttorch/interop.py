@@ -236,7 +236,7 @@ def cuda_array_interface(self) -> dict:
 METHODS = {
     "__dlpack__": dlpack_capsule, "__dlpack_device__": dlpack_device, "__copy__": copy_tensor,
     "__cuda_array_interface__": property(cuda_array_interface),
-}  # fmt: skip
+}
 FUNCTIONS = {"from_dlpack": from_dlpack, "frombuffer": frombuffer, "asarray": asarray,
-             "to_dlpack": to_dlpack}  # fmt: skip
+             "to_dlpack": to_dlpack}
 __all__ = ["asarray", "from_dlpack", "frombuffer", "to_dlpack"]

@@ -12,7 +12,7 @@ from .tensor import Tensor
 
 # complex types never had such a name
 TYPE_NAMES = {f"{v}Tensor": dtypes.BY_NAME[k] for k, v in _WORDS.items()
-              if not k.startswith("complex")}  # fmt: skip
+              if not k.startswith("complex")}
 _made: dict = {}
 
 

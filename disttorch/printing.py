@@ -32,7 +32,7 @@ _PROFILES: dict[str, dict] = {
 
 
 def set_printoptions(precision=None, threshold=None, edgeitems=None, linewidth=None, profile=None,
-                     sci_mode=None) -> None:  # fmt: skip
+                     sci_mode=None) -> None:
     """Set how tensors print.
 
     Args:
@@ -49,7 +49,7 @@ def set_printoptions(precision=None, threshold=None, edgeitems=None, linewidth=N
         for name, value in _PROFILES[profile].items():
             setattr(OPTIONS, name, value)
     given = {"precision": precision, "threshold": threshold, "edgeitems": edgeitems,
-             "linewidth": linewidth}  # fmt: skip
+             "linewidth": linewidth}
     for name, value in given.items():
         if value is not None:
             setattr(OPTIONS, name, value)

@@ -26,7 +26,7 @@ def __getattr__(name):
 
 @contextlib.contextmanager
 def fork_rng(devices=None, enabled=True, _caller="fork_rng", _devices_kw="devices",
-             device_type="cuda"):  # fmt: skip
+             device_type="cuda"):
     """Inside this context, random numbers are drawn as usual; afterwards the states are as before.
 
     Args:
@@ -54,4 +54,4 @@ def fork_rng(devices=None, enabled=True, _caller="fork_rng", _devices_kw="device
 _cpu = devices.cpu
 __all__ = [
     "fork_rng", "get_rng_state", "initial_seed", "manual_seed", "seed", "set_rng_state",
-]  # fmt: skip
+]

@@ -37,7 +37,7 @@ def _make(name: str, *fields: str):
 
 __all__: list[str] = []
 for _name in ("max", "min", "sort", "topk", "median", "nanmedian", "mode", "kthvalue", "cummax",
-              "cummin"):  # fmt: skip
+              "cummin"):
     _make(_name, "values", "indices")
 _make("aminmax", "min", "max")
 _make("frexp", "mantissa", "exponent")

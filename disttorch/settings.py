@@ -100,4 +100,4 @@ __all__ = [
     "is_deterministic_algorithms_warn_only_enabled", "set_deterministic_debug_mode",
     "set_float32_matmul_precision", "set_num_interop_threads", "set_num_threads",
     "use_deterministic_algorithms",
-]  # fmt: skip
+]

@@ -206,7 +206,7 @@ STORAGE_NAMES = {
     "ShortStorage": dtypes.int16, "CharStorage": dtypes.int8, "ByteStorage": dtypes.uint8,
     "BoolStorage": dtypes.bool, "ComplexFloatStorage": dtypes.complex64,
     "ComplexDoubleStorage": dtypes.complex128,
-}  # fmt: skip
+}
 for _name, _dtype in STORAGE_NAMES.items():
     globals()[_name] = type(_name, (TypedStorage,), {"dtype": _dtype, "__module__": __name__})
 
@@ -233,7 +233,7 @@ def is_set_to(self, tensor: Tensor) -> bool:
     return (
         self.data_ptr() == tensor.data_ptr() and self.shape == tensor.shape
         and self.stride() == tensor.stride() and self.dtype is tensor.dtype
-    )  # fmt: skip
+    )
 
 
 def is_shared(self) -> bool:
@@ -277,4 +277,4 @@ METHODS = {
     "pin_memory": pin_memory, "is_pinned": is_pinned, "get_device": get_device,
     "untyped_storage": untyped_storage, "storage": typed_storage, "is_set_to": is_set_to,
     "is_shared": is_shared, "share_memory_": share_memory_,
-}  # fmt: skip
+}

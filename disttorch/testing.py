@@ -12,12 +12,12 @@ from .tensor import Tensor
 _TOLERANCES = {
     "float16": (1e-3, 1e-5), "bfloat16": (1.6e-2, 1e-5), "float32": (1.3e-6, 1e-5),
     "float64": (1e-7, 1e-7), "complex64": (1.3e-6, 1e-5), "complex128": (1e-7, 1e-7),
-}  # fmt: skip
+}
 
 
 def assert_close(actual, expected, *, allow_subclasses=True, rtol=None, atol=None, equal_nan=False,
                  check_device=True, check_dtype=True, check_layout=True, check_stride=False,
-                 msg=None) -> None:  # fmt: skip
+                 msg=None) -> None:
     """|actual − expected| <= atol + rtol·|expected| everywhere.
 
     Args:
@@ -37,7 +37,7 @@ def assert_close(actual, expected, *, allow_subclasses=True, rtol=None, atol=Non
             f"rtol and atol must both be specified or both be unspecified; {missing} is missing"
         )
     options = {"rtol": rtol, "atol": atol, "equal_nan": equal_nan, "check_device": check_device,
-               "check_dtype": check_dtype, "check_stride": check_stride}  # fmt: skip
+               "check_dtype": check_dtype, "check_stride": check_stride}
     problem = _difference(actual, expected, "", options)
     if problem is not None:
         raise AssertionError(msg(problem) if callable(msg) else msg or problem)
@@ -50,18 +50,18 @@ def _difference(a, b, at, options):
         if set(a) != set(b):
             return f"The keys of the mappings do not match: {sorted(a)} != {sorted(b)}{where}"
         return next(filter(None, (_difference(a[k], b[k], f"{at}[{k!r}]", options) for k in a)),
-                    None)  # fmt: skip
+                    None)
     if _is_sequence(a) and _is_sequence(b):
         if len(a) != len(b):
             return f"The length of the sequences mismatch: {len(a)} != {len(b)}{where}"
         return next(filter(None, (_difference(x, y, f"{at}[{i}]", options)
-                                  for i, (x, y) in enumerate(zip(a, b)))), None)  # fmt: skip
+                                  for i, (x, y) in enumerate(zip(a, b)))), None)
     if a is None and b is None:
         return None
     x, y = _tensor(a), _tensor(b)
     if x is None or y is None:
         return (f"No comparison pair was able to handle inputs of type {type(a)} and {type(b)}."
-                f"{where}")  # fmt: skip
+                f"{where}")
     numbers_only = isinstance(a, numbers.Number) and isinstance(b, numbers.Number)
     problem = _tensor_difference(x, y, options, numbers_only)
     return None if problem is None else problem + where
@@ -100,7 +100,7 @@ def _tensor_difference(a, b, options, numbers_only):
         rtol, atol = max(p[0] for p in pairs), max(p[1] for p in pairs)
     wide = dtypes.promote_types(a.dtype, b.dtype)
     kind = dtypes.complex128 if wide.is_complex else (
-        dtypes.float64 if wide.is_floating_point else dtypes.int64)  # fmt: skip
+        dtypes.float64 if wide.is_floating_point else dtypes.int64)
     x, y = (t.cpu().to(kind)._data for t in (a, b))
     xp = namespace_of(x)
     off = ~xp.isclose(x, y, rtol, atol, options["equal_nan"])

@@ -90,7 +90,7 @@ def place_from(env):
          "OMPI_COMM_WORLD_LOCAL_SIZE", ""),
         ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ""),
         ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "", "SLURM_NODEID"),
-    ):  # fmt: skip
+    ):
         rank, size, local_rank, local_size, node = (env.get(name) for name in names)
         if rank is not None and size is not None:
             return rank, size, local_rank or rank, local_size or size, node or "0"

@@ -60,24 +60,24 @@ def make_parser():
 
     add("--nproc-per-node", "-n", "-np", default="1", metavar="N",
         help="ranks to start: a number, gpu (one per GPU), cpu (one per core) or auto (gpu where "
-             "there is one, else cpu); default 1, which needs no MPI")  # fmt: skip
+             "there is one, else cpu); default 1, which needs no MPI")
     add("--module", "-m", action="store_true", help="the script is a module name, as in python -m")
     add("--no-python", action="store_true", help="the script is a program to run as it is")
     add("--oversubscribe", action="store_true", help="allow more ranks than CPU cores (or GPUs)")
     add("--threads-per-rank", metavar="N", help="BLAS/OpenMP threads (default: cores // ranks)")
     add("--env", action="append", default=[], metavar="K=V", help="set a variable in every rank")
     add("--log-dir", metavar="DIR", help="also append each rank's stdout and stderr to "
-        "DIR/rank<R>.stdout.log and DIR/rank<R>.stderr.log, unprefixed")  # fmt: skip
+        "DIR/rank<R>.stdout.log and DIR/rank<R>.stderr.log, unprefixed")
     add("--local-ranks-filter", metavar="R,R", help="show only these ranks' output")
     add("--no-prefix", action="store_true", help="show lines without their rank")
     add("--timeout", metavar="SECONDS", help="end the job after this time; every rank's Python "
-        "stack is printed, the status is 124")  # fmt: skip
+        "stack is printed, the status is 124")
     add("--grace", default="3", metavar="SECONDS", help="how long ranks may take to end after "
-        "another failed or a signal came, before SIGKILL (default 3)")  # fmt: skip
+        "another failed or a signal came, before SIGKILL (default 3)")
     add("--mpiexec", metavar="PATH", help="mpiexec to use: MPICH's or Intel's Hydra, Open MPI's, "
-        "or srun (default: the one beside this Python, else on PATH)")  # fmt: skip
+        "or srun (default: the one beside this Python, else on PATH)")
     add("--mpiexec-args", default="", metavar="ARGS", help="more arguments for mpiexec, quoted, "
-        'such as "-bind-to core"')  # fmt: skip
+        'such as "-bind-to core"')
     add("--master-addr", default="127.0.0.1", metavar="HOST", help="MASTER_ADDR of the ranks")
     add("--master-port", metavar="PORT", help="MASTER_PORT (default: a free one)")
     add("--nnodes", default="1", metavar="1", help="only 1 is supported; see below")

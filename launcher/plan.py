@@ -14,7 +14,7 @@ CHILD = str(Path(__file__).with_name("child.py"))
 # Set by an MPI for its own ranks. Seen here, they belong to a job around us: ours would take them
 # for its own rank.
 RANK_PREFIXES = ("PMI_", "PMIX_RANK", "PMIX_NAMESPACE", "PMIX_SERVER", "MPI_LOCAL", "HYDI_",
-                 "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_SIZE")  # fmt: skip
+                 "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_SIZE")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -37,7 +37,7 @@ class Plan:
 def make_plan(
     size, mode, target, arguments, *, mpiexec=None, mpiexec_args=(), threads=None, extra_env=None,
     master_addr="127.0.0.1", master_port=None,
-):  # fmt: skip
+):
     """The Plan of a job of `size` ranks on this machine.
 
     One rank starts without MPI, unless `mpiexec` or `mpiexec_args` ask for it. `threads` is the

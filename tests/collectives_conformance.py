@@ -462,7 +462,7 @@ def refusals(group: Group) -> None:
             call(*arguments)
 
     refuse(ValueError, rf"root must be a rank of group .* 0 to {n - 1}, got {n}",
-           group.broadcast, good, n)  # fmt: skip
+           group.broadcast, good, n)
     refuse(ValueError, "got -1", group.reduce, good, -1)
     refuse(TypeError, "True", group.broadcast, good, True)
     refuse(ValueError, r"read-only", group.all_reduce, frozen)
@@ -472,15 +472,15 @@ def refusals(group: Group) -> None:
         refuse(TypeError, "cannot be sent", group.all_reduce, np.zeros(2, dtype))
     refuse(TypeError, "BAND needs an integer", group.all_reduce, good, ReduceOp.BAND)
     refuse(TypeError, "MAX needs values with an order", group.all_reduce,
-           np.zeros(2, np.complex64), ReduceOp.MAX)  # fmt: skip
+           np.zeros(2, np.complex64), ReduceOp.MAX)
     for dtype in (bool, np.int32):
         refuse(TypeError, "AVG needs a floating", group.all_reduce, np.zeros(2, dtype),
-               ReduceOp.AVG)  # fmt: skip
+               ReduceOp.AVG)
     refuse(TypeError, "op must be a ReduceOp, got 'sum'", group.all_reduce, good, "sum")
     refuse(ValueError, rf"{n} x 4 = {4 * n} are needed", group.all_gather,
-           np.zeros(4 * n + 1, np.float32), good)  # fmt: skip
+           np.zeros(4 * n + 1, np.float32), good)
     refuse(TypeError, "out has dtype float64, the input has float32", group.all_gather,
-           np.zeros(4 * n), good)  # fmt: skip
+           np.zeros(4 * n), good)
     refuse(ValueError, "are needed", group.reduce_scatter, good, np.zeros(4 * n + 1, np.float32))
     refuse(ValueError, "itself", group.send, good, group.rank)
     refuse(ValueError, "itself", group.irecv, good, group.rank)

@@ -30,7 +30,7 @@ from ddp_models import (
     mlp,
     sums_have_one_order,
     whole_batch,
-)  # fmt: skip
+)
 
 import disttorch as torch
 import disttorch.distributed as dist
@@ -492,4 +492,4 @@ SCENARIOS = (
     a_write_into_gradients_counts_as_a_change, buffers_follow_rank_0, state_has_the_prefix,
     arguments_pass_through, wrapping_again_reduces_once, unused_parameters_are_an_error,
     models_must_agree, wrong_use_is_refused, an_interrupted_backward_is_noticed,
-)  # fmt: skip
+)

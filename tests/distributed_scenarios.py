@@ -18,7 +18,7 @@ from disttorch.distributed import ReduceOp
 DTYPES = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
     torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
-)  # fmt: skip
+)
 
 
 def value(rank: int, shape: tuple[int, ...] = (3, 2), dtype=torch.float32) -> torch.Tensor:
@@ -299,4 +299,4 @@ SCENARIOS = (
     all_reduce_in_every_dtype, reductions, views_and_strides, autograd_notices_a_write, broadcasts,
     gathers, scatters, all_to_all_calls, messages, objects, groups, counts, waiting_has_a_limit,
     places,
-)  # fmt: skip
+)

@@ -114,14 +114,14 @@ def _solve(t, x):
     a = _positive(t, x)
     return (t.linalg.solve(a, x) + t.linalg.solve(a, x, left=False)
             + t.linalg.solve(a, x[..., 0]).unsqueeze(-1)
-            + t.linalg.matrix_power(a, -2))  # fmt: skip
+            + t.linalg.matrix_power(a, -2))
 
 
 def _triangular(t, x):
     a = _positive(t, x)
     s = t.linalg.solve_triangular
     return (s(a, x, upper=True) + s(a, x, upper=False, left=False)
-            + s(a, x, upper=False, unitriangular=True))  # fmt: skip
+            + s(a, x, upper=False, unitriangular=True))
 
 
 def _pinv(t, x):
@@ -142,12 +142,12 @@ def _cross(t, x):
 
 def _products(t, x):
     return (t.linalg.multi_dot([x, x.mT, x]) + t.chain_matmul(x, x.mT, x)
-            + t.inner(x, x).sum() + t.linalg.vecdot(x, x * x).unsqueeze(-1))  # fmt: skip
+            + t.inner(x, x).sum() + t.linalg.vecdot(x, x * x).unsqueeze(-1))
 
 
 def _tensorinv(t, x):
     return t.linalg.tensorinv(x.reshape(2, 2, 4)) + t.linalg.tensorsolve(
-        x.reshape(2, 2, 2, 2), x[:2, :2]).unsqueeze(0)  # fmt: skip
+        x.reshape(2, 2, 2, 2), x[:2, :2]).unsqueeze(0)
 
 
 def _householder(t, x):
@@ -168,5 +168,5 @@ CASES = [
     (_solve, SQUARE, True), (_triangular, SQUARE, True), (_pinv, SQUARE + TALL + WIDE, True),
     (_pinv_hermitian, SQUARE, True), (_exp, SQUARE, True), (_cross, [(4, 3)], True),
     (_products, TALL, False), (_tensorinv, [(4, 4)], True), (_householder, [(4, 2)], False),
-]  # fmt: skip
+]
 IDS = [f.__name__.strip("_") for f, _, _ in CASES]

@@ -83,7 +83,7 @@ def flatten_inputs(case):
 
     def call(function, tensors):
         return function(*(build(a, tensors) for a in args),
-                        **{k: build(v, tensors) for k, v in kwargs.items()})  # fmt: skip
+                        **{k: build(v, tensors) for k, v in kwargs.items()})
 
     return found, call
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def run(*arguments, cwd, **environment):
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run([sys.executable, "-m", "disttorch", *arguments], capture_output=True,
-                          text=True, cwd=cwd, env=env, timeout=100, check=False)  # fmt: skip
+                          text=True, cwd=cwd, env=env, timeout=100, check=False)
 
 
 def script(folder, text, name="job.py"):
@@ -83,17 +83,17 @@ for code in ("torch.no_such", "import torch.no_such", "from torch import no_such
     assert got.returncode == 0, got.stderr
     assert got.stdout.split("\n")[:-1] == [
         "AttributeError True", "ModuleNotFoundError True", "ImportError True", "ImportError True",
-        "ModuleNotFoundError True"]  # fmt: skip
+        "ModuleNotFoundError True"]
 
 
 def test_tracebacks_and_exit_codes_as_python_gives_them(tmp_path):
     for text, code in (("def f():\n    raise ValueError('boom')\nf()\n", 1),
                        ("import sys\nsys.exit(7)\n", 7), ("raise SystemExit('bye')\n", 1),
-                       ("x = (\n", 1), ("print('fine')\n", 0)):  # fmt: skip
+                       ("x = (\n", 1), ("print('fine')\n", 0)):
         path = script(tmp_path, text)
         ours = run(path, cwd=tmp_path)
         plain = subprocess.run([sys.executable, path], capture_output=True, text=True,
-                               cwd=tmp_path, timeout=60, check=False)  # fmt: skip
+                               cwd=tmp_path, timeout=60, check=False)
         assert ours.returncode == plain.returncode == code
         assert ours.stdout == plain.stdout
         assert ours.stderr == plain.stderr
@@ -103,7 +103,7 @@ def test_modules_code_and_usage(tmp_path):
     script(tmp_path, "import sys, torch\nprint(torch.ones(1).item(), sys.argv[1:])\n", "mod.py")
     assert run("-m", "mod", "a", cwd=tmp_path).stdout == "1.0 ['a']\n"
     assert run("-c", "import torch, sys; print(torch.ones(2).sum().item(), sys.argv)", "b",
-               cwd=tmp_path).stdout == "2.0 ['-c', 'b']\n"  # fmt: skip
+               cwd=tmp_path).stdout == "2.0 ['-c', 'b']\n"
     missing = run("nowhere.py", cwd=tmp_path)
     assert missing.returncode == 2 and "can't open file" in missing.stderr
     assert "Traceback" not in missing.stderr

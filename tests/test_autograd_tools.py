@@ -153,7 +153,7 @@ def test_functional_call():
     params, buffers = stack_module_state([Affine(), Affine()])
     assert params["weight"].shape == (2, 2) and buffers["shift"].shape == (2, 2)
     out = vmap(lambda p, b, x: functional_call(m, (p, b), x), in_dims=(0, 0, None))(
-        params, buffers, torch.ones(2))  # fmt: skip
+        params, buffers, torch.ones(2))
     close(out, np.full((2, 2), 2.0))
 
 
@@ -243,7 +243,7 @@ def net(seed=0):
     return torch.nn.Sequential(
         torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Dropout(0.5), torch.nn.Linear(8, 8),
         torch.nn.LayerNorm(8), torch.nn.ReLU(), torch.nn.Linear(8, 4),
-    )  # fmt: skip
+    )
 
 
 def losses(run):
@@ -261,7 +261,7 @@ def losses(run):
     lambda m, x: checkpoint_sequential(m, 3, x, use_reentrant=False),
     lambda m, x: checkpoint(lambda y: checkpoint_sequential(m, 2, y, use_reentrant=False), x,
                             use_reentrant=False),
-])  # fmt: skip
+])
 def test_checkpoint_changes_no_number(run):
     for a, b in zip(losses(run), losses(lambda m, x: m(x))):
         np.testing.assert_array_equal(a, b)

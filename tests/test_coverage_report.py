@@ -11,13 +11,13 @@ NAMES = Path(__file__).resolve().parent.parent / "benchmarks" / "torch_names.jso
 # Namespaces whose musts are all there
 COMPLETE = {"torch.optim", "torch.backends", "torch.linalg", "torch.func", "torch.random",
             "torch.testing", "torch.compiler", "torch.jit", "torch.accelerator", "torch.storage",
-            "torch.mps", "torch.mtia", "torch.xpu"}  # fmt: skip
+            "torch.mps", "torch.mtia", "torch.xpu"}
 
 
 def test_resolves():
     for name in ("torch.nn.Linear", "Tensor.view", "torch.cuda.is_available",
                  "torch.utils.checkpoint.checkpoint",
-                 "torch.backends.cudnn.benchmark"):  # fmt: skip
+                 "torch.backends.cudnn.benchmark"):
         assert resolves(name)
     for name in ("torch.no_such", "Tensor.no_such", "torch.nn.no_such.deeper", "torch.no_such.x"):
         assert not resolves(name)
@@ -25,7 +25,7 @@ def test_resolves():
 
 def test_report_counts_and_lists():
     text, missing = report({"torch.zeros": 5, "torch.no_such": 3, "torch.nor_this": 1,
-                            "torch.fx.GraphModule": 1, "Tensor.sum": 1})  # fmt: skip
+                            "torch.fx.GraphModule": 1, "Tensor.sum": 1})
     assert missing == ["torch.no_such"]
     assert "1/2 50%" in text and "2/5 40%" in text
     order = [text.index(w) for w in ("torch.nor_this", "left out", "torch.fx.GraphModule")]

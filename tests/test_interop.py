@@ -52,7 +52,7 @@ def test_frombuffer_and_asarray():
     assert t.tolist() == [42, 1, 2, 3]
     assert torch.frombuffer(raw, dtype=torch.int16, count=2, offset=2).tolist() == [1, 2]
     for options, words in (({"offset": 9}, "offset"), ({"count": 9}, "requested buffer length"),
-                           ({"offset": 1}, "multiple of element size")):  # fmt: skip
+                           ({"offset": 1}, "multiple of element size")):
         with pytest.raises(ValueError, match=words):
             torch.frombuffer(raw, dtype=torch.int16, **options)
     a = np.ones(2)
@@ -199,7 +199,7 @@ def test_compile_and_jit_hand_functions_back():
 
 def test_missing_names_say_so():
     for get in (lambda: torch.no_such_name, lambda: torch.cuda.no_such_name,
-                lambda: torch.utils.no_such_name, lambda: torch.autograd.no_such_name):  # fmt: skip
+                lambda: torch.utils.no_such_name, lambda: torch.autograd.no_such_name):
         with pytest.raises(AttributeError, match="disttorch lacks it"):
             get()
 
@@ -212,13 +212,13 @@ def test_without_a_gpu():
     assert c.memory_allocated() == c.max_memory_allocated() == c.memory_reserved() == 0
     assert c.get_rng_state_all() == [] and c.memory_stats() == {}
     for nothing in (c.empty_cache, c.seed_all, c.reset_peak_memory_stats, lambda: c.manual_seed(1),
-                    lambda: c.manual_seed_all(1), lambda: c.set_rng_state_all([])):  # fmt: skip
+                    lambda: c.manual_seed_all(1), lambda: c.set_rng_state_all([])):
         assert nothing() is None
     with c.stream(None):
         pass
     for needs_one in (c.current_device, c.synchronize, c.Stream, c.Event, c.current_stream,
                       c.get_device_name, c.mem_get_info, lambda: c.set_device(0), c.get_rng_state,
-                      lambda: c.FloatTensor(3)):  # fmt: skip
+                      lambda: c.FloatTensor(3)):
         with pytest.raises(AssertionError, match="not compiled with CUDA"):
             needs_one()
         with pytest.raises(RuntimeError):
@@ -250,7 +250,7 @@ def test_assert_close():
         (torch.arange(3), torch.tensor([0, 1, 3]), "not equal"),
         (torch.tensor(float("nan")), torch.tensor(float("nan")), "not close"),
         ([1], [1, 2], "length"), ("a", "b", "No comparison"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(AssertionError, match=words):
             close(a, b)
     with pytest.raises(ValueError, match="both"):

@@ -28,7 +28,7 @@ def test_gelu(dtype, size, approximate):
     np.testing.assert_allclose(ours, plain, **close)
     np.testing.assert_allclose(
         CPU.gelu_backward(g, x, approximate), plain_kernels.gelu_backward(CPU, g, x, approximate),
-        **close)  # fmt: skip
+        **close)
 
 
 def test_erf_is_within_half_a_millionth_of_the_exact_function():
@@ -42,14 +42,14 @@ def test_erf_is_within_half_a_millionth_of_the_exact_function():
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 @pytest.mark.parametrize("shape,axis", [((3, 5), 1), ((3, 5), 0), ((2, 3, 4), 1), ((7,), 0),
                                         ((_BLOCK // 8 + 1, 9), 1),
-                                        ((9, _BLOCK // 8 + 1), 0), ((0, 4), 1)])  # fmt: skip
+                                        ((9, _BLOCK // 8 + 1), 0), ((0, 4), 1)])
 def test_softmax(name, shape, axis):
     x, g = draw(shape, np.float64), draw(shape, np.float64)
     out = getattr(CPU, name)(x, axis)
     np.testing.assert_allclose(out, getattr(plain_kernels, name)(CPU, x, axis), atol=1e-13)
     back = getattr(CPU, name + "_backward")(g, out, axis)
     np.testing.assert_allclose(
-        back, getattr(plain_kernels, name + "_backward")(CPU, g, out, axis), atol=1e-12)  # fmt: skip
+        back, getattr(plain_kernels, name + "_backward")(CPU, g, out, axis), atol=1e-12)
 
 
 @pytest.mark.parametrize("rows,width", [(1, 4), (5, 3), (_BLOCK // 8 + 3, 8), (0, 4), (70, 999)])
@@ -61,7 +61,7 @@ def test_layer_norm(rows, width, affine):
     for ours, plain in zip((out, mean, rstd), plain_kernels.layer_norm(CPU, x, w, b, 1e-5)):
         np.testing.assert_allclose(ours, plain, atol=1e-10)
     for ours, plain in zip(CPU.layer_norm_backward(g, x, w, mean, rstd),
-                           plain_kernels.layer_norm_backward(CPU, g, x, w, mean, rstd)):  # fmt: skip
+                           plain_kernels.layer_norm_backward(CPU, g, x, w, mean, rstd)):
         np.testing.assert_allclose(ours, plain, atol=1e-9)
     for kernels, first in ((CPU, ()), (plain_kernels, (CPU,))):
         gx, *rest = kernels.layer_norm_backward(*first, g, x, w, mean, rstd, affine=False)
@@ -114,14 +114,14 @@ def test_memory_of_arrays_whose_dims_lie_in_any_order(order):
     assert np.array_equal(CPU.strided_view(a, a.shape, a.strides), a)
     assert [flat[offset + s * (n - 1)] for s, n in zip(strides, a.shape)] == [
         a[n - 1, 0, 0] if d == 0 else a[0, n - 1, 0] if d == 1 else a[0, 0, n - 1]
-        for d, n in enumerate(a.shape)]  # fmt: skip
+        for d, n in enumerate(a.shape)]
 
 
 def test_reversed_cumsum():
     a = draw((3, 4, 5), np.float64)
     for axis in range(3):
         np.testing.assert_allclose(CPU.reversed_cumsum(a, axis),
-                                   plain_kernels.reversed_cumsum(np, a, axis))  # fmt: skip
+                                   plain_kernels.reversed_cumsum(np, a, axis))
 
 
 @pytest.mark.parametrize("k", [1, 3, 30, 100])
@@ -133,7 +133,7 @@ def test_top_k(k, largest):
 
 
 @pytest.mark.parametrize("shape,target", [((3, 4), (4,)), ((3, 4), (3, 1)), ((2, 3, 4), (1, 4)),
-                                          ((2, 3), ()), ((5, 1, 4), (4,))])  # fmt: skip
+                                          ((2, 3), ()), ((5, 1, 4), (4,))])
 def test_sum_rows_to(shape, target):
     g = draw(shape, np.float64)
     np.testing.assert_allclose(CPU.sum_rows_to(g, target), plain_kernels.sum_rows_to(np, g, target))

@@ -12,7 +12,7 @@ from launcher import plan
 
 CONTRACT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR",
             "MASTER_PORT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-            "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "EXTRA")  # fmt: skip
+            "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "EXTRA")
 SHOW_ENVIRONMENT = f"""
 import json, os, sys
 seen = {{k: os.environ[k] for k in {CONTRACT} if k in os.environ}}
@@ -38,7 +38,7 @@ def environment_of_ranks(folder, ranks):
 def test_the_environment_contract(tmp_path, ranks):
     write(tmp_path, "show.py", SHOW_ENVIRONMENT)
     status, _, err = run_job(tmp_path, "--nproc-per-node", ranks, "--oversubscribe", "show.py",
-                             "--mpi")  # fmt: skip
+                             "--mpi")
     assert (status, err) == (0, "")
     seen = environment_of_ranks(tmp_path, ranks)
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
@@ -64,7 +64,7 @@ def test_ports_differ_between_jobs():
 def test_what_the_user_set_wins(tmp_path):
     write(tmp_path, "show.py", SHOW_ENVIRONMENT)
     settings = {"OMP_NUM_THREADS": "5", "OMP_WAIT_POLICY": "active", "CUDA_VISIBLE_DEVICES": "7",
-                "RANK": "9", "WORLD_SIZE": "9", "MASTER_PORT": "9", "PMI_RANK": "9"}  # fmt: skip
+                "RANK": "9", "WORLD_SIZE": "9", "MASTER_PORT": "9", "PMI_RANK": "9"}
     assert run_job(tmp_path, "-n", 2, "--env", "EXTRA=a=b", "show.py", env=settings)[0] == 0
     for rank, env in enumerate(environment_of_ranks(tmp_path, 2)):
         assert env["OMP_NUM_THREADS"] == env["OPENBLAS_NUM_THREADS"] == "5"
@@ -89,7 +89,7 @@ def test_one_rank_needs_no_mpi(tmp_path):
         subprocess.run([sys.executable, "-c", code, "-n", str(ranks), "show.py"], cwd=tmp_path,
                        env=env, capture_output=True, timeout=60)
         for ranks in (1, 2)
-    ]  # fmt: skip
+    ]
     assert done[0].returncode == 0
     assert environment_of_ranks(tmp_path, 1)[0]["WORLD_SIZE"] == "1"
     assert done[1].returncode == 2

@@ -38,7 +38,7 @@ def test_names_order_and_shared_modules():
     assert [n for n, _ in m.named_parameters()] == ["a.weight", "a.bias", "b.1.weight"]
     assert [n for n, _ in m.named_parameters(remove_duplicate=False)][-2:] == [
         "again.weight", "again.bias",
-    ]  # fmt: skip
+    ]
     assert [n for n, _ in m.named_parameters("p", recurse=False)] == []
     assert [n for n, _ in m.named_buffers("p")] == ["p.count", "p.scratch"]
     assert [n for n, _ in m.named_modules()] == ["", "a", "b", "b.0", "b.1"]
@@ -126,7 +126,7 @@ def test_state_dict_round_trip_and_sharing():
     state = m.state_dict()
     assert list(state) == [
         "count", "a.weight", "a.bias", "b.1.weight", "again.weight", "again.bias",
-    ]  # fmt: skip
+    ]
     assert not state["a.weight"].requires_grad
     state["count"][0] = 7.0
     assert m.count.item() == 7  # shares memory
@@ -194,7 +194,7 @@ def test_state_dict_hooks():
     m[0].register_load_state_dict_pre_hook(
         lambda mod, state, prefix, *rest: (calls.append(type(mod).__name__),
                                            state.pop(prefix + "extra"))
-    )  # fmt: skip
+    )
     m.register_load_state_dict_post_hook(lambda mod, keys: keys.missing_keys.clear())
     state = m.state_dict()
     assert "0.extra" in state
@@ -357,7 +357,7 @@ def test_rrelu_and_gumbel_softmax():
         ("normal_", 1.0), ("uniform_", math.sqrt(1 / 12)), ("trunc_normal_", 0.8796),
         ("orthogonal_", 1 / math.sqrt(300)),
     ],
-)  # fmt: skip
+)
 def test_initial_standard_deviation(name, std):
     torch.manual_seed(3)
     w = getattr(nn.init, name)(torch.empty(300, 200))
@@ -395,7 +395,7 @@ def test_double_backward_through_losses_and_activations():
         lambda v: F.huber_loss(v, t, delta=0.5), lambda v: F.mse_loss(v, t),
         lambda v: F.binary_cross_entropy_with_logits(v, t),
         lambda v: F.binary_cross_entropy(F.sigmoid(v), t),
-    ]  # fmt: skip
+    ]
     for f in functions:
         def slope(v, f=f):
             (g,) = grad(f(v).sum(), v, create_graph=True)

@@ -52,7 +52,7 @@ def moments(t, mean, std, tolerance=4.0):
     (lambda: torch.randint_like(torch.empty(N), 0, 4), 1.5, 1.25**0.5),
     (lambda: torch.multinomial(torch.tensor([1.0, 2.0, 1.0]), N, replacement=True), 1, 0.5**0.5),
     (lambda: torch.randn(N, dtype=torch.complex128).real, 0, 0.5**0.5),
-])  # fmt: skip
+])
 def test_moments(draw, mean, std):
     moments(draw(), mean, std)
 
@@ -89,7 +89,7 @@ def test_streams_repeat():
     def draws():
         return [torch.rand(3), torch.randn(2), torch.randint(9, (4,)), torch.randperm(5),
                 torch.empty(3).exponential_(),
-                torch.nn.functional.dropout(torch.ones(9))]  # fmt: skip
+                torch.nn.functional.dropout(torch.ones(9))]
 
     torch.manual_seed(7)
     first, state = draws(), torch.get_rng_state()
@@ -178,7 +178,7 @@ def test_view_and_leaf_rules():
     (lambda: torch.multinomial(torch.tensor([0.0, 0.0]), 1), "sum of probabilities"),
     (lambda: torch.manual_seed(1 << 65), "64 bits"),
     (lambda: torch.set_rng_state(torch.zeros(3, dtype=torch.uint8)), "RNG state"),
-])  # fmt: skip
+])
 def test_bad_input(call, words):
     with pytest.raises(RuntimeError, match=words):
         call()

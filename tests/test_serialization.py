@@ -19,7 +19,7 @@ from disttorch.serialization import archive
 DTYPES = [
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32",
     "float64", "complex64", "complex128",
-]  # fmt: skip
+]
 
 
 def through_memory(obj, **options):
@@ -43,7 +43,7 @@ def test_containers():
         s={1, 2}, f=frozenset("ab"), by=bytearray(b"xy"), c=Counter("abca"), d=torch.float16,
         where=torch.device("cpu"), size=torch.Size([2, 3]), sl=slice(1, None, 2), r=range(3),
         nested={"x": {("y", 1): [{}, [], ""]}}, inf=float("inf"),
-    )  # fmt: skip
+    )
     loaded = through_memory(obj)
     assert loaded == obj and list(loaded) == list(obj)
     assert [type(v) for v in loaded.values()] == [type(v) for v in obj.values()]
@@ -207,7 +207,7 @@ def test_no_code_runs(tmp_path, protocol):
     for function, args in (
         (os.mkdir, (str(mark),)), (eval, (f"__import__('os').mkdir({str(mark)!r})",)),
         (os.system, (f"mkdir {mark}",)),
-    ):  # fmt: skip
+    ):
         evil = pickle.dumps({"a": Global(function, *args)}, protocol)
         assert pickle.loads(evil) and mark.exists()  # it works on an open unpickler
         mark.rmdir()
@@ -272,7 +272,7 @@ def test_storages_that_do_not_fit():
     for records, text in (
         ([], "lacks the record data/0"), ([("data/0", b"\0" * 15)], "has 15 bytes"),
         ([("data/0", b"\0" * 4000)], "has 4000 bytes"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(RuntimeError, match=text):
             torch.load(file_with(tensor_pickle(), records))
     buffer = io.BytesIO()
@@ -289,7 +289,7 @@ def test_storages_that_do_not_fit():
         (b"", "empty"), (b"hello world", "begins with b'hello wo'"),
         (archive._OLD_MAGIC + b"....", r"before 1\.6"), (b"PK\x03\x04....", "truncated or damaged"),
     ],
-)  # fmt: skip
+)
 def test_other_files(content, text, tmp_path):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(RuntimeError, match=f"x.pt.*{text}"):

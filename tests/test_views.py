@@ -41,7 +41,7 @@ def laid_out(array, data):
 
 @quick
 @given(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=4, min_side=0),
-       st.data())  # fmt: skip
+       st.data())
 def test_broadcasting_and_its_gradient(drawn, data):
     (sa, sb), shape = drawn.input_shapes, drawn.result_shape
     a, b = laid_out(counted(sa), data), laid_out(less_one(counted(sb)), data)
@@ -54,7 +54,7 @@ def test_broadcasting_and_its_gradient(drawn, data):
         full = np.broadcast_to(other, shape)
         lead = full.ndim - t.ndim
         axes = tuple(range(lead)) + tuple(
-            lead + i for i, n in enumerate(t.shape) if n == 1 and shape[lead + i] != 1)  # fmt: skip
+            lead + i for i, n in enumerate(t.shape) if n == 1 and shape[lead + i] != 1)
         want = full.sum(axes, keepdims=True).reshape(t.shape)
         np.testing.assert_array_equal(t.grad.numpy(), want)
 
@@ -189,7 +189,7 @@ def test_einsum_of_drawn_equations(shape, data):
     letters = "abcd"[: len(shape)]
     sizes = dict(zip(letters, shape))
     terms = [data.draw(st.permutations(letters)).copy()[: data.draw(st.integers(0, len(letters)))]
-             for _ in range(data.draw(st.integers(1, 3)))]  # fmt: skip
+             for _ in range(data.draw(st.integers(1, 3)))]
     used = sorted({c for t in terms for c in t})
     output = data.draw(st.permutations(used))[: data.draw(st.integers(0, len(used)))]
     equation = ",".join("".join(t) for t in terms) + "->" + "".join(output)

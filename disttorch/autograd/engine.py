@@ -487,4 +487,4 @@ def raw_ops(array):
 __all__ = [
     "PackedTensor", "backward_reaches", "current_backward", "queue_callback", "raw_ops",
     "register_ops", "run_backward", "tensor_ops",
-]  # fmt: skip
+]

@@ -60,7 +60,7 @@ def _vector(v, like, several, name):
         raise RuntimeError(
             f"v is a tuple of invalid length: should be {len(like)} but got {len(v)}."
             if several else "The given v should contain a single Tensor."
-        )  # fmt: skip
+        )
     for i, (a, b) in enumerate(zip(v, like)):
         if a.shape != b.shape:
             entry = f"Entry {i} in " if len(v) > 1 else ""
@@ -84,7 +84,7 @@ def _pull(outputs, inputs, seeds, create_graph, strict=False):
     found = [None] * len(inputs)
     if used:
         found = _grad([o for o, _ in used], inputs, [s for _, s in used], retain_graph=True,
-                      create_graph=create_graph, allow_unused=True)  # fmt: skip
+                      create_graph=create_graph, allow_unused=True)
     if strict and None in found:
         raise RuntimeError(
             f"The output of the user-provided function is independent of input "
@@ -135,7 +135,7 @@ def _scalar_gradient(func, inputs, name, create_graph, strict):
     given, many, outputs, several = _run(func, inputs, name, create_graph, strict)
     if several or outputs[0].numel() != 1:
         raise RuntimeError(f"The function given to {name} should return a single Tensor with one "
-                           "element")  # fmt: skip
+                           "element")
     return given, many, outputs[0], _pull(outputs, given, (_ones(outputs[0]),), True, strict)
 
 
@@ -181,7 +181,7 @@ def jacobian_rows(output, inputs, create_graph):
 
 
 def jacobian(func, inputs, create_graph=False, strict=False, vectorize=False,
-             strategy="reverse-mode"):  # fmt: skip
+             strategy="reverse-mode"):
     """All first derivatives.
 
     Args:
@@ -208,7 +208,7 @@ def jacobian(func, inputs, create_graph=False, strict=False, vectorize=False,
 
 
 def hessian(func, inputs, create_graph=False, strict=False, vectorize=False,
-            outer_jacobian_strategy="reverse-mode"):  # fmt: skip
+            outer_jacobian_strategy="reverse-mode"):
     """All second derivatives of a function that returns one element.
 
     Returns:

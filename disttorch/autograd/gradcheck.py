@@ -56,7 +56,7 @@ def _analytical(fn, inputs, i, k, weight):
         g = None
         if out.requires_grad:
             (g,) = grad(out, (inputs[i],), wrap(seed.reshape(out._data.shape)), retain_graph=True,
-                        allow_unused=True)  # fmt: skip
+                        allow_unused=True)
         columns.append(xp.zeros(array.size, array.dtype) if g is None else g._data.reshape(-1))
     return xp.stack(columns, axis=1) if columns else xp.zeros((array.size, 0), array.dtype)
 
@@ -88,7 +88,7 @@ def _mismatches(func, inputs, i, eps, atol, rtol):
 def gradcheck(func, inputs, *, eps=1e-6, atol=1e-5, rtol=1e-3, raise_exception=True,
               nondet_tol=0.0, check_undefined_grad=True, check_grad_dtypes=False,
               check_batched_grad=False, check_batched_forward_grad=False, check_forward_ad=False,
-              check_backward_ad=True, fast_mode=False, masked=None) -> bool:  # fmt: skip
+              check_backward_ad=True, fast_mode=False, masked=None) -> bool:
     """Compare the gradients of ``func`` at ``inputs`` with central differences.
 
     Args:
@@ -160,7 +160,7 @@ def _check_repeats(func, inputs, checked, tolerance):
 def gradgradcheck(func, inputs, grad_outputs=None, *, eps=1e-6, atol=1e-5, rtol=1e-3,
                   gen_non_contig_grad_outputs=False, raise_exception=True, nondet_tol=0.0,
                   check_undefined_grad=True, check_grad_dtypes=False, check_batched_grad=False,
-                  fast_mode=False, masked=False) -> bool:  # fmt: skip
+                  fast_mode=False, masked=False) -> bool:
     """``gradcheck`` of the gradient of ``func``: its second derivatives."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     outs = _outputs(func(*inputs))
@@ -182,10 +182,10 @@ def gradgradcheck(func, inputs, grad_outputs=None, *, eps=1e-6, atol=1e-5, rtol=
             outs = _outputs(func(*given))
             used = [(o, s) for o, s in zip(outs, seeds_now) if o.requires_grad]
             got = grad([o for o, _ in used], [given[i] for i in wanted], [s for _, s in used],
-                       create_graph=True, allow_unused=True)  # fmt: skip
+                       create_graph=True, allow_unused=True)
         return tuple(g for g in got if g is not None)
 
     if not first(*inputs, *seeds):
         return True  # the function is constant: there is no gradient to differentiate
     return gradcheck(first, (*inputs, *seeds), eps=eps, atol=atol, rtol=rtol,
-                     raise_exception=raise_exception)  # fmt: skip
+                     raise_exception=raise_exception)

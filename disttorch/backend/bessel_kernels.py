@@ -36,25 +36,25 @@ _P0 = (
     1.6306464635151382e-09, -7.86409137723707e-11, 5.168262387349193e-12,
     -4.3045788699253914e-13, 4.3265957431549404e-14, -5.069034095935236e-15,
     6.748072215733873e-16, -1.0011513723467786e-16, 1.6305919233744186e-17,
-)  # fmt: skip
+)
 _Q0 = (
     -0.015555854605337009, 6.838519942611649e-05, -7.414498411060647e-07,
     1.7972457247968992e-08, -7.27191593686632e-10, 4.2201219046687385e-11,
     -3.206747420996635e-12, 3.006145125351706e-13, -3.336328185322427e-14,
     4.255225040245461e-15, -6.09993013164005e-16, 9.662128970303257e-17, -1.6686065214378146e-17,
-)  # fmt: skip
+)
 _P1 = (
     1.0009030408600137, 0.0008989898330859408, -3.987284300488908e-06, 6.177633960644299e-08,
     -1.8718907491063067e-09, 8.816898659582339e-11, -5.704863640395645e-12,
     4.699195515230542e-13, -4.6842237839904895e-14, 5.452674896044717e-15,
     -7.221180842274018e-16, 1.0667689114335412e-16, -1.7312313216116335e-17,
-)  # fmt: skip
+)
 _Q1 = (
     0.04677778706953532, -9.62772354915708e-05, 9.138615257955454e-07, -2.0959781384083424e-08,
     8.229193327650554e-10, -4.686363688176945e-11, 3.5152187949686082e-12, -3.2643156743279e-13,
     3.5967765829165294e-14, -4.5612523950772974e-15, 6.508282957783384e-16,
     -1.0269147531823243e-16, 1.767635548776479e-17,
-)  # fmt: skip
+)
 
 _P, _Q = (_P0, _P1), (_Q0, _Q1)
 
@@ -69,7 +69,7 @@ def _far(xp, x, order, second):
     p, q = chebyshev(t, _P[order]), chebyshev(t, _Q[order]) * _SPLIT / x
     sine, cosine = xp.sin(x) * math.sqrt(0.5), xp.cos(x) * math.sqrt(0.5)
     cos_chi, sin_chi = (sine + cosine, sine - cosine) if order == 0 else (
-        sine - cosine, -sine - cosine)  # fmt: skip
+        sine - cosine, -sine - cosine)
     value = p * sin_chi + q * cos_chi if second else p * cos_chi - q * sin_chi
     return xp.where(xp.isinf(x), 0, xp.sqrt(2 / (math.pi * x)) * value)
 
@@ -178,7 +178,7 @@ def _scaled_k(xp, x, order):
     where the trapezoid rule of step h errs by e^(−2π²/(h²x)) only."""
     near = xp.clip(x, 0, 2)
     log_part = (-1) ** (order + 1) * xp.log(near / 2) * (
-        (near / 2) ** order * polynomial(near * near / 4, _I[order]))  # fmt: skip
+        (near / 2) ** order * polynomial(near * near / 4, _I[order]))
     rest = (-1) ** order * 0.5 * (near / 2) ** order * polynomial(near * near / 4, _K_LOG[order])
     small = (log_part + rest + (1 / near if order else 0)) * xp.exp(near)
     far, step = xp.maximum(x, 2), 0.125

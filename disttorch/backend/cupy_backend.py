@@ -116,7 +116,7 @@ class CupyNamespace:
         bind_kernels(self, plain_kernels, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels)  # fmt: skip
+                     batchnorm_kernels, resample_kernels)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

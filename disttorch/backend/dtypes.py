@@ -86,7 +86,7 @@ cfloat, cdouble = complex64, complex128
 ALL = (
     bool, uint8, int8, int16, int32, int64, float16, bfloat16, float32, float64,
     complex64, complex128,
-)  # fmt: skip
+)
 FROM_NP = {d.np: d for d in ALL}
 BY_NAME = {d.name: d for d in ALL}
 # 16-bit types: computed in float32, stored in 16 bits
@@ -269,4 +269,4 @@ __all__ = [
     "bfloat16", "bool", "cdouble", "cfloat", "complex64", "complex128", "double", "float",
     "float16", "float32", "float64", "half", "int", "int8", "int16", "int32", "int64", "long",
     "short", "uint8",
-]  # fmt: skip
+]

@@ -99,7 +99,7 @@ def is_pinned(array) -> bool:
     while getattr(root, "base", None) is not None:
         root = root.base
     return type(root).__name__ == "PinnedMemoryPointer" or type(
-        getattr(root, "obj", None)).__name__ == "PinnedMemoryPointer"  # fmt: skip
+        getattr(root, "obj", None)).__name__ == "PinnedMemoryPointer"
 
 
 def make_stream(priority: int, pointer: int | None = None):

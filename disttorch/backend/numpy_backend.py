@@ -66,7 +66,7 @@ class NumpyNamespace:
         bind_kernels(self, kernels, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels)  # fmt: skip
+                     batchnorm_kernels, resample_kernels)
 
     def __getattr__(self, name):
         value = getattr(np, name)  # raises an AttributeError that names numpy

@@ -63,7 +63,7 @@ def _by_case(xp, condition, x, one, other):
 # ---------------------------------------------------------------- error functions
 # erf(x)/x in x², A&S 7.1.5
 _ERF_SERIES = tuple((-1) ** k * 2 / math.sqrt(math.pi) / (math.factorial(k) * (2 * k + 1))
-                    for k in range(24))  # fmt: skip
+                    for k in range(24))
 # (1 + 2x)·exp(x²)·erfc(x) for x >= 0 as a Chebyshev series in (x − 3.75)/(x + 3.75)
 _ERFCX = (
     1.1775789345674017, -0.004590054580646478, -0.08424913336651792, 0.05920993999819189,
@@ -73,7 +73,7 @@ _ERFCX = (
     -6.318088340886684e-11, 2.86879501093067e-11, 1.9455868545777347e-13, -9.65469674843344e-13,
     3.25254814814874e-14, 3.3478119482868056e-14, -1.864562880419313e-15,
     -1.2507950530688648e-15, 7.418235256624044e-17, 5.068148904796111e-17,
-)  # fmt: skip
+)
 
 
 def _scaled_erfc(x):
@@ -180,7 +180,7 @@ def log_ndtr(xp, x):
 # ---------------------------------------------------------------- gamma functions
 # B_2k, the Bernoulli numbers of the asymptotic series
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510,
-              43867 / 798, -174611 / 330)  # fmt: skip
+              43867 / 798, -174611 / 330)
 _SHIFT = 10  # the asymptotic series are used above this
 
 

@@ -116,7 +116,7 @@ class _Memory:
     def __init__(self, array):
         self.owner = array
         self.__array_interface__ = {**array.__array_interface__,
-                                    "data": (_address(array), False)}  # fmt: skip
+                                    "data": (_address(array), False)}
 
 
 def writeable_alias(array):

@@ -37,7 +37,7 @@ _NO_BOOL_SUB = (
 
 
 @binary(ufunc="subtract", samples=binary_cases(), method=False, node_name="Sub",
-        name="plain_sub", refuses_bool=_NO_BOOL_SUB)  # fmt: skip
+        name="plain_sub", refuses_bool=_NO_BOOL_SUB)
 def _sub(xp, input, other):
     return xp.subtract(input, other)
 
@@ -69,7 +69,7 @@ def _(F, g, input):
 
 
 @binary(ufunc="true_divide", kind="float", node_name="Div", method=False,
-        samples=binary_cases(low=0.5), name="true_divide")  # fmt: skip
+        samples=binary_cases(low=0.5), name="true_divide")
 def _true_divide(xp, input, other):
     return xp.true_divide(input, other)
 
@@ -119,7 +119,7 @@ def _(F, g, input, other):
 
 
 @binary(samples=binary_cases(low=0.6, high=3.1), inplace=True, lacks="bc",
-        tensor_only=("input",))  # fmt: skip
+        tensor_only=("input",))
 def fmod(xp, input, other):
     """The remainder with the sign of the dividend, like C's fmod."""
     _refuse_zero(xp, other)
@@ -149,7 +149,7 @@ class _PowOp(ElementwiseOp):
     def apply(self, args):
         base, exponent = args
         if exponent.__class__ is int and exponent < 0 and isinstance(base, Tensor) \
-                and base.dtype.category == dtypes.INT:  # fmt: skip
+                and base.dtype.category == dtypes.INT:
             raise RuntimeError("Integers to negative integer powers are not allowed.")
         return super().apply(args)
 
@@ -170,7 +170,7 @@ def _pow(xp, input, exponent):
 
 
 pow = _PowOp(_pow, name="pow", tensors=("input", "exponent"), samples=_pow_samples, inplace=True,
-             lacks="b")  # fmt: skip
+             lacks="b")
 
 
 @pow.grad("input")
@@ -265,7 +265,7 @@ def _rounding(name, function, doc):
 
     forward.__name__, forward.__doc__ = name, doc
     made = unary(samples=unary_cases(avoid=(-1.5, -1, -0.5, 0, 0.5, 1, 1.5)), inplace=True,
-                 lacks="bc")(forward)  # fmt: skip
+                 lacks="bc")(forward)
     made.grad("input")(lambda F, g: F.zeros_like(g))
     return made
 
@@ -283,7 +283,7 @@ def _extreme(name, function, compare, doc):
 
     forward.__name__, forward.__doc__ = name, doc
     made = binary(ufunc=function, samples=binary_cases(numbers=()),
-                  tensor_only=("input", "other"))(forward)  # fmt: skip
+                  tensor_only=("input", "other"))(forward)
 
     def rule_for(mine, theirs):
         def rule(F, g, input, other):
@@ -311,7 +311,7 @@ minimum = _extreme("minimum", "minimum", "lt", "The smaller of two elements; NaN
         case(m(3, 4, avoid=(-1, 1)), -1.0, 1.0), case(m(5, avoid=(0.5,)), max=0.5),
         case(m(5, avoid=(0.5,)), 0.5), case(m(3, 4), m(4, low=-1, high=-0.5), m(3, 1, low=0.5)),
     ],
-)  # fmt: skip
+)
 def clamp(xp, input, min=None, max=None):
     """input limited to [min, max]; bounds are numbers, tensors or None."""
     if min is None and max is None:
@@ -360,7 +360,7 @@ def _inside(F, input, min, max):
 
 
 _QUOTIENTS = {"samples": binary_cases(low=0.5, numbers=(2, 0.7)), "method": False,
-              "node_name": "Div", "lacks": "bc"}  # fmt: skip
+              "node_name": "Div", "lacks": "bc"}
 
 
 @binary(**_QUOTIENTS)
@@ -412,7 +412,7 @@ def _scaled(input, other, alpha):
     kinds = [t.dtype.category for t in (input, other) if isinstance(t, Tensor)]
     if isinstance(alpha, float) and builtins.max(kinds) < dtypes.FLOAT:
         raise RuntimeError("For integral input tensors, argument alpha must not be a floating "
-                           "point number.")  # fmt: skip
+                           "point number.")
     if isinstance(alpha, bool) and builtins.max(kinds) > dtypes.BOOL:
         raise RuntimeError("Boolean alpha only supported for Boolean results.")
     return mul.call(other, alpha) if isinstance(other, Tensor) else other * alpha
@@ -463,7 +463,7 @@ COMPOSITES = {
     "clamp_min": clamp_min, "clamp_max": clamp_max, "square": square, "reciprocal": reciprocal,
     "multiply": mul.call, "clip": clamp.call, "negative": neg.call, "absolute": abs.call,
     "fix": trunc.call,
-}  # fmt: skip
+}
 def abs_(input) -> Tensor:
     """In-place form of ``abs``, for real tensors only: the result of others is real."""
     if is_complex(input):
@@ -474,4 +474,4 @@ def abs_(input) -> Tensor:
 FUNCTIONS = {"rsub": rsub, "abs_": abs_}
 METHODS = {"abs_": abs_, "absolute_": abs_}
 INPLACE = ("add", "sub", "subtract", "div", "divide", "true_divide", "clamp_min", "clamp_max",
-           "square", "reciprocal", "multiply", "clip", "negative", "fix")  # fmt: skip
+           "square", "reciprocal", "multiply", "clip", "negative", "fix")

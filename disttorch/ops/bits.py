@@ -15,17 +15,17 @@ def _integers(name, function, doc, **options):
     return binary(lacks="bfc", inplace=True, samples=lambda m: [
         case(m.int(3, 4), m.int(4)), case(m.int(2, 1, low=-9), m.int(3)),
         case(m.int(0, 2), m.int(2)),
-    ], **options)(forward)  # fmt: skip
+    ], **options)(forward)
 
 
 gcd = _integers("gcd", "gcd", "The greatest common divisor, not negative.",
-                tensor_only=("input", "other"))  # fmt: skip
+                tensor_only=("input", "other"))
 lcm = _integers("lcm", "lcm", "The least common multiple, not negative.",
-                tensor_only=("input", "other"))  # fmt: skip
+                tensor_only=("input", "other"))
 bitwise_left_shift = _integers("bitwise_left_shift", "left_shift",
-                               "input · 2^other, bits shifted out are lost.")  # fmt: skip
+                               "input · 2^other, bits shifted out are lost.")
 bitwise_right_shift = _integers("bitwise_right_shift", "right_shift",
-                                "input / 2^other rounded down; the sign is kept.")  # fmt: skip
+                                "input / 2^other rounded down; the sign is kept.")
 
 
 def _operator(op, symbol, reflected=False):

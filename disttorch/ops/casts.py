@@ -10,7 +10,7 @@ from .samples import case
 
 
 @op(method=False, moves=True, node_name="ToCopy", samples=lambda m: [
-    case(m(3, 4), dtypes.float64), case(m(), dtypes.float64), case(m(2, 0), dtypes.float64)])  # fmt: skip
+    case(m(3, 4), dtypes.float64), case(m(), dtypes.float64), case(m(2, 0), dtypes.float64)])
 def to_dtype(xp, input, dtype):
     """A copy in another dtype."""
     if input.dtype.kind == "c" and dtype.category < dtypes.COMPLEX:
@@ -86,7 +86,7 @@ def _(F, g):
 
 
 @op(method=False, samples=lambda m: [
-    case(m(3, 4), (3, 4)), case(m(2, 3, 4), (3, 1)), case(m(2, 3), ())])  # fmt: skip
+    case(m(3, 4), (3, 4)), case(m(2, 3, 4), (3, 1)), case(m(2, 3), ())])
 def sum_to(xp, input, shape):
     """Sum over what broadcasting from ``shape`` repeated."""
     return input if input.shape == tuple(shape) else xp.sum_rows_to(input, tuple(shape))
@@ -201,7 +201,7 @@ METHODS = {
     name: _caster(name, getattr(dtypes, name))
     for name in ("half", "float", "double", "bfloat16", "short", "int", "long", "bool", "cfloat",
                  "cdouble")
-}  # fmt: skip
+}
 METHODS |= {
     "byte": _caster("byte", dtypes.uint8), "char": _caster("char", dtypes.int8),
     "to": to, "detach": detach, "detach_": detach_,
@@ -210,5 +210,5 @@ METHODS |= {
     "cuda": lambda input, device=None, non_blocking=False, memory_format=None: to(
         input, "cuda" if device is None else device
     ),
-}  # fmt: skip
+}
 COMPOSITES = {"detach": detach}

@@ -14,7 +14,7 @@ def _comparison(name, function, doc, numbers=(2.5,), lacks=""):
     forward.__name__, forward.__doc__ = name, doc
     only = ("input",) if numbers else ("input", "other")
     return binary(ufunc=function, kind="compare", samples=binary_cases(numbers=numbers),
-                  inplace=True, lacks=lacks, tensor_only=only)(forward)  # fmt: skip
+                  inplace=True, lacks=lacks, tensor_only=only)(forward)
 
 
 eq = _comparison("eq", "equal", "input == other, elementwise.")
@@ -34,7 +34,7 @@ def _predicate(name, doc):
 
     forward.__name__, forward.__doc__ = name, doc
     return unary(kind="compare", samples=lambda m: [case(m(3, 4)), case(m())],
-                 inplace=name == "logical_not")(forward)  # fmt: skip
+                 inplace=name == "logical_not")(forward)
 
 
 logical_not = _predicate("logical_not", "The element is zero.")
@@ -50,7 +50,7 @@ def _bitwise(name, function, doc):
     forward.__name__, forward.__doc__ = name, doc
     return binary(inplace=True, lacks="fc", samples=lambda m: [
         case(m.int(3, 4), m.int(4)), case(m.int(3, 4), 5), case(m.bool(5), m.bool(5))
-    ])(forward)  # fmt: skip
+    ])(forward)
 
 
 bitwise_and = _bitwise("bitwise_and", "bitwise_and", "input & other.")
@@ -67,7 +67,7 @@ def bitwise_not(xp, input):
 @elementwise(("condition", "input", "other"), free=("condition",), method=False, samples=lambda m: [
     case(m.bool(3, 4), m(3, 4), m(3, 4)), case(m.bool(3, 1), m(3, 4), m(4)),
     case(m.bool(4), m(2, 4), m(1)), case(m.bool(3), m(3), 0.5), case(m.bool(3), 1.0, m(2, 3)),
-])  # fmt: skip
+])
 def where(xp, condition, input, other):
     """input where the condition holds, else other."""
     if condition.dtype.kind != "b":
@@ -92,7 +92,7 @@ def _(F, g, condition):
 
 @op(tensors=("input", "mask", "value"), inplace=True, samples=lambda m: [
     case(m(3, 4), m.bool(3, 4), 1.5), case(m(3, 4), m.bool(4), m()), case(m(4), m.bool(2, 4), 0),
-], numbers=("value",))  # fmt: skip
+], numbers=("value",))
 def masked_fill(xp, input, mask, value):
     """input with ``value`` (a number or a 0-dim tensor) where mask is True."""
     if mask.dtype.kind != "b":
@@ -123,5 +123,5 @@ def _(F, g, mask):
 COMPOSITES = {
     "less": lt.call, "less_equal": le.call, "greater": gt.call,
     "greater_equal": ge.call, "not_equal": ne.call,
-}  # fmt: skip
+}
 INPLACE = tuple(COMPOSITES)

@@ -19,7 +19,7 @@ _COMPLEX_CASES = lambda m: [  # noqa: E731
 
 @binary(method=False, name="complex", lacks="bic", moves=True, tensor_only=("input", "other"),
         samples=lambda m: [
-            case(m(3, 4), m(3, 4)), case(m(), m()), case(m(3, 1), m(4))])  # fmt: skip
+            case(m(3, 4), m(3, 4)), case(m(), m()), case(m(3, 1), m(4))])
 def _complex(xp, input, other):
     if input.dtype.itemsize < 4:
         raise no_kernel("complex", dtypes.FROM_NP[input.dtype])
@@ -154,7 +154,7 @@ def _(F, g):
 
 
 @unary(kind="float", samples=lambda m: [
-    case(m(3, 4, avoid=(0.0,))), case(m.complex(3, 4)), case(m.complex())])  # fmt: skip
+    case(m(3, 4, avoid=(0.0,))), case(m.complex(3, 4)), case(m.complex())])
 def angle(xp, input):
     """The argument of a complex number; 0 or π of a real one."""
     if input.dtype.kind == "c":
@@ -201,10 +201,10 @@ def _part(getter, name):
 FUNCTIONS = {
     "complex": complex, "polar": polar, "real": real, "imag": imag,
     "view_as_real": view_as_real.call, "view_as_complex": view_as_complex.call,
-}  # fmt: skip
+}
 COMPOSITES = {
     "conj_physical": conjugate.call, "resolve_conj": resolve, "resolve_neg": resolve,
     "is_conj": is_conj, "is_neg": is_neg,
-}  # fmt: skip
+}
 INPLACE = ("conj_physical",)
 METHODS = {"real": _part(real, "real"), "imag": _part(imag, "imaginary")}

@@ -231,7 +231,7 @@ def frombuffer(buffer, *, dtype, count=-1, offset=0, requires_grad=False) -> Ten
 
 def _filled(name, fill):
     def make(*size, out=None, dtype=None, layout=None, device=None, requires_grad=False,
-             pin_memory=False, memory_format=None):  # fmt: skip
+             pin_memory=False, memory_format=None):
         _check_options(layout, pin_memory)
         if "size" in extra(size):
             size = size[0]
@@ -251,7 +251,7 @@ def _filled(name, fill):
 
 
 _PYTHON_TYPES = {bool: dtypes.bool, int: dtypes.int64, float: dtypes.float64,
-                 complex: dtypes.complex128}  # fmt: skip
+                 complex: dtypes.complex128}
 
 
 def _dtype(dtype, name):
@@ -341,7 +341,7 @@ def full_like(input, fill_value, *, dtype=None, layout=None, device=None, requir
               memory_format=None) -> Tensor:
     """One value in the input's shape, dtype and device."""
     return full(input._data.shape, fill_value, dtype=dtype or input.dtype,
-                device=input.device if device is None else device, requires_grad=requires_grad)  # fmt: skip
+                device=input.device if device is None else device, requires_grad=requires_grad)
 
 
 def arange(start, end=None, step=1, *, out=None, dtype=None, layout=None, device=None,
@@ -397,21 +397,21 @@ def legacy_tensor_data(args, dtype, device):
 def _new(maker):
     def method(self, *args, dtype=None, device=None, **options) -> Tensor:
         return maker(*args, dtype=dtype or self.dtype,
-                     device=self.device if device is None else device, **options)  # fmt: skip
+                     device=self.device if device is None else device, **options)
 
     return method
 
 
 def _new_tensor(self, data, *, dtype=None, device=None, requires_grad=False):
     return tensor(data, dtype=dtype or self.dtype, device=device or self.device,
-                  requires_grad=requires_grad)  # fmt: skip
+                  requires_grad=requires_grad)
 
 
 FUNCTIONS = {
     f.__name__: f
     for f in (tensor, as_tensor, from_numpy, frombuffer, empty, zeros, ones, full, empty_like,
               zeros_like, ones_like, full_like, arange, eye)
-}  # fmt: skip
+}
 FUNCTIONS["asarray"] = as_tensor
 METHODS = {"new_zeros": _new(zeros), "new_ones": _new(ones), "new_empty": _new(empty),
-           "new_full": _new(full), "new_tensor": _new_tensor}  # fmt: skip
+           "new_full": _new(full), "new_tensor": _new_tensor}

@@ -54,7 +54,7 @@ def _(F, g, dim):
 
 
 @op(method=False, node_name="Cumprod", samples=lambda m: [
-    *_RUNNING(m), case(m.complex(3, 2), 0), case(m.zeroed(3, 4), 1)])  # fmt: skip
+    *_RUNNING(m), case(m.complex(3, 2), 0), case(m.zeroed(3, 4), 1)])
 def cumulative_product(xp, input, dim):
     return _running(xp, "cumprod", _integers_in_int64(xp, input), dim)
 
@@ -71,7 +71,7 @@ def _(F, g, input, out, dim):
     for k in range(input.shape[dim]):
         one = _along(F, input, dim, k, k + 1)
         others = F.cat([_along(F, input, dim, 0, k), F.ones_like(one),
-                        _along(F, input, dim, k + 1, None)], dim)  # fmt: skip
+                        _along(F, input, dim, k + 1, None)], dim)
         tail = _along(F, g * F.conj(F.cumulative_product(others, dim)), dim, k, None)
         parts.append(F.sum(tail, dim, True))
     return F.cat(parts, dim)
@@ -135,12 +135,12 @@ def _running_extreme(name, ufunc, doc):
         # the newest of equal elements holds the record; after a NaN only another NaN does
         hit = (input == values) | (input != input)
         place = xp.arange(input.shape[dim]).reshape([-1 if i == dim else 1
-                                                     for i in range(input.ndim)])  # fmt: skip
+                                                     for i in range(input.ndim)])
         index = xp.maximum.accumulate(xp.where(hit, place, 0), axis=dim)
         return values, index.astype(dtypes.int64.np, copy=False)
 
     made = Op(forward, name=f"{name}_pair", node_name=name.capitalize(), method=False, nout=2,
-              moves=True, samples=_RUNNING)  # fmt: skip
+              moves=True, samples=_RUNNING)
 
     @made.grad("input")
     def _(F, g, input, out1, dim):
@@ -254,7 +254,7 @@ def _derivative(f, dim, spacing, edge_order):
 
     a, b = at(h, 0, n - 2), at(h, 1, n - 2)  # the steps before and after the inner points
     inner = (at(f, 2, n - 2) * a * a - at(f, 0, n - 2) * b * b
-             + at(f, 1, n - 2) * (b * b - a * a)) / (a * b * (a + b))  # fmt: skip
+             + at(f, 1, n - 2) * (b * b - a * a)) / (a * b * (a + b))
     slopes = diff(f, dim=dim) / h
     first, last = at(slopes, 0, 1), at(slopes, n - 2, 1)
     if edge_order == 2:
@@ -286,7 +286,7 @@ def cross(input: Tensor, other: Tensor, dim=None, *, out=None) -> Tensor:
     ahead, behind = wrap(xp.asarray([1, 2, 0])), wrap(xp.asarray([2, 0, 1]))
     pick = REGISTRY["index_select"].call
     result = pick(input, dim, ahead) * pick(other, dim, behind) \
-        - pick(input, dim, behind) * pick(other, dim, ahead)  # fmt: skip
+        - pick(input, dim, behind) * pick(other, dim, ahead)
     return result if out is None else write_out(result, out, "cross")
 
 
@@ -406,7 +406,7 @@ COMPOSITES = {
     f.__name__: f
     for f in (cumsum, cumprod, cummax, cummin, diff, cross, cov, corrcoef, bincount,
               histc, histogram)
-}  # fmt: skip
+}
 FUNCTIONS: dict = {"trapezoid": trapezoid, "trapz": trapezoid, "gradient": gradient,
-             "cumulative_trapezoid": cumulative_trapezoid}  # fmt: skip
+             "cumulative_trapezoid": cumulative_trapezoid}
 INPLACE = ("cumsum", "cumprod")

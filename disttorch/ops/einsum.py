@@ -82,7 +82,7 @@ def _parse(equation, operands):
     width = max((n for _, n in split), default=0)
     # Dims of an ellipsis align at the right, as in broadcasting
     terms = [[x for c in s for x in (range(width - n, width) if c == "." else (c,))]
-             for s, n in split]  # fmt: skip
+             for s, n in split]
     _check_sizes(terms, operands)
     if arrow:
         output = _output_term(right, width, {c for t in terms for c in t})
@@ -192,7 +192,7 @@ def _contract_all(operands, terms, output):
         needed = {c for t in terms for c in t} | set(output)
         result, letters = parts.pop()
         result, letters = _sum_unneeded(
-            result, letters, needed | {c for _, t in parts for c in t})  # fmt: skip
+            result, letters, needed | {c for _, t in parts for c in t})
         while parts:
             other, more = parts.pop()
             keep = needed | {c for _, t in parts for c in t}
@@ -243,7 +243,7 @@ def _contract(a, in_a, b, in_b, needed):
     shape_b = dict(zip(in_b, b._data.shape))
     lead_a, lead_b = [shape_a[c] for c in batch], [shape_b[c] for c in batch]
     n, k, m = (math.prod(s[c] for c in group) for s, group in
-               ((shape_a, left), (shape_a, summed), (shape_b, right)))  # fmt: skip
+               ((shape_a, left), (shape_a, summed), (shape_b, right)))
     x = _arranged(a, in_a, batch + left + summed, (*lead_a, n, k))
     y = _arranged(b, in_b, batch + summed + right, (*lead_b, k, m))
     if lead_a == lead_b and len(batch) > 1:  # one batch dim is all that a product needs

@@ -41,7 +41,7 @@ class ElementwiseOp(Op):
     """
 
     def __init__(self, forward, *, kind="same", refuses_bool=None, free=(), lacks="",
-                 tensor_only=(), **options):  # fmt: skip
+                 tensor_only=(), **options):
         self.kind, self.refuses_bool = kind, refuses_bool
         self.lacks = frozenset("bifc".index(k) for k in lacks)
         self._tensor_only = tensor_only
@@ -287,4 +287,4 @@ def binary(**options):
 
 __all__ = ["BinaryOp", "ElementwiseOp", "UnaryOp", "binary", "broadcast_error", "elementwise",
            "expand_error", "no_kernel",
-           "unary"]  # fmt: skip
+           "unary"]

@@ -28,14 +28,14 @@ def _transform(xp, function, input, mode, shape, dims):
 
 @op(method=False, moves=True, out=False, samples=lambda m: [
     case(m.complex(3, 4), (1,), 0, True), case(m.complex(3, 4), (0, 1), 1, False),
-    case(m.complex(5), (0,), 2, True)])  # fmt: skip
+    case(m.complex(5), (0,), 2, True)])
 def _fft_c2c(xp, input, dim, normalization, forward):
     inverse = "forward"  # NumPy's name for "no factor on the way back"
     if forward:
         return _transform(xp, lambda a: xp.fft.fftn(a, axes=dim), input, normalization,
-                          input.shape, dim)  # fmt: skip
+                          input.shape, dim)
     return _transform(xp, lambda a: xp.fft.ifftn(a, axes=dim, norm=inverse), input, normalization,
-                      input.shape, dim)  # fmt: skip
+                      input.shape, dim)
 
 
 @_fft_c2c.grad("input")
@@ -45,15 +45,15 @@ def _(F, g, dim, normalization, forward):
 
 @op(method=False, moves=True, out=False, samples=lambda m: [
     case(m(3, 4), (1,), 0, True), case(m(3, 5), (0, 1), 1, True), case(m(4), (0,), 2, False),
-])  # fmt: skip
+])
 def _fft_r2c(xp, input, dim, normalization, onesided):
     if input.dtype.itemsize == 2:
         raise RuntimeError(f"Unsupported dtype {type_name(dtypes.FROM_NP[input.dtype])}")
     if onesided:
         return _transform(xp, lambda a: xp.fft.rfftn(a, axes=dim), input, normalization,
-                          input.shape, dim)  # fmt: skip
+                          input.shape, dim)
     return _transform(xp, lambda a: xp.fft.fftn(a, axes=dim), input, normalization, input.shape,
-                      dim)  # fmt: skip
+                      dim)
 
 
 @_fft_r2c.grad("input")
@@ -65,13 +65,13 @@ def _(F, g, input_shape, dim, normalization, onesided):
 
 @op(method=False, moves=True, out=False, samples=lambda m: [
     case(m.complex(3, 3), (1,), 0, 4), case(m.complex(3, 3), (1,), 2, 5),
-    case(m.complex(3, 3), (0, 1), 1, 5)])  # fmt: skip
+    case(m.complex(3, 3), (0, 1), 1, 5)])
 def _fft_c2r(xp, input, dim, normalization, last_dim_size):
     shape = list(input.shape)
     shape[dim[-1]] = last_dim_size
     sizes = [shape[d] for d in dim]
     return _transform(xp, lambda a: xp.fft.irfftn(a, sizes, dim, norm="forward"), input,
-                      normalization, shape, dim)  # fmt: skip
+                      normalization, shape, dim)
 
 
 @_fft_c2r.grad("input")
@@ -338,7 +338,7 @@ def _frequencies(name, n, d, out, dtype, device, requires_grad):
     dtype = (dtype or dtypes.get_default_dtype()).np
     xp = namespace_for(_place(device))
     bins = xp.arange(n // 2 + 1) if name == "rfftfreq" else xp.concatenate(
-        (xp.arange((n + 1) // 2), xp.arange(-(n // 2), 0)))  # fmt: skip
+        (xp.arange((n + 1) // 2), xp.arange(-(n // 2), 0)))
     result = wrap(bins.astype(dtype) * dtype.type(1.0 / (n * d)))
     return _done(_finish(result, requires_grad), out, f"fft_{name}")
 
@@ -369,4 +369,4 @@ FFT = {
     f.__name__: f
     for f in (fft, ifft, rfft, irfft, hfft, ihfft, fft2, ifft2, rfft2, irfft2, hfft2, ihfft2, fftn,
               ifftn, rfftn, irfftn, hfftn, ihfftn, fftfreq, rfftfreq, fftshift, ifftshift)
-}  # fmt: skip
+}

@@ -17,7 +17,7 @@ from .views import permute, sizes, t, transpose
 @op(view=True, method=False, name="as_strided", samples=lambda m: [
     case(m(3, 4), (2, 2), (1, 5), 1, ((4, 1), 0, 12)),
     case(m(5), (3, 3), (1, 1), 0, ((1,), 0, 5)), case(m(2, 3), (2,), (0,), 3, ((3, 1), 0, 6)),
-])  # fmt: skip
+])
 def strided(xp, input, size, stride, storage_offset, geometry):
     """The window ``size``/``stride``/``storage_offset`` of the memory behind ``input``.
 
@@ -42,7 +42,7 @@ def _(F, g, input_shape, size, stride, storage_offset, geometry):
 
 @op(method=False, samples=lambda m: [
     case(m(2, 2), (3, 4), (1, 5), 1, ((4, 1), 0, 12)), case(m(3, 3), (5,), (1, 1), 0, ((1,), 0, 5)),
-])  # fmt: skip
+])
 def as_strided_backward(xp, input, shape, stride, storage_offset, geometry):
     """What a window's elements add up to in the memory, read where the window's source lies."""
     strides, offset, length = geometry
@@ -286,4 +286,4 @@ METHODS = {
     "swapdims_": _in_place("swapdims", transpose.call),
     "swapaxes_": _in_place("swapaxes", transpose.call),
     "as_strided_": _in_place("as_strided", as_strided),
-}  # fmt: skip
+}

@@ -221,7 +221,7 @@ def _translated(error, array, index):
     text = str(error)
     if "broadcast" in text:
         shapes = [i.nonzero()[0].shape if i.dtype.kind == "b" else i.shape
-                  for i in index if not isinstance(i, slice)]  # fmt: skip
+                  for i in index if not isinstance(i, slice)]
         return IndexError(
             "shape mismatch: indexing tensors could not be broadcast together with shapes "
             + ", ".join(str(list(s)) for s in shapes)
@@ -248,7 +248,7 @@ advanced_index = Op(
         case(m(3, 4), (m.bool(3, 4)._data,)),
         case(m(3, 4, 2), (m.index(3, 2)._data, slice(None), m.index(2, 2)._data)),
     ],
-)  # fmt: skip
+)
 
 
 @advanced_index.grad("input")
@@ -263,7 +263,7 @@ def _(F, g, input_shape, index):
     case(m(3, 4), (m.index(3, 5)._data,), m(5, 4), True),
     case(m(3, 4), (slice(None), m.permutation(4)[:2]._data), m(3, 2), False),
     case(m(3, 4), (m.bool(3, 4)._data,), m(), False),
-])  # fmt: skip
+])
 def put_at(xp, input, index, values, accumulate=False):
     """``input`` with ``values`` at ``index`` (a tuple of arrays and slices)."""
     return _put(xp, input.copy(order="C"), index, values, accumulate)
@@ -271,7 +271,7 @@ def put_at(xp, input, index, values, accumulate=False):
 
 @op(method=False, moves=True, samples=lambda m: [
     case(m(5, 4), (3, 4), (m.index(3, 5)._data,), True),
-    case(m(3, 2), (3, 4), (slice(None), m.permutation(4)[:2]._data), False)])  # fmt: skip
+    case(m(3, 2), (3, 4), (slice(None), m.permutation(4)[:2]._data), False)])
 def index_backward(xp, input, shape, index, repeats):
     """Zeros of ``shape`` with ``input`` added where ``index`` took it from."""
     return _put(xp, xp.zeros(shape, input.dtype), index, input, repeats)
@@ -293,7 +293,7 @@ def _put(xp, out, index, values, accumulate):
         elif (
             len(index) == 1 and not isinstance(first, slice) and first.dtype.kind == "i"
             and values.shape == first.shape + input.shape[1:]
-        ):  # fmt: skip
+        ):
             _add_rows(xp, out, first, values)
         else:
             xp.add.at(out, index, values)

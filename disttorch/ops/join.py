@@ -96,7 +96,7 @@ def _cat_rule(F, g, shapes, dim):
     d = dim % g.ndim
     pieces = iter(_pieces(F, g, [s[d] for s in real], d))
     return [next(pieces) if len(s) == g.ndim else F.reshape(F.slice(g, (0,) * g.ndim), (1,))[:0]
-            for s in shapes]  # fmt: skip
+            for s in shapes]
 
 
 def _pieces(F, g, lengths, dim):
@@ -108,7 +108,7 @@ def _pieces(F, g, lengths, dim):
 
 @list_op(_cat_rule, samples=lambda m: [
     case([m(2, 3), m(4, 3)]), case([m(2, 3), m(2, 1), m(2, 2)], -1), case([m(0, 3), m(2, 3)]),
-])  # fmt: skip
+])
 def cat(xp, tensors, dim=0):
     """Tensors joined along an existing dim.
 
@@ -135,7 +135,7 @@ def cat(xp, tensors, dim=0):
 
 
 @list_op(lambda F, g, shapes, dim: F.unbind(g, dim), samples=lambda m: [
-    case([m(2, 3), m(2, 3)]), case([m(2), m(2), m(2)], -1), case([m(), m()])])  # fmt: skip
+    case([m(2, 3), m(2, 3)]), case([m(2), m(2), m(2)], -1), case([m(), m()])])
 def stack(xp, tensors, dim=0):
     """Tensors of one shape joined along a new dim."""
     for i, a in enumerate(tensors):

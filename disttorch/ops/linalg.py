@@ -107,7 +107,7 @@ def _eye_of(t, n):
 
 
 @op(tensors=("A",), method=False, moves=True, out=False, samples=lambda m: [
-    case(_well(m, 3, 3)), case(_well(m, 2, 2, 2)), case(m(0, 0)), case(m(2, 0, 0))])  # fmt: skip
+    case(_well(m, 3, 3)), case(_well(m, 2, 2, 2)), case(m(0, 0)), case(m(2, 0, 0))])
 def linalg_inv(xp, A):
     check_square("linalg.inv", A)
     check_float("linalg.inv", A)
@@ -140,7 +140,7 @@ def _(F, g, out):
     case(_well(m, 3, 3), m(3, 2)), case(_well(m, 2, 3, 3), m(3, 2)),
     case(_well(m, 3, 3), m(2, 3, 1)),
     case(_well(m, 2, 1, 2, 2), m(3, 2, 2)), case(m(0, 0), m(0, 2)),
-])  # fmt: skip
+])
 def linalg_solve(xp, A, B):
     """X of AX = B. A: *×N×N, B: *×N×M."""
     check_square("linalg.solve", A)
@@ -169,7 +169,7 @@ def _(F, g, needs, A, out):
 @op(tensors=("A", "B"), method=False, moves=True, out=False, samples=lambda m: [
     case(_well(m, 3, 3), m(3, 2), True), case(_well(m, 2, 3, 3), m(3, 2), False),
     case(_well(m, 3, 3), m(2, 3, 2), True, True),
-])  # fmt: skip
+])
 def triangular_left(xp, A, B, upper, unitriangular=False):
     """X of AX = B, where A is read as a triangle. A: *×N×N, B: *×N×M."""
     check_square("linalg.solve_triangular", A)
@@ -215,7 +215,7 @@ def _(F, g, needs, A, out, upper, unitriangular):
 
 # ---------------------------------------------------------------- determinants
 @op(tensors=("A",), method=False, moves=True, out=False, samples=lambda m: [
-    case(_well(m, 3, 3)), case(m(2, 3, 3)), case(m(2, 1, 1)), case(m(0, 0))])  # fmt: skip
+    case(_well(m, 3, 3)), case(m(2, 3, 3)), case(m(2, 1, 1)), case(m(0, 0))])
 def linalg_det(xp, A):
     check_square("linalg.det", A)
     check_float("linalg.det", A)
@@ -229,7 +229,7 @@ def _(F, g, A):
 
 @op(tensors=("A",), method=False, moves=True, out=False, samples=lambda m: [
     case(_well(m, 3, 3)), case(_well(m, 2, 2, 2)),
-])  # fmt: skip
+])
 def linalg_cofactor(xp, A):
     """The derivative of det A by A's elements; finite for singular matrices too."""
     if A.shape[-1] == 0:
@@ -253,7 +253,7 @@ def _(F, g, A):
 
 
 @op(tensors=("A",), method=False, moves=True, nout=2, samples=lambda m: [
-    case(_well(m, 3, 3)), case(_well(m, 2, 2, 2))])  # fmt: skip
+    case(_well(m, 3, 3)), case(_well(m, 2, 2, 2))])
 def linalg_slogdet(xp, A):
     check_square("linalg.slogdet", A)
     check_float("linalg.slogdet", A)
@@ -279,7 +279,7 @@ def _is_complex(a):
 
 # ---------------------------------------------------------------- pseudo-inverse, exponential
 @op(tensors=("A",), method=False, moves=True, out=False, samples=lambda m: [
-    case(m(4, 2)), case(m(2, 4)), case(m(2, 3, 3)), case(m(3, 0))])  # fmt: skip
+    case(m(4, 2)), case(m(2, 4)), case(m(2, 3, 3)), case(m(3, 0))])
 def linalg_pinv(xp, A, atol=None, rtol=None, hermitian=False):
     """The Moore-Penrose inverse; singular values up to max(atol, rtol·largest) count as zero."""
     check_matrix("linalg.pinv", A)
@@ -317,11 +317,11 @@ def _(F, g, A, out):
     K = F.matmul(gh, P)
     KPh = F.matmul(K, Ph)
     return (-_H(F, F.matmul(P, K)) + KPh - F.matmul(F.matmul(A, P), KPh)
-            + F.matmul(F.matmul(Ph, P), gh - F.matmul(K, A)))  # fmt: skip
+            + F.matmul(F.matmul(Ph, P), gh - F.matmul(K, A)))
 
 
 @op(tensors=("A",), method=False, moves=True, out=False, samples=lambda m: [
-    case(m(3, 3)), case(m(2, 2, 2)), case(m(2, 1, 1)), case(m(0, 0))])  # fmt: skip
+    case(m(3, 3)), case(m(2, 2, 2)), case(m(2, 1, 1)), case(m(0, 0))])
 def linalg_matrix_exp(xp, A):
     """Σ Aᵏ/k! by scaling, a Padé approximant of degree 13 and squaring (Higham, 2005)."""
     check_square("linalg.matrix_exp", A)
@@ -342,7 +342,7 @@ def linalg_matrix_exp(xp, A):
 
 _PADE13 = (64764752532480000, 32382376266240000, 7771770303897600, 1187353796428800,
            129060195264000, 10559470521600, 670442572800, 33522128640, 1323241920, 40840800,
-           960960, 16380, 182, 1)  # fmt: skip
+           960960, 16380, 182, 1)
 
 
 def _pade13(xp, A):

@@ -582,12 +582,12 @@ LINALG = {
     "solve_ex": solve_ex, "solve_triangular": solve_triangular, "svd": svd, "svdvals": svdvals,
     "tensorinv": tensorinv, "tensorsolve": tensorsolve, "vander": linalg_vander, "vecdot": vecdot,
     "vector_norm": linalg_vector_norm,
-}  # fmt: skip
+}
 COMPOSITES = {
     "inverse": inv, "det": det, "slogdet": slogdet_old, "logdet": logdet, "pinverse": pinverse,
     "svd": svd_old, "qr": qr_old, "cholesky": cholesky_old, "cholesky_solve": cholesky_solve,
     "cholesky_inverse": cholesky_inverse, "triangular_solve": triangular_solve,
     "matrix_power": matrix_power, "matrix_exp": matrix_exp, "cross": cross_old, "inner": inner,
     "vdot": vdot, "adjoint": adjoint, "orgqr": householder_product,
-}  # fmt: skip
+}
 FUNCTIONS = {"chain_matmul": chain_matmul}

@@ -89,7 +89,7 @@ def lu_factor_ex(A: Tensor, *, pivot=True, check_errors=False):
     xp = namespace_of(A._data)
     zero = xp.diagonal(LU._data, 0, -2, -1) == 0
     info = xp.where(zero.any(-1), zero.argmax(-1) + 1, 0).astype("int32") if zero.shape[-1] else (
-        xp.zeros(zero.shape[:-1], "int32"))  # fmt: skip
+        xp.zeros(zero.shape[:-1], "int32"))
     if check_errors and info.any():
         raise LinAlgError(
             f"torch.linalg.lu_factor_ex: U[{int(info.max())},{int(info.max())}] is zero and using "
@@ -116,7 +116,7 @@ def lu_unpack(LU_data: Tensor, LU_pivots: Tensor, unpack_data=True, unpack_pivot
     k = min(m, n)
     tril, triu = REGISTRY["tril"].call, REGISTRY["triu"].call
     P = wrap((xp.arange(m)[:, None] == permutation(xp, LU_pivots._data, m)[..., None, :])
-             .astype(LU_data._data.dtype))  # fmt: skip
+             .astype(LU_data._data.dtype))
     L = tril(LU_data[..., :, :k], -1) + wrap(xp.eye(m, k, dtype=LU_data._data.dtype))
     return return_types.lu_unpack((P, L, triu(LU_data[..., :k, :])))
 

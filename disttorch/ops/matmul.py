@@ -21,7 +21,7 @@ def _check(a, b, name):
 
 
 _C_NAMES = {"float32": "float", "float64": "double", "int64": "long", "float16": "c10::Half",
-            "bfloat16": "c10::BFloat16", "int32": "int", "bool": "bool"}  # fmt: skip
+            "bfloat16": "c10::BFloat16", "int32": "int", "bool": "bool"}
 
 
 def _c_name(a):
@@ -32,7 +32,7 @@ def _c_name(a):
     case(m(3, 4), m(4, 5)), case(m(4), m(4)), case(m(3, 4), m(4)), case(m(4), m(4, 5)),
     case(m(2, 3, 4), m(4, 5)), case(m(2, 3, 4), m(2, 4, 5)), case(m(2, 1, 3, 4), m(3, 4, 2)),
     case(m(2, 3, 4), m(4)), case(m(0, 4), m(4, 5)), case(m(4), m(2, 4, 3)), case(m(3, 0), m(0, 2)),
-])  # fmt: skip
+])
 def matmul(xp, input, other):
     """The matrix product with PyTorch's broadcasting over leading dims."""
     a, b = input, other
@@ -66,13 +66,13 @@ def _mismatch(a, b):
         rows *= s
     if len(a) <= 2 or len(b) == 2:
         return (f"mat1 and mat2 shapes cannot be multiplied ({rows}x{a[-1]} and "
-                f"{b[-2]}x{b[-1]})")  # fmt: skip
+                f"{b[-2]}x{b[-1]})")
     if a[-1] == b[-2]:
         dim = next(i for i in range(-3, -len(a) - 1, -1) if a[i] != b[i] and 1 not in (a[i], b[i]))
         return (f"The size of tensor a ({a[dim]}) must match the size of tensor b ({b[dim]}) at "
-                f"non-singleton dimension {max(len(a), len(b)) + dim}")  # fmt: skip
+                f"non-singleton dimension {max(len(a), len(b)) + dim}")
     return (f"Expected size for first two dimensions of batch2 tensor to be: [{a[0]}, {a[-1]}] but "
-            f"got: [{b[0]}, {b[-2]}].")  # fmt: skip
+            f"got: [{b[0]}, {b[-2]}].")
 
 
 def _as_rows(F, a):
@@ -114,7 +114,7 @@ def _(F, g, input, other_shape):
     samples=lambda m: [
         case(m(3, 4), m(5, 4), m(5)), case(m(2, 3, 4), m(5, 4)), case(m(4), m(5, 4), m(5)),
         case(m(0, 4), m(5, 4), m(5)),
-    ])  # fmt: skip
+    ])
 def linear(xp, input, weight, bias=None):
     """input @ weightᵀ + bias. input: …×K, weight: M×K, bias: M -> …×M."""
     _check(input, weight, "linear")
@@ -243,5 +243,5 @@ def _need_dims(name, *given):
 COMPOSITES = {
     "mm": mm, "bmm": bmm, "mv": mv, "dot": dot, "outer": outer, "ger": outer,
     "addmm": addmm, "addbmm": addbmm, "baddbmm": baddbmm, "addmv": addmv, "addr": addr,
-}  # fmt: skip
+}
 INPLACE = ("addmm", "addbmm", "baddbmm", "addmv", "addr")

@@ -18,7 +18,7 @@ from .samples import case
     for order, dim, keep in ((2, None, False), (1, 1, False), (3.0, (0, 1), True), (0.5, 0, False),
                              (1.5, -1, True), (0, 1, False), (math.inf, 1, False),
                              (-math.inf, 0, True), (-1.0, 1, False), (4, None, True))
-] + [case(m()), case(m(2, 0), 2.0, 1), case(m(2, 3, 4), 2, (0, 2))])  # fmt: skip
+] + [case(m()), case(m(2, 0), 2.0, 1), case(m(2, 3, 4), 2, (0, 2))])
 def vector_norm(xp, x, ord=2, dim=None, keepdim=False):
     """(Σ |x|^ord)^(1/ord) over ``dim`` (all dims if None); 0 counts, ±inf picks."""
     axes = wrap_dims(dim, x.ndim)
@@ -227,7 +227,7 @@ def cdist(
     if p < 0:
         raise RuntimeError("cdist only supports non-negative p values")
     modes = ("use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist",
-             "donot_use_mm_for_euclid_dist")  # fmt: skip
+             "donot_use_mm_for_euclid_dist")
     if compute_mode not in modes:
         raise ValueError(f"{compute_mode} is not a valid value for compute_mode")
     unsqueeze = REGISTRY["unsqueeze"].call

@@ -17,43 +17,43 @@ def _function(name, ufunc, rule, doc, low=-2.0, high=2.0, avoid=(), **options):
 
     forward.__name__, forward.__doc__ = name, doc
     made = unary(ufunc=ufunc, kind="float", inplace=True,
-                 samples=unary_cases(low, high, avoid), **options)(forward)  # fmt: skip
+                 samples=unary_cases(low, high, avoid), **options)(forward)
     made.grad("input")(rule)
     return made
 
 
 exp = _function("exp", "exp", lambda F, g, out: g * F.conj(out), "e to the power input.")
 exp2 = _function("exp2", "exp2", lambda F, g, out: g * F.conj(out) * 0.6931471805599453,
-                 "2 to the power input.")  # fmt: skip
+                 "2 to the power input.")
 expm1 = _function("expm1", "expm1", lambda F, g, out: g * F.conj(out + 1),
-                  "exp(input) − 1, exact near 0.")  # fmt: skip
+                  "exp(input) − 1, exact near 0.")
 log = _function("log", "log", lambda F, g, input: g / F.conj(input), "Natural logarithm.", 0.2)
 log2 = _function("log2", "log2", lambda F, g, input: g / F.conj(input * 0.6931471805599453),
-                 "Logarithm to base 2.", 0.2)  # fmt: skip
+                 "Logarithm to base 2.", 0.2)
 log10 = _function("log10", "log10", lambda F, g, input: g / F.conj(input * 2.302585092994046),
-                  "Logarithm to base 10.", 0.2)  # fmt: skip
+                  "Logarithm to base 10.", 0.2)
 log1p = _function("log1p", "log1p", lambda F, g, input: g / F.conj(input + 1),
-                  "log(1 + input), exact near 0.", -0.5)  # fmt: skip
+                  "log(1 + input), exact near 0.", -0.5)
 sqrt = _function("sqrt", "sqrt", lambda F, g, out: g / F.conj(out * 2), "Square root.", 0.2)
 sin = _function("sin", "sin", lambda F, g, input: g * F.conj(F.cos(input)), "Sine.")
 cos = _function("cos", "cos", lambda F, g, input: -g * F.conj(F.sin(input)), "Cosine.")
 tan = _function("tan", "tan", lambda F, g, out: g * F.conj(out * out + 1), "Tangent.", -1.0, 1.0)
 asin = _function("asin", "arcsin", lambda F, g, input: g * F.conj(F.rsqrt(1 - input * input)),
-                 "Inverse sine.", -0.9, 0.9)  # fmt: skip
+                 "Inverse sine.", -0.9, 0.9)
 acos = _function("acos", "arccos", lambda F, g, input: -g * F.conj(F.rsqrt(1 - input * input)),
-                 "Inverse cosine.", -0.9, 0.9)  # fmt: skip
+                 "Inverse cosine.", -0.9, 0.9)
 atan = _function("atan", "arctan", lambda F, g, input: g / F.conj(input * input + 1),
-                 "Inverse tangent.")  # fmt: skip
+                 "Inverse tangent.")
 sinh = _function("sinh", "sinh", lambda F, g, input: g * F.conj(F.cosh(input)), "Hyperbolic sine.")
 cosh = _function("cosh", "cosh", lambda F, g, input: g * F.conj(F.sinh(input)),
-                 "Hyperbolic cosine.")  # fmt: skip
+                 "Hyperbolic cosine.")
 tanh = _function("tanh", "tanh", lambda F, g, out: g * F.conj(1 - out * out), "Hyperbolic tangent.")
 asinh = _function("asinh", "arcsinh", lambda F, g, input: g * F.conj(F.rsqrt(input * input + 1)),
-                  "Inverse hyperbolic sine.")  # fmt: skip
+                  "Inverse hyperbolic sine.")
 acosh = _function("acosh", "arccosh", lambda F, g, input: g * F.conj(F.rsqrt(input * input - 1)),
-                  "Inverse hyperbolic cosine.", 1.3, 3.0)  # fmt: skip
+                  "Inverse hyperbolic cosine.", 1.3, 3.0)
 atanh = _function("atanh", "arctanh", lambda F, g, input: g / F.conj(1 - input * input),
-                  "Inverse hyperbolic tangent.", -0.9, 0.9)  # fmt: skip
+                  "Inverse hyperbolic tangent.", -0.9, 0.9)
 
 
 @unary(kind="float", inplace=True, samples=unary_cases(0.2, 3.0))
@@ -135,7 +135,7 @@ def _(F, g, input):
 
 @elementwise(kind="float", lacks="bic", samples=lambda m: [
     case(m(3, 4)), case(m(5), approximate="tanh"), case(m()), case(m(0, 3)), case(m(70, 3)),
-])  # fmt: skip
+])
 def gelu(xp, input, approximate="none"):
     """input·Φ(input), Φ the normal distribution function; "tanh" approximates it.
 
@@ -160,7 +160,7 @@ def _(input, approximate="none"):
 
 
 @elementwise(inplace=True, lacks="bic", samples=lambda m: [
-    case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.2)])  # fmt: skip
+    case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.2)])
 def leaky_relu(xp, input, negative_slope=0.01):
     """input where positive, else negative_slope·input."""
     return xp.where(input > 0, input, input * input.dtype.type(negative_slope))
@@ -172,7 +172,7 @@ def _(F, g, input, negative_slope):
 
 
 @elementwise(inplace=True, kind="float", lacks="bic", samples=lambda m: [
-    case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.7)])  # fmt: skip
+    case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.7)])
 def elu(xp, input, alpha=1.0):
     """input where positive, else alpha·(exp(input) − 1)."""
     return xp.where(input > 0, input, xp.expm1(xp.minimum(input, 0)) * input.dtype.type(alpha))
@@ -185,7 +185,7 @@ def _(F, g, input, alpha):
 
 
 @elementwise(kind="float", lacks="bic", samples=lambda m: [
-    case(m(3, 4)), case(m(5), 2.0, 1.0), case(m(5, low=-30, high=30))])  # fmt: skip
+    case(m(3, 4)), case(m(5), 2.0, 1.0), case(m(5, low=-30, high=30))])
 def softplus(xp, input, beta=1.0, threshold=20.0):
     """log(1 + exp(beta·input)) / beta; linear where beta·input exceeds the threshold."""
     z = input * input.dtype.type(beta)
@@ -217,5 +217,5 @@ def conj(input) -> Tensor:
 COMPOSITES = {
     "conj": conj, "arcsin": asin.call, "arccos": acos.call, "arctan": atan.call,
     "arcsinh": asinh.call, "arccosh": acosh.call, "arctanh": atanh.call,
-}  # fmt: skip
+}
 INPLACE = tuple(n for n in COMPOSITES if n != "conj")

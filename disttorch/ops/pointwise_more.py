@@ -50,7 +50,7 @@ lerp = _OneDtypeOp(
     tensor_only=("input", "end"), samples=lambda m: [
         case(m(3, 4), m(3, 4), 0.3), case(m(3, 4), m(4), m(3, 1)), case(m(), m(2), 0.7),
         case(m(0, 2), m(2), 0.5)],
-)  # fmt: skip
+)
 
 
 @lerp.grad("input")
@@ -78,11 +78,11 @@ _TRIPLES = lambda m: [  # noqa: E731
     case(m(3, 4, low=0.5), m(3, 4, low=0.5), m(3, 4, low=0.5)),
     case(m(3, 4), m(4), m(3, 1, low=0.5), value=0.5), case(m(2), m(2), m(2, low=0.4), value=-2),
     case(m(0, 2), m(2), m(1, low=0.3)), case(m(), m(), m(low=0.5)),
-]  # fmt: skip
+]
 
 
 @elementwise(("input", "tensor1", "tensor2"), inplace=True, lacks="b", samples=_TRIPLES,
-             tensor_only=("input", "tensor1", "tensor2"))  # fmt: skip
+             tensor_only=("input", "tensor1", "tensor2"))
 def addcmul(xp, input, tensor1, tensor2, value=1):
     """input + value·tensor1·tensor2."""
     return input + _check_value("addcmul", input, value) * tensor1 * tensor2
@@ -104,7 +104,7 @@ def _(F, g, tensor1, value):
 
 
 @elementwise(("input", "tensor1", "tensor2"), inplace=True, samples=_TRIPLES,
-             tensor_only=("input", "tensor1", "tensor2"))  # fmt: skip
+             tensor_only=("input", "tensor1", "tensor2"))
 def addcdiv(xp, input, tensor1, tensor2, value=1):
     """input + value·tensor1 / tensor2."""
     if input.dtype.kind in "biu":
@@ -132,7 +132,7 @@ def _(F, g, tensor1, tensor2, value):
 
 # ---------------------------------------------------------------- two operands
 @binary(kind="float", lacks="c", inplace=True, tensor_only=_BOTH,
-        samples=binary_cases(low=0.3, numbers=()))  # fmt: skip
+        samples=binary_cases(low=0.3, numbers=()))
 def atan2(xp, input, other):
     """The angle of the point (other, input), in (−π, π]."""
     return xp.arctan2(input, other)
@@ -149,7 +149,7 @@ def _(F, g, input, other):
 
 
 @binary(lacks="bic", inplace=True, tensor_only=_BOTH,
-        samples=binary_cases(low=0.3, numbers=()))  # fmt: skip
+        samples=binary_cases(low=0.3, numbers=()))
 def hypot(xp, input, other):
     """√(input² + other²) without overflow."""
     return xp.hypot(input, other)
@@ -209,7 +209,7 @@ def _x_times(name, log, doc):
     forward.__name__, forward.__doc__ = name, doc
     low = 0.3 if log == "log" else -0.6
     return binary(kind="float", lacks="c", inplace=name == "xlogy", method=name == "xlogy",
-                  samples=binary_cases(low=low, numbers=(0.7,)))(forward)  # fmt: skip
+                  samples=binary_cases(low=low, numbers=(0.7,)))(forward)
 
 
 xlogy = _x_times("xlogy", "log", "input·log(other); 0 where input is 0.")
@@ -243,7 +243,7 @@ def _(F, g, input, other):
 
 
 @binary(kind="float", lacks="c", inplace=True, tensor_only=("input",),
-        samples=binary_cases(avoid=(0.0,), numbers=(-1.5,)))  # fmt: skip
+        samples=binary_cases(avoid=(0.0,), numbers=(-1.5,)))
 def copysign(xp, input, other):
     """|input| with the sign of ``other``."""
     return xp.copysign(input, other)
@@ -287,7 +287,7 @@ fmin = _skips_nan("fmin", "fmin", "le", "The smaller element; a number beats NaN
 
 # 16-bit neighbours are those of the 16-bit format: no widening
 @binary(lacks="bic", moves=True, inplace=True, tensor_only=_BOTH, samples=lambda m: [
-    case(m.constant(3, 4), m.constant(4)), case(m.constant(3), m.constant(3))])  # fmt: skip
+    case(m.constant(3, 4), m.constant(4)), case(m.constant(3), m.constant(3))])
 def nextafter(xp, input, other):
     """The next floating point number after ``input`` towards ``other``."""
     return xp.nextafter(input, other)
@@ -315,14 +315,14 @@ heaviside = _HeavisideOp(
     _heaviside, name="heaviside", tensors=("input", "values"), inplace=True,
     tensor_only=("input", "values"), samples=lambda m: [
         case(m.constant(3, 4), m.constant(4)), case(m.int(5, high=3), m.int(5))],
-)  # fmt: skip
+)
 
 
 # ---------------------------------------------------------------- one operand
 @elementwise(samples=lambda m: [
     case(m(3, 4, avoid=(-1.5, -1, -0.5, 0, 0.5, 1, 1.5))), case(m.constant(5), decimals=2),
     case(m.constant(3, low=-500, high=500), decimals=-2), case(m.constant())], inplace=True,
-    lacks="bc")  # fmt: skip
+    lacks="bc")
 def round(xp, input, decimals=0):
     """The nearest integer, ties to even; ``decimals`` places after (or before) the point."""
     if input.dtype.kind != "f":
@@ -352,7 +352,7 @@ def _(F, g):
 
 
 @elementwise(inplace=True, samples=lambda m: [
-    case(m(3, 4)), case(m(5), 1.0, 2.0, -3.0), case(m()), case(m(0, 3))])  # fmt: skip
+    case(m(3, 4)), case(m(5), 1.0, 2.0, -3.0), case(m()), case(m(0, 3))])
 def nan_to_num(xp, input, nan=None, posinf=None, neginf=None):
     """NaN replaced by ``nan`` (0), infinities by the largest numbers or those given."""
     if input.dtype.kind not in "fc":
@@ -382,7 +382,7 @@ rad2deg = _angle_unit("rad2deg", 180 / math.pi, "Radians to degrees.")
 
 
 @elementwise(method=False, lacks="bc", samples=lambda m: [
-    case(m(3, 4, avoid=(0.2,)), 0.2, -1.0), case(m(5, avoid=(0.0,)), 0.0, 3.5)])  # fmt: skip
+    case(m(3, 4, avoid=(0.2,)), 0.2, -1.0), case(m(5, avoid=(0.0,)), 0.0, 3.5)])
 def threshold(xp, input, threshold, value):
     """input where it exceeds the threshold (or is NaN), else ``value``."""
     return xp.where(input <= threshold, input.dtype.type(value), input)
@@ -394,7 +394,7 @@ def _(F, g, input, threshold):
 
 
 @op(nout=2, aux=True, method=False, samples=lambda m: [
-    case(m(3, 4)), case(m()), case(m(0, 2))])  # fmt: skip
+    case(m(3, 4)), case(m()), case(m(0, 2))])
 def frexp_parts(xp, input):
     if input.dtype.kind != "f":
         raise RuntimeError("torch.frexp() only supports floating-point dtypes")
@@ -448,7 +448,7 @@ signbit = _predicate("signbit", "Whether the sign bit is set: negative, or −0.
 isposinf = _predicate("isposinf", "The element is +inf.", _infinite(1))
 isneginf = _predicate("isneginf", "The element is −inf.", _infinite(-1))
 isreal = _predicate("isreal", "The element has no imaginary part.", lambda xp, input: (
-    input.imag == 0 if input.dtype.kind == "c" else xp.ones(input.shape, bool)))  # fmt: skip
+    input.imag == 0 if input.dtype.kind == "c" else xp.ones(input.shape, bool)))
 
 
 # ---------------------------------------------------------------- written with other ops
@@ -492,7 +492,7 @@ def ldexp(input, other, *, out=None) -> Tensor:
 COMPOSITES = {
     "arctan2": atan2.call, "positive": positive, "float_power": float_power, "ldexp": ldexp,
     "frexp": frexp,
-}  # fmt: skip
+}
 INPLACE = ("arctan2", "ldexp")
 METHODS = {"float_power_": float_power_, "__pos__": positive}
 FUNCTIONS = {"threshold": threshold.call, "threshold_": inplace_of(threshold)}

@@ -198,7 +198,7 @@ def _like(name, maker):
              memory_format=None, generator=None) -> Tensor:
         return maker(input._data.shape, dtype=dtype or input.dtype,
                      device=input.device if device is None else device,
-                     requires_grad=requires_grad, generator=generator)  # fmt: skip
+                     requires_grad=requires_grad, generator=generator)
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"Like ``{name[:-5]}``, in the input's shape, dtype and device."
@@ -216,7 +216,7 @@ def randint(low=None, high=None, size=None, *, generator=None, out=None, dtype=N
     low = 0 if low is None else low
     if high is None or size is None:
         raise TypeError("randint() needs `high` and `size`: randint(high, size) or "
-                        "randint(low, high, size)")  # fmt: skip
+                        "randint(low, high, size)")
     low, high = (v.item() if isinstance(v, Tensor) else v for v in (low, high))
     if dtype is None:
         dtype = dtypes.int64 if out is None else out.dtype
@@ -232,7 +232,7 @@ def randint(low=None, high=None, size=None, *, generator=None, out=None, dtype=N
 
 
 _C_NAMES = {"uint8": "unsigned char", "int8": "signed char", "int16": "short", "int32": "int",
-            "int64": "int64_t", "bool": "bool"}  # fmt: skip
+            "int64": "int64_t", "bool": "bool"}
 
 
 def _check_range(low, high, dtype) -> None:
@@ -244,7 +244,7 @@ def _check_range(low, high, dtype) -> None:
     if dtype.category > dtypes.INT:
         return
     least, most = (0, 1) if dtype is dtypes.bool else (
-        dtypes.iinfo(dtype).min, dtypes.iinfo(dtype).max)  # fmt: skip
+        dtypes.iinfo(dtype).min, dtypes.iinfo(dtype).max)
     for what, value in (("from", low), ("to - 1", high - 1)):
         if not least <= value <= most:
             kind = _C_NAMES[dtype.name]
@@ -260,7 +260,7 @@ def randint_like(input, low=None, high=None, *, dtype=None, layout=None, device=
         low, high = 0, low
     return randint(low, high, tuple(input._data.shape), dtype=dtype or input.dtype,
                    device=input.device if device is None else device,
-                   requires_grad=requires_grad)  # fmt: skip
+                   requires_grad=requires_grad)
 
 
 def randperm(n, *, generator=None, out=None, dtype=None, layout=None, device=None,
@@ -319,7 +319,7 @@ def multinomial(input, num_samples, replacement=False, *, generator=None, out=No
             )
         if int((weights > 0).sum(axis=1).min()) < num_samples:
             raise RuntimeError("invalid multinomial distribution (with replacement=False, not "
-                               "enough non-negative category to sample)")  # fmt: skip
+                               "enough non-negative category to sample)")
         # the smallest of exponential variables with these rates come in the right order
         race = source.standard_exponential(weights.shape, dtypes.float64.np) / weights
         picked = xp.argsort(race, axis=1)[:, :num_samples]
@@ -349,7 +349,7 @@ def binomial(count, prob, generator=None) -> Tensor:
     """How many of ``count`` trials (a tensor of whole floats) succeed, each with ``prob``."""
     xp = namespace_of(count._data)
     n, p = xp.broadcast_arrays(count._data.astype(dtypes.float64.np),
-                               prob._data.astype(dtypes.float64.np))  # fmt: skip
+                               prob._data.astype(dtypes.float64.np))
     if bool((n < 0).any()):
         raise RuntimeError("binomial expects counts >= 0")
     if bool(((p < 0) | (p > 1)).any()):
@@ -359,7 +359,7 @@ def binomial(count, prob, generator=None) -> Tensor:
 
 
 def normal(mean=0.0, std=1.0, size=None, *, generator=None, out=None, dtype=None, layout=None,
-           device=None, requires_grad=False, pin_memory=False) -> Tensor:  # fmt: skip
+           device=None, requires_grad=False, pin_memory=False) -> Tensor:
     """Normal numbers with the given means and standard deviations (numbers or tensors)."""
     _check_std(std)
     if size is None and out is not None and not any(isinstance(t, Tensor) for t in (mean, std)):
@@ -411,7 +411,7 @@ def normal_(input: Tensor, mean=0.0, std=1.0, *, generator=None) -> Tensor:
     _check_std(std)
     _check_float(input, "normal_")
     draw = _draw("standard_normal", _source(generator, input.device), input._data.shape,
-                 input._data.dtype)  # fmt: skip
+                 input._data.dtype)
     return _fill(input, draw * std + mean)
 
 
@@ -503,7 +503,7 @@ FUNCTIONS = {
     for f in (rand, randn, rand_like, randn_like, randint, randint_like, randperm, bernoulli,
               multinomial, normal, poisson, binomial, manual_seed, seed, initial_seed,
               get_rng_state, set_rng_state)
-}  # fmt: skip
+}
 METHODS: dict = {f.__name__: f for f in (uniform_, normal_, exponential_, bernoulli_, random_, cauchy_,
-                                   log_normal_, geometric_)}  # fmt: skip
+                                   log_normal_, geometric_)}
 METHODS |= {"bernoulli": bernoulli, "multinomial": multinomial}

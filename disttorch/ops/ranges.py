@@ -79,15 +79,15 @@ def empty_strided(size, stride, *, dtype=None, layout=None, device=None, require
 def scalar_tensor(s, *, dtype=None, layout=None, device=None, requires_grad=False) -> Tensor:
     """A 0-dim tensor of a number, in the default dtype unless one is given."""
     return full((), s, dtype=dtype or dtypes.get_default_dtype(), device=device,
-                requires_grad=requires_grad)  # fmt: skip
+                requires_grad=requires_grad)
 
 
 def _new_empty_strided(self, size, stride, *, dtype=None, device=None, requires_grad=False):
     """``empty_strided`` with this tensor's dtype and device."""
     return empty_strided(size, stride, dtype=dtype or self.dtype, device=device or self.device,
-                         requires_grad=requires_grad)  # fmt: skip
+                         requires_grad=requires_grad)
 
 
 FUNCTIONS = {"linspace": linspace, "logspace": logspace, "empty_strided": empty_strided,
-             "scalar_tensor": scalar_tensor}  # fmt: skip
+             "scalar_tensor": scalar_tensor}
 METHODS = {"new_empty_strided": _new_empty_strided}

@@ -15,7 +15,7 @@ from .samples import case
 _DIM_CASES = lambda m: [  # noqa: E731
     case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), (0, -1)), case(m(2, 3), 0, True), case(m()),
     case(m(0, 3), 0),
-]  # fmt: skip
+]
 
 
 def _widened_sum(xp, input, dim, keepdim):
@@ -88,13 +88,13 @@ def mean(input: Tensor, dim=None, keepdim=False, *, dtype=None, out=None) -> Ten
 
 
 @op(nout=2, method=False, moves=True, samples=lambda m: [
-    case(m(3, 4), 1), case(m(2, 3, 4), 0, True), case(m(), 0)], aux=False)  # fmt: skip
+    case(m(3, 4), 1), case(m(2, 3, 4), 0, True), case(m(), 0)], aux=False)
 def max_dim(xp, input, dim, keepdim=False):
     return _extreme(xp, xp.argmax, "max", input, dim, keepdim)
 
 
 @op(nout=2, method=False, moves=True, samples=lambda m: [
-    case(m(3, 4), 1), case(m(2, 3, 4), 0, True), case(m(), 0)])  # fmt: skip
+    case(m(3, 4), 1), case(m(2, 3, 4), 0, True), case(m(), 0)])
 def min_dim(xp, input, dim, keepdim=False):
     return _extreme(xp, xp.argmin, "min", input, dim, keepdim)
 
@@ -144,7 +144,7 @@ def _full_extreme(name):
         return getattr(xp, name)(input)
 
     made = Op(forward, name=f"{name}_all", method=False, node_name=name.capitalize(), moves=True,
-              samples=lambda m: [case(m(3, 4)), case(m())])  # fmt: skip
+              samples=lambda m: [case(m(3, 4)), case(m())])
 
     @made.grad("input")
     def _(F, g, input, out):
@@ -193,7 +193,7 @@ def _arg(name):
         if input.size == 0 and dim is None:
             raise IndexError(f"{name}(): Expected reduction dim to be specified for "
                              "input.numel() == 0. Specify the reduction dim with the 'dim' "
-                             "argument.")  # fmt: skip
+                             "argument.")
         if dim is not None:
             dim = wrap_dim(dim, input.ndim)
             _check_not_empty(name, input, (dim,), False)
@@ -204,7 +204,7 @@ def _arg(name):
 
     forward.__doc__ = f"Index of the {name[3:]}imum over ``dim``, or of the flattened input."
     return Op(forward, name=name, moves=True, samples=lambda m: [
-        case(m(3, 4)), case(m(3, 4), 1), case(m(3, 4), 0, True)])  # fmt: skip
+        case(m(3, 4)), case(m(3, 4), 1), case(m(3, 4), 0, True)])
 
 
 argmax, argmin = _arg("argmax"), _arg("argmin")
@@ -219,14 +219,14 @@ def _logic(name):
 
     forward.__doc__ = f"Whether {name} elements over ``dim`` are nonzero."
     return Op(forward, name=name, moves=True, samples=lambda m: [
-        case(m.bool(3, 4)), case(m.bool(3, 4), 1), case(m(3, 4), 0, True)])  # fmt: skip
+        case(m.bool(3, 4)), case(m.bool(3, 4), 1), case(m(3, 4), 0, True)])
 
 
 all, any = _logic("all"), _logic("any")
 
 
 @op(samples=lambda m: [case(m(3, 4), 1), case(m(3, 4), 0, True), case(m(2, 3, 4), (0, 2)),
-                        case(m.complex(3, 4), 1)])  # fmt: skip
+                        case(m.complex(3, 4), 1)])
 def logsumexp(xp, input, dim, keepdim=False):
     """log Σ exp(input) over ``dim``, shifted by the maximum against overflow."""
     axes = wrap_dims(dim, input.ndim)
@@ -249,7 +249,7 @@ def _(F, g, input, out, dim, keepdim):
 _VAR_CASES = lambda m: [  # noqa: E731
     case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), (0, -1), 0, True), case(m(5), 0, 2),
     case(m.complex(3, 4), 1),
-]  # fmt: skip
+]
 
 
 def _variance(xp, input, dim, correction, keepdim):
@@ -302,7 +302,7 @@ def _variance_arguments(name, input, dim, unbiased, correction):
     """(dim, correction) from PyTorch's forms: ``var(x, unbiased)``, ``var(x, dim, unbiased)``."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not "
-                        f"{type(input).__name__}")  # fmt: skip
+                        f"{type(input).__name__}")
     if input.dtype.category < dtypes.FLOAT:
         raise RuntimeError("std and var only support floating point and complex dtypes")
     if isinstance(dim, bool):
@@ -374,7 +374,7 @@ def _amax(input, dim, keepdim, largest):
 
 
 @op(method=False, samples=lambda m: [
-    case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), (0, 2), True)])  # fmt: skip
+    case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), (0, 2), True)])
 def norm2(xp, input, dim=None, keepdim=False):
     """The Euclidean norm over ``dim``."""
     axes = wrap_dims(dim, input.ndim)
@@ -412,7 +412,7 @@ def _reduced_extreme(name, function):
 
     forward.__doc__ = f"The {function}imum over ``dim``; ties share the gradient evenly."
     made = Op(forward, name=name, moves=True, samples=lambda m: [
-        case(m(3, 4), 1), case(m(2, 3, 4), (0, 2), True), case(m(3, 4))])  # fmt: skip
+        case(m(3, 4), 1), case(m(2, 3, 4), (0, 2), True), case(m(3, 4))])
 
     @made.grad("input")
     def _(F, g, input, out, dim, keepdim):
@@ -427,6 +427,6 @@ def _reduced_extreme(name, function):
 amax, amin = _reduced_extreme("amax", "max"), _reduced_extreme("amin", "min")
 
 COMPOSITES = {"sum": sum, "mean": mean, "max": max, "min": min, "var": var, "std": std,
-              "norm": norm}  # fmt: skip
+              "norm": norm}
 FUNCTIONS = {"var_mean": var_mean, "std_mean": std_mean}
 __all__ = ["COMPOSITES", "F32", "mean", "named", "spread", "sum"]

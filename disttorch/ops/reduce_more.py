@@ -28,7 +28,7 @@ def _wide(dtype):
 @op(method=False, name="product", node_name="Prod", samples=lambda m: [
     case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3), 0, True), case(m()), case(m(0, 3), 0),
     case(m.zeroed(3, 4), 1), case(m.zeroed(2, 2)), case(m.complex(2, 3), 1),
-])  # fmt: skip
+])
 def _product(xp, input, dim=None, keepdim=False):
     if dim is not None:
         dim = wrap_dim(dim, input.ndim)
@@ -94,13 +94,13 @@ def nanmean(input: Tensor, dim=None, keepdim=False, *, dtype=None, out=None) -> 
 
 @op(moves=True, out=False, samples=lambda m: [
     case(m.int(3, 4, high=2)), case(m.int(3, 4, high=2), 1),
-    case(m.int(2, 3, 4, high=2), (0, 2))])  # fmt: skip
+    case(m.int(2, 3, 4, high=2), (0, 2))])
 def count_nonzero(xp, input, dim=None):
     """The number of nonzero elements over ``dim``."""
     axes = wrap_dims(dim, input.ndim)
     found = xp.asarray(input != 0)
     return xp.asarray(xp.sum(found, axis=axes, dtype=dtypes.int64.np)) if input.ndim else \
-        found.astype(dtypes.int64.np)  # fmt: skip
+        found.astype(dtypes.int64.np)
 
 
 def aminmax(input: Tensor, *, dim=None, keepdim=False, out=None):
@@ -151,7 +151,7 @@ def _selecting(name, choose, doc, samples):
 
     forward.__doc__ = doc
     made = Op(forward, name=f"{name}_dim", node_name=name.capitalize(), nout=2, method=False,
-              moves=True, samples=samples)  # fmt: skip
+              moves=True, samples=samples)
     made.grad("input")(_picked_gradient)
     return made
 
@@ -198,7 +198,7 @@ def _most_frequent(xp, a, dim):
     ordered = xp.moveaxis(xp.take_along_axis(a, order, dim), dim, -1)
     n = ordered.shape[-1]
     new = xp.concatenate([xp.ones((*ordered.shape[:-1], 1), bool),
-                          ordered[..., 1:] != ordered[..., :-1]], axis=-1)  # fmt: skip
+                          ordered[..., 1:] != ordered[..., :-1]], axis=-1)
     steps = xp.arange(n)
     start = xp.maximum.accumulate(xp.where(new, steps, 0), axis=-1)
     last = xp.argmax(steps - start, axis=-1)[..., None]  # the first longest run's last place
@@ -209,13 +209,13 @@ _DISTINCT = lambda m: [  # noqa: E731
     case(m(3, 5), 1), case(m(4, 3), 0, True), case(m(), 0), case(m(2, 3, 4), -2)]
 median_dim = _selecting("median", _middle, "The lower median along ``dim``.", _DISTINCT)
 nanmedian_dim = _selecting("nanmedian", _middle_number, "The lower median of what is not NaN.",
-                           _DISTINCT)  # fmt: skip
+                           _DISTINCT)
 mode_dim = _selecting("mode", _most_frequent, "The most frequent value along ``dim``.", lambda m: [
-    case(m(3, 5), 1), case(m(4, 3), 0, True), case(m(), 0)])  # fmt: skip
+    case(m(3, 5), 1), case(m(4, 3), 0, True), case(m(), 0)])
 
 
 @op(nout=2, method=False, moves=True, node_name="Kthvalue", samples=lambda m: [
-    case(m(3, 5), 2), case(m(4, 3), 3, 0, True), case(m(), 1)])  # fmt: skip
+    case(m(3, 5), 2), case(m(4, 3), 3, 0, True), case(m(), 1)])
 def kthvalue_dim(xp, input, k, dim=-1, keepdim=False):
     dim = wrap_dim(dim, input.ndim)
     _needs_elements("kthvalue", input, dim)
@@ -241,7 +241,7 @@ def _whole_median(name, picker):
         return flat[picker(xp, flat, 0)[0]]
 
     made = Op(forward, name=f"{name}_all", node_name=name.capitalize(), method=False, moves=True,
-              samples=lambda m: [case(m(3, 5)), case(m()), case(m(6))])  # fmt: skip
+              samples=lambda m: [case(m(3, 5)), case(m()), case(m(6))])
 
     @made.grad("input")
     def _(F, g, input, out):
@@ -389,6 +389,6 @@ COMPOSITES = {
     f.__name__: f
     for f in (prod, nansum, nanmean, aminmax, median, nanmedian, mode, kthvalue, quantile,
               nanquantile, dist, renorm)
-}  # fmt: skip
+}
 INPLACE = ("renorm",)
 METHODS = {"sum_to_size": sum_to_size}

@@ -30,7 +30,7 @@ def _places(xp, index, dim):
         case(m(3, 4), 1, m.index(4, 3, 1), m(3, 1)), case(m(3, 4), 0, m.index(3, 1, 4), m(1, 4)),
         case(m(5), -1, m.index(5, 1), 2.5), case(m(), 0, m.index(1), m()),
         case(m(3, 4), 0, m.index(3, 0, 4), m(0, 4)),
-    ])  # fmt: skip
+    ])
 def scatter_into(xp, input, dim, index, src):
     """``input`` with ``src`` (a number, or a tensor as large as ``index`` or larger) put in."""
     dim = _check_gather(xp, "scatter", input, dim, index)
@@ -123,7 +123,7 @@ _REDUCTIONS = ("sum", "prod", "mean", "amax", "amin")
         for dim, how, own in ((0, "sum", True), (1, "sum", False), (0, "mean", True),
                               (1, "mean", False), (0, "prod", True), (1, "prod", False),
                               (0, "amax", True), (1, "amax", False), (0, "amin", True))
-    ])  # fmt: skip
+    ])
 def _reduce_into(xp, input, dim, index, src, reduce, include_self=True):
     dim = _check_gather(xp, "scatter", input, dim, index)
     out = input.copy()
@@ -132,12 +132,12 @@ def _reduce_into(xp, input, dim, index, src, reduce, include_self=True):
     if input.ndim == 0:
         out, index = out.reshape(1), index.reshape(-1)
         return _reduce_into.forward(xp, out, 0, index, src.reshape(-1), reduce,
-                                    include_self).reshape(())  # fmt: skip
+                                    include_self).reshape(())
     places = _places(xp, index, dim)
     if not include_self:
         out[places] = _neutral(xp, out.dtype, reduce)
     function = {"sum": xp.add, "mean": xp.add, "prod": xp.multiply, "amax": xp.maximum,
-                "amin": xp.minimum}[reduce]  # fmt: skip
+                "amin": xp.minimum}[reduce]
     function.at(out, places, src)
     if reduce == "mean":
         count = _counts(xp, out.shape, places, include_self)
@@ -154,7 +154,7 @@ def _neutral(xp, dtype, reduce):
     if dtype.kind == "b":
         return reduce == "amin"
     low, high = (xp.iinfo(dtype).min, xp.iinfo(dtype).max) if dtype.kind in "iu" else (
-        -xp.inf, xp.inf)  # fmt: skip
+        -xp.inf, xp.inf)
     return low if reduce == "amax" else high
 
 
@@ -190,7 +190,7 @@ def _prod_gradient(F, g, input, dim, index, src, include_self):
     zero = F.eq(src, 0)
     zeros_here = F.gather(
         F.scatter_add(F.zeros_like(input), dim, index, F.where(zero, one(src), F.zeros_like(src))),
-        dim, index)  # fmt: skip
+        dim, index)
     alone = F.logical_and(zero, F.eq(zeros_here, 1))
     # The result without a lone zero is what that zero's gradient is multiplied by
     rest = F.scatter_reduce_into(
@@ -216,7 +216,7 @@ def _extreme_gradient(F, g, input, dim, index, src, out, include_self):
 
 
 def scatter_reduce(input: Tensor, dim, index, src, reduce, *, include_self=True,
-                   out=None) -> Tensor:  # fmt: skip
+                   out=None) -> Tensor:
     """``src`` reduced into ``input`` at the places of ``index`` along ``dim``.
 
     Args:
@@ -252,7 +252,7 @@ def index_reduce(
     _check_slices("index_reduce", input._data, d, index._data, source._data)
     if input.ndim == 0:
         return scatter_reduce(input, 0, reshape.call(index, ()), reshape.call(source, ()), reduce,
-                              include_self=include_self, out=out)  # fmt: skip
+                              include_self=include_self, out=out)
     shape = tuple(-1 if k == d else 1 for k in range(input.ndim))
     wide = REGISTRY["expand"].call(reshape.call(index, shape), source._data.shape)
     return scatter_reduce(input, dim, wide, source, reduce, include_self=include_self, out=out)
@@ -274,7 +274,7 @@ def _check_slices(name, input, dim, index, source):
 
 @op(tensors=("input", "index", "source"), moves=True, inplace=True, samples=lambda m: [
     case(m(3, 4), 0, m.index(3, 1), m(1, 4)), case(m(3, 4), 1, m.permutation(4), m(3, 4)),
-    case(m(4), -1, m.permutation(4), m(4))])  # fmt: skip
+    case(m(4), -1, m.permutation(4), m(4))])
 def index_copy(xp, input, dim, index, source):
     """``input`` with its slices at ``index`` along ``dim`` replaced by those of ``source``."""
     dim = wrap_dim(dim, input.ndim)
@@ -306,7 +306,7 @@ def _(F, g, dim, index, source_shape):
 @op(tensors=("input", "index", "value"), numbers=("value",), moves=True, inplace=True,
     samples=lambda m: [
         case(m(3, 4), 0, m.index(3, 2), 1.5), case(m(3, 4), 1, m.index(4, 2), m()),
-        case(m(4), 0, m.index(4, 0), 1)])  # fmt: skip
+        case(m(4), 0, m.index(4, 0), 1)])
 def index_fill(xp, input, dim, index, value):
     """``input`` with its slices at ``index`` along ``dim`` set to ``value``."""
     dim = wrap_dim(dim, input.ndim)
@@ -396,7 +396,7 @@ def take_along_dim(input: Tensor, indices: Tensor, dim=None, *, out=None) -> Ten
 
 @op(tensors=("input", "mask", "source"), moves=True, inplace=True, samples=lambda m: [
     case(m(3, 4), m.bool(3, 4), m(12)), case(m(3, 4), m.bool(4), m(3, 5)),
-    case(m(4), m.bool(2, 4), m(8))])  # fmt: skip
+    case(m(4), m.bool(2, 4), m(8))])
 def masked_scatter(xp, input, mask, source):
     """``input`` with its elements where ``mask`` is True replaced by ``source``'s, in order."""
     if mask.dtype.kind != "b":
@@ -426,13 +426,13 @@ def _(F, g, mask):
 def _(F, g, mask, source_shape):
     picked = F.masked_pick(g, mask)
     padded = F.slice_backward(
-        picked, (math.prod(source_shape),), (slice(0, picked.shape[0]),))  # fmt: skip
+        picked, (math.prod(source_shape),), (slice(0, picked.shape[0]),))
     return F.reshape(padded, source_shape)
 
 
 @op(tensors=("input", "mask"), moves=True, method=False, samples=lambda m: [
     case(m(3, 4), m.bool(3, 4)), case(m(3, 4), m.bool(4)), case(m(4), m.bool(2, 4)),
-    case(m(), m.bool())])  # fmt: skip
+    case(m(), m.bool())])
 def masked_pick(xp, input, mask):
     """The elements where the (broadcast) mask is True, as a vector."""
     if mask.dtype.kind != "b":
@@ -482,6 +482,6 @@ COMPOSITES = {
     "scatter": scatter, "scatter_reduce": scatter_reduce, "index_reduce": index_reduce,
     "take": take, "put": put, "take_along_dim": take_along_dim, "masked_select": masked_pick.call,
     "select_scatter": select_scatter, "slice_scatter": slice_scatter,
-}  # fmt: skip
+}
 INPLACE = ("scatter_reduce", "index_reduce", "put")
 METHODS = {"scatter_": scatter_}

@@ -37,7 +37,7 @@ def unique(input: Tensor, sorted=True, return_inverse=False, return_counts=False
     xp, a = namespace_of(input._data), input._data
     if dim is None:
         values, inverse, counts = xp.unique(a.reshape(-1), return_inverse=True, return_counts=True,
-                                            equal_nan=False)  # fmt: skip
+                                            equal_nan=False)
         inverse = inverse.reshape(a.shape)
     else:
         dim = wrap_dim(dim, a.ndim)
@@ -78,7 +78,7 @@ def unique_consecutive(input: Tensor, return_inverse=False, return_counts=False,
     if n == 0:
         none = xp.zeros(0, dtypes.int64.np)
         return _asked(lines.copy(), none.reshape(a.shape if dim is None else -1), none,
-                      return_inverse, return_counts)  # fmt: skip
+                      return_inverse, return_counts)
     rows = xp.moveaxis(lines, at, 0).reshape(n, -1)
     new = xp.concatenate(([True], (rows[1:] != rows[:-1]).any(1)))
     inverse = xp.cumsum(new) - 1
@@ -98,7 +98,7 @@ def _asked(values, inverse, counts, return_inverse, return_counts):
 
 # ---------------------------------------------------------------- places in sorted sequences
 def searchsorted(sorted_sequence: Tensor, input, *, out_int32=False, right=False, side=None,
-                 sorter=None, out=None) -> Tensor:  # fmt: skip
+                 sorter=None, out=None) -> Tensor:
     """Where each value would be inserted to keep a sequence (or each of several rows) sorted.
 
     Args:
@@ -133,7 +133,7 @@ def searchsorted(sorted_sequence: Tensor, input, *, out_int32=False, right=False
     else:
         rows, wanted = seq.reshape(-1, seq.shape[-1]), a.reshape(-1, a.shape[-1])
         found = xp.stack([xp.searchsorted(r, w, side) for r, w in zip(rows, wanted)]) if len(
-            rows) else xp.zeros((0,))  # fmt: skip
+            rows) else xp.zeros((0,))
         found = found.reshape(a.shape)
     result = wrap(xp.asarray(found).astype("int32" if out_int32 else "int64"))
     return result if out is None else write_out(result, out, "searchsorted")
@@ -176,6 +176,6 @@ def unravel_index(indices: Tensor, shape) -> tuple:
 
 
 COMPOSITES = {"msort": msort, "argwhere": argwhere, "unique": unique,
-              "unique_consecutive": unique_consecutive}  # fmt: skip
+              "unique_consecutive": unique_consecutive}
 FUNCTIONS = {"searchsorted": searchsorted, "bucketize": bucketize, "isin": isin,
-             "unravel_index": unravel_index}  # fmt: skip
+             "unravel_index": unravel_index}

@@ -16,7 +16,7 @@ from .views import expand, reshape, sizes
 # ---------------------------------------------------------------- reversing and rolling
 @op(moves=True, method=False, out=False, samples=lambda m: [
     case(m(3, 4), (0,)), case(m(2, 3, 4), (0, -1)), case(m(2, 0, 3), (1,)), case(m(3), ()),
-])  # fmt: skip
+])
 def flip(xp, input, dims):
     """The order of elements reversed along each of ``dims`` (a copy)."""
     dims = tuple(wrap_dim(d, input.ndim) for d in dims)
@@ -55,7 +55,7 @@ def flipud(input: Tensor) -> Tensor:
 
 @op(moves=True, method=False, name="roll", out=False, samples=lambda m: [
     case(m(3, 4), (1,), (0,)), case(m(2, 3, 4), (2, -1), (0, 2)), case(m(3, 4), (2,), ()),
-    case(m(0, 3), (1,), (0,)), case(m(2, 5), (-7,), (1,))])  # fmt: skip
+    case(m(0, 3), (1,), (0,)), case(m(2, 5), (-7,), (1,))])
 def _roll(xp, input, shifts, dims):
     return xp.roll(input, shifts if dims else shifts[0], dims or None)
 
@@ -118,7 +118,7 @@ def _triangle(name, doc):
     forward.__name__, forward.__doc__ = name, doc
     made = op(moves=True, inplace=True, samples=lambda m: [
         case(m(3, 4)), case(m(4, 3), 1), case(m(2, 3, 3), -1), case(m(0, 3)), case(m(3, 3), -5),
-    ])(forward)  # fmt: skip
+    ])(forward)
     made.grad("input")(_tril_rule if name == "tril" else _triu_rule)
     return made
 
@@ -136,7 +136,7 @@ triu = _triangle("triu", "Each matrix without what lies below its ``diagonal``."
 
 
 @op(moves=True, out=False, samples=lambda m: [
-    case(m(3)), case(m(2, 3), 1), case(m(2, 3), -2, 0, 2), case(m(2, 3), 0, 1, 0)])  # fmt: skip
+    case(m(3)), case(m(2, 3), 1), case(m(2, 3), -2, 0, 2), case(m(2, 3), 0, 1, 0)])
 def diag_embed(xp, input, offset=0, dim1=-2, dim2=-1):
     """Zeros with ``input``'s last dim on a diagonal over two new dims."""
     dim1, dim2 = wrap_dim(dim1, input.ndim + 1), wrap_dim(dim2, input.ndim + 1)
@@ -205,7 +205,7 @@ def _windows(xp, a, dim, size, step):
 
 @op(view=True, method=False, name="unfold", samples=lambda m: [
     case(m(7), 0, 3, 1), case(m(2, 7), 1, 2, 3), case(m(5, 3), 0, 2, 2), case(m(6), -1, 6, 1),
-])  # fmt: skip
+])
 def unfold(xp, input, dimension, size, step):
     """Windows of ``size`` elements, one every ``step`` along a dim, as a new last dim: a view."""
     return _windows(xp, input, dimension, size, step)
@@ -217,7 +217,7 @@ def _(F, g, input_shape, dimension, size, step):
 
 
 @op(moves=False, method=False, samples=lambda m: [
-    case(m(5, 3), (7,), 0, 3, 1), case(m(2, 2, 2), (2, 7), 1, 2, 3)])  # fmt: skip
+    case(m(5, 3), (7,), 0, 3, 1), case(m(2, 2, 2), (2, 7), 1, 2, 3)])
 def unfold_backward(xp, input, input_sizes, dim, size, step):
     """Windows added up where they came from: the adjoint of ``unfold``."""
     out = xp.zeros(input_sizes, input.dtype)
@@ -453,7 +453,7 @@ def linalg_vander(x: Tensor, *, N=None) -> Tensor:
     for _ in range(1, count):
         columns.append(columns[-1] * x)
     return stack.call(columns[:count], -1) if count else REGISTRY["slice"].call(
-        REGISTRY["unsqueeze"].call(x, -1), (Ellipsis, slice(0, 0)))  # fmt: skip
+        REGISTRY["unsqueeze"].call(x, -1), (Ellipsis, slice(0, 0)))
 
 
 def _triangle_indices(name):
@@ -492,11 +492,11 @@ COMPOSITES = {
     "flip": _flip, "fliplr": fliplr, "flipud": flipud, "roll": roll, "rot90": rot90, "diag": diag,
     "diagflat": diagflat, "trace": trace, "tile": tile, "repeat_interleave": repeat_interleave,
     "broadcast_to": broadcast_to, "kron": kron,
-}  # fmt: skip
+}
 FUNCTIONS = {
     "meshgrid": meshgrid, "cartesian_prod": cartesian_prod, "combinations": combinations,
     "block_diag": block_diag, "vander": vander, "tril_indices": tril_indices,
     "triu_indices": triu_indices, "broadcast_tensors": broadcast_tensors,
     "broadcast_shapes": broadcast_shapes,
-}  # fmt: skip
+}
 METHODS = {"unfold": unfold.call}

@@ -31,14 +31,14 @@ def _ordered(xp, input, dim, descending, count=None):
 
 @op(nout=2, method=False, moves=True, samples=lambda m: [
     case(m(3, 4)), case(m(3, 4), 0, True), case(m(2, 0, 3), 1), case(m(2, 0, 3), -1, True),
-    case(m(), 0)])  # fmt: skip
+    case(m(), 0)])
 def sort_dim(xp, input, dim=-1, descending=False):
     return _ordered(xp, input, wrap_dim(dim, input.ndim), descending)
 
 
 @op(nout=2, method=False, moves=True, samples=lambda m: [
     case(m(3, 6), 2), case(m(5, 4), 3, 0), case(m(3, 4), 2, 1, False), case(m(3, 4), 0),
-    case(m(), 1)])  # fmt: skip
+    case(m(), 1)])
 def topk_dim(xp, input, k, dim=-1, largest=True):
     dim = wrap_dim(dim, input.ndim)
     if not 0 <= k <= (input.shape[dim] if input.ndim else 1):

@@ -23,45 +23,45 @@ def _function(name, doc, rule=None, low=-2.0, high=2.0, avoid=(), top=True, **op
 
     forward.__name__, forward.__doc__ = name, doc
     made = unary(kind="float", lacks="c", inplace=top, method=top,
-                 samples=unary_cases(low, high, avoid), **options)(forward)  # fmt: skip
+                 samples=unary_cases(low, high, avoid), **options)(forward)
     if rule is not None:
         made.grad("input")(rule)
     return made
 
 
 erfc = _function("erfc", "1 − erf(input), exact in the tail.",
-                 lambda F, g, input: g * (F.exp(-(input * input)) * (-2 / _SQRT_PI)))  # fmt: skip
+                 lambda F, g, input: g * (F.exp(-(input * input)) * (-2 / _SQRT_PI)))
 erfinv = _function("erfinv", "The inverse of erf.",
                    lambda F, g, out: g * (F.exp(out * out) * (_SQRT_PI / 2)),
-                   -0.9, 0.9)  # fmt: skip
+                   -0.9, 0.9)
 lgamma = _function("lgamma", "log |Γ(input)|.", lambda F, g, input: g * F.digamma(input),
-                   avoid=(-2, -1, 0))  # fmt: skip
+                   avoid=(-2, -1, 0))
 digamma = _function("digamma", "The derivative of lgamma.",
-                    lambda F, g, input: g * F.polygamma_of(input, 1), 0.3, 4.0)  # fmt: skip
+                    lambda F, g, input: g * F.polygamma_of(input, 1), 0.3, 4.0)
 i0 = _function("i0", "The modified Bessel function of order 0.",
-               lambda F, g, input: g * F.i1(input))  # fmt: skip
+               lambda F, g, input: g * F.i1(input))
 i1 = _function("i1", "The modified Bessel function of order 1.",
                lambda F, g, input, out: g * (F.i0(input) - _over(F, out, input)), top=False,
-               avoid=(0.0,))  # fmt: skip
+               avoid=(0.0,))
 i0e = _function("i0e", "exp(−|input|)·i0(input).",
                 lambda F, g, input, out: g * (F.i1e(input) - F.sgn(input) * out), top=False,
-                avoid=(0.0,))  # fmt: skip
+                avoid=(0.0,))
 i1e = _function("i1e", "exp(−|input|)·i1(input).",
                 lambda F, g, input, out: g * (
                     F.i0e(input) - out * F.sgn(input) - _over(F, out, input)),
-                top=False, avoid=(0.0,))  # fmt: skip
+                top=False, avoid=(0.0,))
 erfcx = _function("erfcx", "exp(input²)·erfc(input).",
                   lambda F, g, input, out: g * (input * out * 2 - 2 / _SQRT_PI),
-                  top=False)  # fmt: skip
+                  top=False)
 ndtr = _function("ndtr", "The standard normal distribution function.",
                  lambda F, g, input: g * F.exp(input * input * -0.5) / math.sqrt(2 * math.pi),
-                 top=False)  # fmt: skip
+                 top=False)
 ndtri = _function("ndtri", "The quantile of the standard normal distribution.",
                   lambda F, g, out: g * F.exp(out * out * 0.5) * math.sqrt(2 * math.pi), 0.1, 0.9,
-                  top=False)  # fmt: skip
+                  top=False)
 log_ndtr = _function("log_ndtr", "log(ndtr(input)), exact in the lower tail.",
                      lambda F, g, input: g / F.erfcx(input * -math.sqrt(0.5)) * math.sqrt(
-                         2 / math.pi), top=False)  # fmt: skip
+                         2 / math.pi), top=False)
 
 
 def _over(F, out, input):
@@ -77,12 +77,12 @@ _PLAIN = tuple(
     for name in ("bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1", "modified_bessel_k0",
                  "modified_bessel_k1", "scaled_modified_bessel_k0", "scaled_modified_bessel_k1",
                  "spherical_bessel_j0")
-)  # fmt: skip
+)
 
 
 @elementwise(kind="float", lacks="c", method=False, node_name="Polygamma", samples=lambda m: [
     case(m(3, 4, low=0.4, high=4), 1), case(m(3, low=0.4, high=3), 2),
-    case(m(low=1), 0)])  # fmt: skip
+    case(m(low=1), 0)])
 def polygamma_of(xp, input, n):
     return xp.polygamma(n, input)
 
@@ -115,7 +115,7 @@ def mvlgamma(input, p, *, out=None) -> Tensor:
 
 @elementwise(kind="float", lacks="c", inplace=True, samples=lambda m: [
     case(m(3, 4, low=0.1, high=0.9)), case(m(5, low=-0.3, high=1.3, avoid=(0.1, 0.9)), 0.1),
-    case(m(low=0.2, high=0.8))])  # fmt: skip
+    case(m(low=0.2, high=0.8))])
 def logit(xp, input, eps=None):
     """log(input / (1 − input)), of the input limited to [eps, 1 − eps]."""
     if eps is not None:
@@ -168,7 +168,7 @@ def _incomplete(name, kernel, sign, doc):
     forward.__name__, forward.__doc__ = name, doc
     made = binary(lacks="bic", inplace=True, tensor_only=("input", "other"), samples=lambda m: [
         case(m.constant(3, 4, low=0.3, high=3), m(3, 4, low=0.3, high=4)),
-        case(m.constant(4, low=0.3, high=3), m(2, 1, low=0.3, high=4))])(forward)  # fmt: skip
+        case(m.constant(4, low=0.3, high=3), m(2, 1, low=0.3, high=4))])(forward)
 
     @made.grad("other")
     def _(F, g, input, other):
@@ -180,12 +180,12 @@ def _incomplete(name, kernel, sign, doc):
 
 igamma = _incomplete("igamma", "gammainc", 1, "The regularised lower incomplete gamma function.")
 igammac = _incomplete("igammac", "gammaincc", -1,
-                      "The regularised upper incomplete gamma function.")  # fmt: skip
+                      "The regularised upper incomplete gamma function.")
 
 
 @binary(kind="float", lacks="c", method=False, samples=lambda m: [
     case(m.constant(3, 4, low=1.5, high=5), m(3, 4, low=0.5, high=4)),
-    case(m.constant(3, low=1.5, high=5), 2.0)])  # fmt: skip
+    case(m.constant(3, low=1.5, high=5), 2.0)])
 def zeta(xp, input, other):
     """Hurwitz's zeta function Σ (other + k)^(−input)."""
     return xp.zeta(*(xp.asarray(a, xp.result_type(input, other)) for a in (input, other)))
@@ -212,7 +212,7 @@ def _recurrence(name, start, step, doc, shifted=False):
     forward.__name__, forward.__doc__ = name, doc
     return ElementwiseOp(forward, tensors=("input", "n"), kind="float", lacks="c", method=False,
                          samples=lambda m: [case(m.constant(3, 4, low=-1, high=1), m.int(4)),
-                                            case(m.constant(3, low=0, high=1), 7)])  # fmt: skip
+                                            case(m.constant(3, low=0, high=1), 7)])
 
 
 def _chebyshev_step(k, x, here, before):
@@ -220,7 +220,7 @@ def _chebyshev_step(k, x, here, before):
 
 
 _CHEBYSHEV = {"t": lambda x: x, "u": lambda x: 2 * x, "v": lambda x: 2 * x - 1,
-              "w": lambda x: 2 * x + 1}  # fmt: skip
+              "w": lambda x: 2 * x + 1}
 _POLYNOMIALS = tuple(
     _recurrence(f"{prefix}chebyshev_polynomial_{kind}", start, _chebyshev_step,
                 f"Chebyshev's polynomial of kind {kind.upper()} and degree n.", bool(prefix))
@@ -238,7 +238,7 @@ _POLYNOMIALS = tuple(
     _recurrence("legendre_polynomial_p", lambda x: x,
                 lambda k, x, here, before: ((2 * k + 1) * x * here - k * before) / (k + 1),
                 "Legendre's polynomial of degree n."),
-)  # fmt: skip
+)
 
 
 FUNCTIONS = {"polygamma": polygamma}
@@ -249,6 +249,6 @@ METHODS = {
 COMPOSITES = {"mvlgamma": mvlgamma}
 INPLACE = ("mvlgamma",)
 _ONLY_SPECIAL = (i1, i0e, i1e, erfcx, ndtr, ndtri, log_ndtr, entr, zeta, xlog1py, *_PLAIN,
-                 *_POLYNOMIALS)  # fmt: skip
+                 *_POLYNOMIALS)
 SPECIAL = {made.name: made.call for made in _ONLY_SPECIAL}
 __all__ = ["COMPOSITES", "FUNCTIONS", "METHODS", "SPECIAL"]

@@ -123,4 +123,4 @@ FUNCTIONS = {
     "atleast_1d": atleast_1d, "atleast_2d": atleast_2d, "atleast_3d": atleast_3d,
     "hstack": hstack, "vstack": vstack, "dstack": dstack, "column_stack": column_stack,
     "row_stack": vstack,
-}  # fmt: skip
+}

@@ -336,7 +336,7 @@ METHODS = {
               item, tolist, numpy, repeat, nonzero, equal, allclose, isclose,
               is_floating_point, is_complex, register_hook, register_post_accumulate_grad_hook,
               retain_grad)
-}  # fmt: skip
+}
 METHODS |= {
     "where": where_method, "nelement": numel, "ndimension": dim, "__len__": length,
     "__bool__": bool_of, "__iter__": iterate, "__contains__": contains,
@@ -344,9 +344,9 @@ METHODS |= {
     "__format__": format_of,
     "__float__": lambda self: _as_number(self, float), "__int__": lambda self: _as_number(self, int),
     "__complex__": lambda self: complex(item(self)),
-}  # fmt: skip
+}
 FUNCTIONS = {
     f.__name__: f
     for f in (numel, nonzero, equal, allclose, isclose, is_floating_point,
               is_complex, is_tensor)
-}  # fmt: skip
+}

@@ -47,7 +47,7 @@ def check_shape(shape, size: int) -> tuple:
 @op(view=True, method=False, samples=lambda m: [
     case(m(3, 4), (4, 3)), case(m(2, 6), (-1, 3, 2)), case(m(), (1, 1)), case(m(0, 3), (3, 0)),
     case(m(3, 4).t(), (12,)),
-])  # fmt: skip
+])
 def reshape(xp, input, shape):
     """The same elements in another shape; a view where the memory allows it."""
     return input.reshape(check_shape(shape, input.size))
@@ -59,7 +59,7 @@ def _(F, g, input_shape):
 
 
 @op(view=True, method=False, name="view", samples=lambda m: [
-    case(m(3, 4), (4, 3)), case(m(2, 6), (-1, 3, 2))])  # fmt: skip
+    case(m(3, 4), (4, 3)), case(m(2, 6), (-1, 3, 2))])
 def _view(xp, input, shape):
     shape = check_shape(shape, input.size)
     if input.flags.c_contiguous:
@@ -79,7 +79,7 @@ def _(F, g, input_shape):
 
 
 @op(view=True, method=False, samples=lambda m: [
-    case(m(3, 4), 0, 1), case(m(2, 3, 4), -1, 0), case(m(), 0, -1)])  # fmt: skip
+    case(m(3, 4), 0, 1), case(m(2, 3, 4), -1, 0), case(m(), 0, -1)])
 def transpose(xp, input, dim0, dim1):
     """Two dims exchanged."""
     dim0, dim1 = wrap_dim(dim0, input.ndim), wrap_dim(dim1, input.ndim)
@@ -92,7 +92,7 @@ def _(F, g, dim0, dim1):
 
 
 @op(view=True, method=False, samples=lambda m: [
-    case(m(2, 3, 4), (2, 0, 1)), case(m(2, 3), (-1, 0))])  # fmt: skip
+    case(m(2, 3, 4), (2, 0, 1)), case(m(2, 3), (-1, 0))])
 def permute(xp, input, dims):
     """The dims in another order."""
     if len(dims) != input.ndim:
@@ -118,7 +118,7 @@ def _(F, g, dims):
 
 @op(view=True, method=False, samples=lambda m: [
     case(m(3, 1), (3, 4)), case(m(3, 1), (2, -1, 4)), case(m(), (2, 2)), case(m(1, 3), (-1, 3)),
-])  # fmt: skip
+])
 def expand(xp, input, shape):
     """Dims of size 1 (and new ones in front) repeated without copying."""
     shape, lead = tuple(shape), len(shape) - input.ndim
@@ -172,14 +172,14 @@ def _(F, g, input_shape):
 
 @op(view=True, samples=lambda m: [
     case(m(3, 1, 4)), case(m(3, 1, 4), 1), case(m(3, 4), 0), case(m(1, 2, 1), (0, 2)), case(m()),
-])  # fmt: skip
+])
 def squeeze(xp, input, dim=None):
     """Dims of size 1 removed: all, or those of ``dim`` that have size 1."""
     if dim is None:
         return input.squeeze()
     dims = (dim,) if isinstance(dim, int) else dim
     drop = tuple(d for d in (wrap_dim(d, input.ndim) for d in dims)
-                 if input.ndim and input.shape[d] == 1)  # fmt: skip
+                 if input.ndim and input.shape[d] == 1)
     return input.squeeze(drop) if drop else input.view()
 
 
@@ -191,7 +191,7 @@ def _(F, g, input_shape):
 @op(view=True, method=False, name="slice", samples=lambda m: [
     case(m(4, 5), (slice(1, 3),)), case(m(4, 5), (2, slice(None, None, 2))),
     case(m(4, 5, 2), (Ellipsis, 0)), case(m(4), (None, slice(1, None))), case(m(3), (-1,)),
-])  # fmt: skip
+])
 def basic_index(xp, input, index):
     """Basic indexing (numbers, slices, None, ...): a view."""
     out = input[index]
@@ -205,7 +205,7 @@ def _(F, g, input_shape, index):
 
 
 @op(method=False, moves=True, samples=lambda m: [
-    case(m(2, 5), (4, 5), (slice(1, 3),)), case(m(), (3,), (1,))])  # fmt: skip
+    case(m(2, 5), (4, 5), (slice(1, 3),)), case(m(), (3,), (1,))])
 def slice_backward(xp, input, shape, index):
     """Zeros of ``shape`` with ``input`` at ``index`` (basic)."""
     out = xp.zeros(shape, input.dtype)
@@ -219,7 +219,7 @@ def _(F, g, index):
 
 
 @op(view=True, nout=0, method=False, samples=lambda m: [
-    case(m(5, 2), (2, 3), 0), case(m(2, 4), (1, 3), -1)])  # fmt: skip
+    case(m(5, 2), (2, 3), 0), case(m(2, 4), (1, 3), -1)])
 def split_with_sizes(xp, input, split_sizes, dim=0):
     """Views of consecutive pieces along ``dim``."""
     dim = wrap_dim(dim, input.ndim)
@@ -261,7 +261,7 @@ def _(F, g, dim):
 
 
 @op(view=True, samples=lambda m: [
-    case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), -1, 0, 2)])  # fmt: skip
+    case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), -1, 0, 2)])
 def diagonal(xp, input, offset=0, dim1=0, dim2=1):
     """The diagonal over two dims, as a new last dim: a view."""
     dim1, dim2 = wrap_dim(dim1, input.ndim), wrap_dim(dim2, input.ndim)
@@ -284,7 +284,7 @@ def _(F, g, input_shape, offset, dim1, dim2):
 
 
 @op(tensors=("input", "src"), moves=True, samples=lambda m: [
-    case(m(3, 4), m(3)), case(m(3, 3), m(2), 1)])  # fmt: skip
+    case(m(3, 4), m(3)), case(m(3, 3), m(2), 1)])
 def diagonal_scatter(xp, input, src, offset=0, dim1=0, dim2=1):
     """``input`` with its diagonal replaced by ``src``."""
     out = input.copy()
@@ -495,10 +495,10 @@ COMPOSITES = {
     "expand_as": expand_as, "reshape": reshape.call, "permute": permute.call,
     "split_with_sizes": split_with_sizes.call, "unsafe_split_with_sizes": split_with_sizes.call,
     "unsafe_split": split, "unsafe_chunk": chunk, "narrow_copy": narrow_copy,
-}  # fmt: skip
+}
 METHODS = {
     "reshape": _method_of(reshape, sizes), "permute": _method_of(permute, sizes),
     "expand": _method_of(expand, sizes), "view": view, "contiguous": contiguous,
     "view_as": view_as, "reshape_as": lambda a, b: reshape.call(a, b._data.shape),
     "split_with_sizes": split_with_sizes.call,
-}  # fmt: skip
+}

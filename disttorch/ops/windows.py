@@ -88,7 +88,7 @@ def kaiser_window(window_length, periodic=True, beta=12.0, *, dtype=None, layout
 # ---------------------------------------------------------------- short-time Fourier transform
 def stft(input: Tensor, n_fft, hop_length=None, win_length=None, window=None, center=True,
          pad_mode="reflect", normalized=False, onesided=None, return_complex=None,
-         align_to_window=None) -> Tensor:  # fmt: skip
+         align_to_window=None) -> Tensor:
     """Fourier transforms of overlapping frames: (batch ×) frequencies × frames, complex.
 
     Args:
@@ -184,7 +184,7 @@ def _centred(input, window, size, n_fft, name):
 
 def istft(input: Tensor, n_fft, hop_length=None, win_length=None, window=None, center=True,
           normalized=False, onesided=None, length=None,
-          return_complex=False) -> Tensor:  # fmt: skip
+          return_complex=False) -> Tensor:
     """The signal whose ``stft`` this is: frames added up, divided by the sum of squared windows.
 
     Args:
@@ -245,4 +245,4 @@ FUNCTIONS = {
     "hann_window": hann_window, "hamming_window": hamming_window,
     "blackman_window": blackman_window, "bartlett_window": bartlett_window,
     "kaiser_window": kaiser_window,
-}  # fmt: skip
+}

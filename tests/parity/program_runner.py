@@ -47,7 +47,7 @@ def as_plain(value):
 def main():
     target, *chosen = sys.argv[1:]
     results = {(name, dtype): run_program(name, dtype)
-               for name in chosen or names() for dtype in ("float64", "float32")}  # fmt: skip
+               for name in chosen or names() for dtype in ("float64", "float32")}
     Path(target).write_bytes(pickle.dumps((torch.__name__, torch.__file__, results)))
 
 

@@ -36,7 +36,7 @@ def plain(value):
     """A result without its library: nested lists of numbers and strings."""
     if isinstance(value, (dt.Tensor, torch.Tensor)):
         return (np.asarray(value.detach().numpy()).astype("complex128"), tuple(value.shape),
-                str(value.dtype), value.requires_grad)  # fmt: skip
+                str(value.dtype), value.requires_grad)
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if isinstance(value, dict):
@@ -123,7 +123,7 @@ def requires_grad_rules(t):
     x, c = vec(t, 1, 2), t.ones(2)
     return [(v.requires_grad, v.is_leaf, v.grad_fn is None) for v in (
         x, c, x * 2, c * 2, x.detach(), x.clone(), x > 0, x.long(), x[0], c[0], x.data,
-        x + c, t.ones_like(x), x.argmax(), x.round(), x.sign(), x.new_ones(2))]  # fmt: skip
+        x + c, t.ones_like(x), x.argmax(), x.round(), x.sign(), x.new_ones(2))]
 
 
 @program
@@ -1033,7 +1033,7 @@ def node_names(t):
               x.sigmoid(), x.tanh(), x.relu(), x ** 2, x.view(2, 1), x.log(), x.sqrt(), -x,
               x.abs(), x.unsqueeze(0), x.clone(), w.permute(1, 0), x.expand(3, 2),
               t.cat([x, x]), t.stack([x, x]), x.prod(), x.std(), x.softmax(0),
-              x.cumsum(0)]  # fmt: skip
+              x.cumsum(0)]
     return [(v.grad_fn.name(), type(v.grad_fn).__name__) for v in values]
 
 
@@ -1123,7 +1123,7 @@ def save_on_cpu(t):
 @program(says="no hooks here")
 def hooks_disabled(t):
     with (t.autograd.graph.disable_saved_tensors_hooks("no hooks here"),
-          t.autograd.graph.saved_tensors_hooks(lambda v: v, lambda v: v)):  # fmt: skip
+          t.autograd.graph.saved_tensors_hooks(lambda v: v, lambda v: v)):
         pass
 
 
@@ -1516,7 +1516,7 @@ def pickle_and_copy(t):
     (x ** 2).sum().backward()
     d, p, c = copy.deepcopy(x), pickle.loads(pickle.dumps(x)), copy.copy(x)
     return [(v, v.is_leaf, None if v.grad is None else v.grad, getattr(v, "note", None))
-            for v in (d, p, c)]  # fmt: skip
+            for v in (d, p, c)]
 
 
 @program(says="created explicitly by the user")
@@ -1582,7 +1582,7 @@ def checkpointing(t):
 
     a, b = checkpoint(block, x, use_reentrant=False, scale=2.0)
     c = checkpoint(lambda q: checkpoint(lambda r: (r * w).tanh(), q, use_reentrant=False) * q, a,
-                   use_reentrant=False)  # fmt: skip
+                   use_reentrant=False)
     (c.sum() + b.sum()).backward()
     return a, b, c, x.grad, w.grad
 

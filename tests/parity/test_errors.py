@@ -470,7 +470,7 @@ CASES = {
         F.nll_loss(T.ones(2, 3), T.tensor([0, 1]), weight=T.ones(2))
         F.cosine_similarity(a23, T.ones(2, 5))
     """,
-}  # fmt: skip
+}
 
 FUNCTIONS = """
 class Base(T.autograd.Function):

@@ -22,13 +22,13 @@ ONE = words("""
     log10 log1p log2 logit nan_to_num neg negative rad2deg reciprocal round rsqrt sigmoid
     sign sgn sin sinc sinh sqrt square tan tanh trunc isnan isfinite logical_not signbit
     isposinf
-""")  # fmt: skip
+""")
 TWO = words("""
     add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow
     atan2 arctan2 hypot copysign nextafter logaddexp logaddexp2 xlogy maximum minimum fmax
     fmin eq ne lt le gt ge less less_equal greater greater_equal not_equal logical_and
     logical_or logical_xor heaviside float_power ldexp igamma igammac
-""")  # fmt: skip
+""")
 CALLS = [
     ("add", (2.0,), {"alpha": 3}), ("sub", (2.0,), {"alpha": 0.5}), ("rsub", (2.0,), {}),
     ("div", (0.3,), {"rounding_mode": "floor"}), ("div", (0.3,), {"rounding_mode": "trunc"}),
@@ -57,7 +57,7 @@ CALLS = [
     ("count_nonzero", (), {"dim": 1}), ("nansum", (1,), {}), ("nanmean", (), {"dim": 0}),
     ("frexp", (), {}), ("mvlgamma", (1,), {}), ("logit", (0.1,), {}), ("mvlgamma", (), {"p": 1}),
     ("polygamma", None, {}),
-]  # fmt: skip
+]
 
 
 def pair(seed=0, shape=(4, 5)):
@@ -72,7 +72,7 @@ def same(got, want):
             same(g, w)
         if hasattr(want, "_fields") or type(want).__module__ == "torch.return_types":
             for field in [f for f in dir(want) if not f.startswith(("_", "n_", "count", "index"))
-                          or f == "indices"]:  # fmt: skip
+                          or f == "indices"]:
                 same(getattr(got, field), getattr(want, field))
         return
     assert isinstance(got, Tensor)
@@ -144,7 +144,7 @@ def test_out_of_two(name):
 def test_three_operands():
     (a, ta), (b, tb), (c, tc) = pair(0), pair(1), pair(2)
     for name, options in (("addcmul", {"value": 2}), ("addcdiv", {"value": -0.5}), ("lerp", {}),
-                          ("addcmul", {}), ("addcdiv", {})):  # fmt: skip
+                          ("addcmul", {}), ("addcdiv", {})):
         want = getattr(torch, name)(ta, tb, tc, **options)
         same(getattr(dt, name)(a, b, c, **options), want)
         same(getattr(a, name)(b, c, **options), want)
@@ -161,7 +161,7 @@ def test_quantiles_of_a_vector_and_nan():
     for dim in (None, 0, 1):
         for keep in (False, True):
             same(dt.quantile(a, dt.tensor(q), dim, keep),
-                 torch.quantile(ta, torch.tensor(q), dim, keep))  # fmt: skip
+                 torch.quantile(ta, torch.tensor(q), dim, keep))
     a[1, 2], ta[1, 2] = float("nan"), float("nan")
     for f in ("quantile", "nanquantile", "median", "nanmedian"):
         args = (0.4, 1) if "quantile" in f else (1,)
@@ -179,12 +179,12 @@ def test_integrals_and_derivatives():
         same(getattr(dt, f)(y, x), getattr(torch, f)(ty, tx))
         same(getattr(dt, f)(y, dx=0.3, dim=0), getattr(torch, f)(ty, dx=0.3, dim=0))
     for options in ({}, {"dim": 1}, {"spacing": 2.0}, {"dim": (0, 1), "edge_order": 2},
-                    {"spacing": (0.5, 2.0)}):  # fmt: skip
+                    {"spacing": (0.5, 2.0)}):
         same(list(dt.gradient(y, **options)), list(torch.gradient(ty, **options)))
     same(list(dt.gradient(y, spacing=(x,), dim=1, edge_order=2)),
-         list(torch.gradient(ty, spacing=(tx,), dim=1, edge_order=2)))  # fmt: skip
+         list(torch.gradient(ty, spacing=(tx,), dim=1, edge_order=2)))
     same(dt.diff(y, prepend=y[:, :2], append=y[:, :1]),
-         torch.diff(ty, prepend=ty[:, :2], append=ty[:, :1]))  # fmt: skip
+         torch.diff(ty, prepend=ty[:, :2], append=ty[:, :1]))
 
 
 def test_counts():
@@ -194,7 +194,7 @@ def test_counts():
     same(v.bincount(w, 8), tv.bincount(tw, 8))
     same(dt.bincount(v[:0], minlength=3), torch.bincount(tv[:0], minlength=3))
     same(tuple(dt.histogram(w, dt.tensor([0.0, 1.0, 4.0]), weight=w)),
-         tuple(torch.histogram(tw, torch.tensor([0.0, 1.0, 4.0]), weight=tw)))  # fmt: skip
+         tuple(torch.histogram(tw, torch.tensor([0.0, 1.0, 4.0]), weight=tw)))
     for bad in (dt.tensor([-1, 2]), dt.tensor([[1, 2]]), dt.tensor([0.5])):
         with pytest.raises(RuntimeError):
             dt.bincount(bad)
@@ -211,7 +211,7 @@ def test_cross_dist_cov():
     weights = [2, 1, 1]
     same(dt.cov(a, fweights=dt.tensor(weights)), torch.cov(ta, fweights=torch.tensor(weights)))
     same(dt.cov(a, aweights=dt.tensor([0.2, 0.5, 1.0])),
-         torch.cov(ta, aweights=torch.tensor([0.2, 0.5, 1.0])))  # fmt: skip
+         torch.cov(ta, aweights=torch.tensor([0.2, 0.5, 1.0])))
 
 
 def test_sum_to_size():

@@ -40,7 +40,7 @@ GET = [
     "slice(t.tensor(0), t.tensor(1))", "0, [True, False, True]", "(t.tensor([0]), [1, 0])",
     "..., ...", "[t.tensor(0), t.tensor(1)]", ":, 1, None, t.tensor([0, 1])",
     "t.tensor([1]), 0, 0", "0, t.tensor([1, 2]), 0", "t.tensor([[True, False, True]] * 2)",
-]  # fmt: skip
+]
 # Not assigned to: places that repeat; byte masks, which PyTorch refuses for some values
 NOT_ASSIGNED = {"t.tensor([[1, 0], [0, 0]])", "t.tensor([0, 1], dtype=t.uint8)"}
 SET = [text for text in GET if text not in NOT_ASSIGNED]
@@ -50,7 +50,7 @@ BAD = [
     "'a'", "{}", "t.tensor([0, 1]), t.tensor([0, 1, 2])", "t.tensor([True, False, True])",
     "t.ones(2, 4, dtype=t.bool)", "0, t.tensor([True, False])", "0, 0, t.tensor([9])", "..., 4",
     "x, 0",
-]  # fmt: skip
+]
 
 
 def index_of(t, text, x):
@@ -75,7 +75,7 @@ def test_getting(text):
         assert y.requires_grad
         (y * t.arange(1.0, y.numel() + 1, dtype=t.float64).reshape(y.shape)).sum().backward()
         shares = y.numel() > 0 and y.data_ptr() != 0 and bool(np.may_share_memory(
-            y.detach().numpy(), x.detach().numpy()))  # fmt: skip
+            y.detach().numpy(), x.detach().numpy()))
         found.append((y.detach().numpy(), x.grad.numpy(), shares))
     (ours, our_grad, ours_shares), (theirs, their_grad, theirs_shares) = found
     assert ours.shape == theirs.shape
@@ -155,7 +155,7 @@ def test_bad_indices_raise_the_same_error(text, assign):
 @pytest.mark.parametrize(("text", "shape"), [
     ("0", (5,)), ("t.tensor([0])", (5,)), ("x > 3", (5,)), ("x > 100", (5,)), (":, 0", (2, 2)),
     ("..., 0", (3, 2)), ("t.tensor([0, 1]), 0", (3, 4)),
-])  # fmt: skip
+])
 def test_values_that_do_not_fit_are_refused(text, shape):
     raised = []
     for t in (dt, torch):

@@ -64,7 +64,7 @@ BAD = [
     "fft.fft2(ones(3))", "fft.fftn(ones(3, 3), s=(2,), dim=(0, 1))",
     "fft.fftn(ones(3, 3), dim=(0, 0))", "fft.fft(ones(3).half())",
     "stft(ones(4), 100, center=False)",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("call", BAD)
@@ -105,7 +105,7 @@ EINSUM = [
     ("bB,Bb->bB", (2, 3), (3, 2)), ("iji->j", (3, 2, 3)), ("ij,kl->", (2, 3), (3, 4)),
     ("...,...", (2, 3), (3,)), ("i->", (0,)), ("ij,jk->ik", (2, 0), (0, 3)),
     (" i j , j -> i ", (2, 3), (3,)), ("abc,cd->", (2, 3, 4), (4, 2)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", EINSUM, ids=[c[0] for c in EINSUM])
@@ -147,7 +147,7 @@ FFT = [
     " 8, 2, window=hann_window(8, dtype=float64), length=15)",
     "blackman_window(5) * x", "bartlett_window(5, periodic=False) * x",
     "kaiser_window(5, True, 3.0) * x",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("call", FFT)

@@ -56,7 +56,7 @@ REDUCTIONS = [
     ("logcumsumexp", {"dim": 1}), ("logsumexp", {"dim": 1}), ("norm", {}), ("quantile", {"q": 0.5}),
     ("diff", {}), ("trapezoid", {}), ("bincount", {}), ("histc", {}), ("renorm", {
         "p": 2, "dim": 0, "maxnorm": 1.0}), ("square", {}), ("cross", {"dim": 1}),
-]  # fmt: skip
+]
 
 # Where PyTorch has no kernel for no reason of arithmetic, or for lack of demand, and we differ
 OURS = {
@@ -106,7 +106,7 @@ def check_call(name, args, targs, options=None):
     """Call both libraries' function of that name."""
     options = options or {}
     check(lambda: function(dt, name)(*args, **options),
-          lambda: function(torch, name)(*targs, **options))  # fmt: skip
+          lambda: function(torch, name)(*targs, **options))
 
 
 def check_method(name, a, ta, args=(), targs=()):
@@ -188,7 +188,7 @@ def test_reductions(name, options):
 @pytest.mark.parametrize("name", ["add_", "sub_", "mul_", "div_", "pow_", "floor_divide_", "sqrt_",
                                   "neg_", "abs_", "clamp_", "square_", "reciprocal_", "round_",
                                   "eq_", "logical_and_", "bitwise_or_", "bitwise_left_shift_",
-                                  "cumsum_", "sigmoid_", "lerp_"])  # fmt: skip
+                                  "cumsum_", "sigmoid_", "lerp_"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_in_place(name, dtype):
     """Results that the tensor's dtype cannot hold are refused; others overwrite it."""
@@ -198,7 +198,7 @@ def test_in_place(name, dtype):
         check_method(name, a, ta, (b, 0.5), (tb, 0.5))
         return
     two = name in ("add_", "sub_", "mul_", "div_", "pow_", "floor_divide_", "eq_", "logical_and_",
-                   "bitwise_or_", "bitwise_left_shift_")  # fmt: skip
+                   "bitwise_or_", "bitwise_left_shift_")
     if name == "floor_divide_" and not dtype.startswith("c"):
         b, tb = b | 1, tb | 1
     check_method(name, a, ta, (b,) if two else args, (tb,) if two else args)
@@ -230,19 +230,19 @@ EDGES = [NAN, INF, -INF, 0.0, -0.0, 1.0, -1.0, 2.5, 1e30]
 @pytest.mark.parametrize("name", ["max", "min", "maximum", "minimum", "fmax", "fmin", "pow", "fmod",
                                   "remainder", "floor_divide", "div", "atan2", "hypot", "copysign",
                                   "logaddexp", "xlogy", "heaviside", "special.xlog1py", "nextafter",
-                                  "eq", "ne", "lt", "ge", "isclose"])  # fmt: skip
+                                  "eq", "ne", "lt", "ge", "isclose"])
 def test_edges_of_two(name):
     a = np.repeat(np.array(EDGES), len(EDGES))
     b = np.tile(np.array(EDGES), len(EDGES))
     check_call(name, [dt.from_numpy(v) for v in (a, b)],
-               [torch.from_numpy(v.copy()) for v in (a, b)])  # fmt: skip
+               [torch.from_numpy(v.copy()) for v in (a, b)])
 
 
 @pytest.mark.parametrize("name", [n for n in UNARY if n not in (
     "i0", "special.i1", "bitwise_not", "special.i1e", "special.spherical_bessel_j0")]
     + words("""max min sum mean nansum nanmean median nanmedian cumsum cummax cummin amax prod
     cumprod logcumsumexp logsumexp argmax argmin clamp std all count_nonzero aminmax nanquantile
-    quantile"""))  # fmt: skip
+    quantile"""))
 def test_edges_of_one(name):
     a = np.array(EDGES)
     extra = {"cumsum": (0,), "cummax": (0,), "cummin": (0,), "cumprod": (0,), "logcumsumexp": (0,),

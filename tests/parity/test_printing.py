@@ -15,12 +15,12 @@ pytestmark = pytest.mark.parity
 
 RNG = np.random.default_rng(3)
 SHAPES = [(), (1,), (3,), (7,), (0,), (2, 0), (0, 3, 2), (2, 3), (12, 3), (1, 1, 1), (2, 3, 4),
-          (2, 2, 2, 2), (40,), (30, 40), (1001,), (1100, 2), (7, 8, 30), (3, 700)]  # fmt: skip
+          (2, 2, 2, 2), (40,), (30, 40), (1001,), (1100, 2), (7, 8, 30), (3, 700)]
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool",
-          "complex64", "complex128"]  # fmt: skip
+          "complex64", "complex128"]
 OPTIONS = [{}, {"precision": 2}, {"threshold": 5}, {"edgeitems": 1, "threshold": 3},
            {"linewidth": 40}, {"sci_mode": True}, {"sci_mode": False}, {"profile": "short"},
-           {"profile": "full"}]  # fmt: skip
+           {"profile": "full"}]
 
 
 def draw(kind, shape):
@@ -73,7 +73,7 @@ def test_suffixes():
     x, y = dt.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
     for f in (lambda a: a, lambda a: a * 2, lambda a: a.sum(), lambda a: a.detach().double(),
               lambda a: a.expand(9, 3) + 1, lambda a: a.view(1, 3).half(),
-              lambda a: a[:0]):  # fmt: skip
+              lambda a: a[:0]):
         assert repr(f(x)) == repr(f(y))
         assert str(f(x)) == str(f(y))
 

@@ -27,7 +27,7 @@ def results(tmp_path_factory):
     running = {side: subprocess.Popen([*command, RUNNER, folder / side], text=True,
                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                       env={**os.environ, "OMP_NUM_THREADS": "1"})
-               for side, command in sides.items()}  # fmt: skip
+               for side, command in sides.items()}
     found = {}
     for side, process in running.items():
         _, errors = process.communicate(timeout=300)
@@ -53,4 +53,4 @@ def test_program(results, name, dtype):
         assert a.shape == b.shape and a.dtype == b.dtype, f"value {i}: {a!r} for {b!r}"
         size = np.abs(b[np.isfinite(b)]).max(initial=0.0) if b.dtype.kind in "fc" else 0
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(size, 1e-2),
-                                   err_msg=f"value {i}")  # fmt: skip
+                                   err_msg=f"value {i}")

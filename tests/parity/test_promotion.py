@@ -11,10 +11,10 @@ import disttorch as dt
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::RuntimeWarning"),
               pytest.mark.filterwarnings("ignore:ComplexHalf"),
-              pytest.mark.filterwarnings("ignore:Casting complex")]  # fmt: skip
+              pytest.mark.filterwarnings("ignore:Casting complex")]
 
 NAMES = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32",
-         "float64", "complex64", "complex128"]  # fmt: skip
+         "float64", "complex64", "complex128"]
 NUMBERS = [True, 2, 2.0, 2j]
 OPS = {
     "add": lambda m, a, b: m.add(a, b),
@@ -81,7 +81,7 @@ def test_numbers(name, dtype):
 def test_cat(first):
     for second in NAMES:
         a, b = (m.cat([operand(m, first, "tensor"), operand(m, second, "tensor")])
-                for m in (dt, torch))  # fmt: skip
+                for m in (dt, torch))
         assert str(a.dtype) == str(b.dtype), second
 
 
@@ -98,7 +98,7 @@ def test_default_dtype_of_numbers_and_integers(default):
             m.result_type(1, 2.0), m.tensor(3).exp().dtype, *(
                 (m.tensor(1j).dtype, m.result_type(1.0, 2j), (m.ones(2, dtype=m.int32) * 1j).dtype)
                 if default != "bfloat16" else ()),  # PyTorch refuses those
-        )] for m in (dt, torch))  # fmt: skip
+        )] for m in (dt, torch))
     finally:
         for m in (dt, torch):
             m.set_default_dtype(m.float32)
@@ -123,9 +123,9 @@ def test_a_dtype_itself(name):
         assert getattr(a, question)() == getattr(b, question)()
     if mine.is_floating_point:
         for field in ("bits", "eps", "max", "min", "tiny", "smallest_normal", "resolution",
-                      "dtype"):  # fmt: skip
+                      "dtype"):
             assert getattr(dt.finfo(mine), field) == pytest.approx(
-                getattr(torch.finfo(theirs), field)), field  # fmt: skip
+                getattr(torch.finfo(theirs), field)), field
     elif not mine.is_complex and name != "bool":
         for field in ("bits", "max", "min", "dtype"):
             assert getattr(dt.iinfo(mine), field) == getattr(torch.iinfo(theirs), field), field
@@ -147,7 +147,7 @@ def test_casts(source):
     values = [0.0, 1.0, -1.0, 2.7, -2.7, 100.0]
     for target in NAMES:
         got, want = (m.tensor(values).to(getattr(m, source)).to(getattr(m, target))
-                     for m in (dt, torch))  # fmt: skip
+                     for m in (dt, torch))
         assert str(got.dtype) == str(want.dtype)
         unsigned = "uint8" in (source, target)  # -2.7 to unsigned is undefined in C
         start = [0, 1, 3, 5] if unsigned else range(len(values))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parity
 DTYPES = [
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32",
     "float64", "complex64", "complex128",
-]  # fmt: skip
+]
 
 
 def there(obj, tmp_path):
@@ -59,7 +59,7 @@ def containers(p):
         s={1, 2}, by=bytearray(b"xy"), c=Counter("abca"), d=p.float16, where=p.device("cpu"),
         size=p.Size([2, 3]), empty=p.zeros(0, 4), scalar=p.tensor(2.5), e=b"",
         nested={"x": {"y": [{}, [], ""]}},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("build", [tensors, containers], ids=["dtypes", "containers"])
@@ -148,7 +148,7 @@ def test_memory_mapped_by_pytorch(tmp_path):
     "obj", [lambda: tnn.Linear(2, 2), lambda: np.float64(3.0), lambda: torch.zeros(2).to_sparse(),
             lambda: torch.zeros(2, dtype=torch.uint16), lambda: print],
     ids=["module", "numpy", "sparse", "uint16", "function"],
-)  # fmt: skip
+)
 def test_unknown_objects_of_pytorch_are_named(obj, tmp_path):
     import pickle
 

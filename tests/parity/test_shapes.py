@@ -150,7 +150,7 @@ def test_values_and_gradients(call):
         assert (grad is None) == (our_grads[name] is None), name
         if grad is not None:
             np.testing.assert_allclose(our_grads[name].numpy(), grad.numpy(), atol=1e-6,
-                                       err_msg=name)  # fmt: skip
+                                       err_msg=name)
 
 
 VIEWS = """

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "uint8",
-                                   "bool", "complex64"])  # fmt: skip
+                                   "bool", "complex64"])
 def test_dlpack_shares_memory_both_ways(dtype):
     ours = dt.arange(6).reshape(2, 3).to(getattr(dt, dtype))
     theirs = torch.from_dlpack(ours)
@@ -34,7 +34,7 @@ def test_numpy_protocols():
 
 
 NAMES = ["untyped_storage", "storage", "is_shared", "type", "is_pinned", "get_device", "stride",
-         "storage_offset", "data_ptr", "element_size", "is_contiguous"]  # fmt: skip
+         "storage_offset", "data_ptr", "element_size", "is_contiguous"]
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
@@ -56,7 +56,7 @@ def test_version_comparisons(version):
     "device_count", "memory_allocated", "max_memory_allocated", "memory_reserved", "empty_cache",
     "is_initialized", "is_bf16_supported", "get_rng_state_all", "memory_stats", "get_arch_list",
     "current_device", "synchronize", "get_device_name", "current_stream",
-    "mem_get_info"])  # fmt: skip
+    "mem_get_info"])
 def test_cuda_without_a_gpu(name):
     if torch.cuda.is_available() or dt.cuda.is_available():
         pytest.skip("there is a GPU")
