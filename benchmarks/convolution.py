@@ -55,7 +55,7 @@ def lenet(n, functional, classes=10):
     return n.Sequential(
         n.Conv2d(3, 16, 5), n.ReLU(), n.MaxPool2d(2), n.Conv2d(16, 32, 5), n.ReLU(),
         n.MaxPool2d(2), n.Flatten(), n.Linear(800, 120), n.ReLU(), n.Linear(120, classes),
-    )  # fmt: skip
+    )
 
 
 def mobile(n, functional, classes=10):
@@ -66,7 +66,7 @@ def mobile(n, functional, classes=10):
             n.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),
             n.BatchNorm2d(inputs), n.ReLU(), n.Conv2d(inputs, outputs, 1, bias=False),
             n.BatchNorm2d(outputs), n.ReLU(),
-        ]  # fmt: skip
+        ]
         inputs = outputs
     return n.Sequential(*layers, n.AdaptiveAvgPool2d(1), n.Flatten(), n.Linear(inputs, classes))
 
@@ -122,7 +122,7 @@ LAYERS = {
     "avg pool 2x2 64 @32": (lambda n: n.AvgPool2d(2), 64, 32),
     "upsample x2 bilinear 64 @16": (
         lambda n: n.Upsample(scale_factor=2, mode="bilinear"), 64, 16),
-}  # fmt: skip
+}
 NETWORKS = {"LeNet-like": lenet, "ResNet-18": resnet18, "MobileNet-like": mobile}
 
 
@@ -152,10 +152,10 @@ def main():
     except ImportError:
         print("PyTorch is not installed: no comparison")
     rows = {f"{name}, batch {options.batch}": (training_step, (build, options.batch))
-            for name, build in NETWORKS.items()}  # fmt: skip
+            for name, build in NETWORKS.items()}
     if options.parts:
         rows |= {f"{name}, batch {options.batch}": (layer_step, (build, (options.batch, c, s, s)))
-                 for name, (build, c, s) in LAYERS.items()}  # fmt: skip
+                 for name, (build, c, s) in LAYERS.items()}
     print(f"{'forward + backward, ms':42}" + "".join(f"{p.__name__:>11}" for p in packages) + "   ratio")
     for name, (make, args) in rows.items():
         times = [best(make(p, *args), options.repeat) for p in packages]

@@ -94,14 +94,14 @@ def main() -> None:
     )
     importlib.import_module("torch").set_num_threads(1)
     rows = [(Images, 32, False), (Images, 32, True), (Augmented, 32, True), (Rows, 64, True),
-            (Arrays, 32, True)]  # fmt: skip
+            (Arrays, 32, True)]
     print(f"{options.workers} workers, samples/s{'':20s}disttorch      torch   ratio")
     for kind, batch, read in rows:
         loaders = [
             make(kind(package), batch, num_workers=options.workers,
                  persistent_workers=options.workers > 0)
             for make, package in ((ours, "disttorch"), (theirs, "torch"))
-        ]  # fmt: skip
+        ]
         best = [0.0, 0.0]
         for loader in loaders:
             one_pass(loader, read)  # starts the workers

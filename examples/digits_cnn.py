@@ -31,7 +31,7 @@ class DigitNet(nn.Module):
             nn.MaxPool2d(2),
             nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(),
             nn.AdaptiveAvgPool2d(2),
-        )  # fmt: skip
+        )
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(8 * width, 10))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def draw(rows: list[dict], images, labels, logits) -> Any:
         for j, count in enumerate(row):
             if count:
                 axes.text(j, i, count, ha="center", va="center", fontsize=8,
-                          color="white" if i == j else "black")  # fmt: skip
+                          color="white" if i == j else "black")
     axes.set(xlabel="predicted", ylabel="digit", xticks=range(10), yticks=range(10))
     accuracy = (predicted == labels).float().mean().item()
     axes.set_title(f"held-out digits: {accuracy:.1%} right")

@@ -132,7 +132,7 @@ def draw(episodes: list[tuple], tests: list[tuple], before: list, after: list, m
     with torch.no_grad():
         shown = model(torch.stack([still, still, x, y], dim=2).flatten(0, 1)).amax(dim=1)
     picture = value.imshow(shown.reshape(61, 61).tolist(), origin="lower", aspect="auto",
-                           extent=(-12, 12, -2, 2), cmap="viridis")  # fmt: skip
+                           extent=(-12, 12, -2, 2), cmap="viridis")
     value.set(xlabel="angle (degrees)", ylabel="angular speed (1/s)", title="value of a state")
     figure.colorbar(picture, ax=value)
     return figure
@@ -189,7 +189,7 @@ def main() -> None:
         model, figure,
         f"the pole stays up for {mean:.0f} of {LONGEST} steps (mean of 100 episodes; "
         f"before learning {tests[0][1]:.0f})",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def validate(model: LSTMLanguageModel, held_out: torch.Tensor, context: int) -> 
 
 @torch.no_grad()
 def draw(rows: list[dict], model: LSTMLanguageModel, held_out: torch.Tensor,
-         vocabulary: Vocabulary) -> Any:  # fmt: skip
+         vocabulary: Vocabulary) -> Any:
     """Return the figure: losses, and a held-out piece coloured by its probabilities."""
     figure = new_figure(13, 4.5)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
@@ -50,7 +50,7 @@ def draw(rows: list[dict], model: LSTMLanguageModel, held_out: torch.Tensor,
     for i, letter in enumerate(letters):
         if letter.strip():
             right.text(i % SHOWN[1], i // SHOWN[1], letter, ha="center", va="center", fontsize=8,
-                       family="monospace", parse_math=False)  # fmt: skip
+                       family="monospace", parse_math=False)
     right.set_title("a held-out piece: green where the model expected the character")
     right.axis("off")
     return figure
@@ -101,7 +101,7 @@ def main() -> None:
     progress.finish(
         model, figure,
         f"{' written ':-^60}\n{written}\n{'':-^60}\nvalidation loss {val_loss:.3f} nats per character",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

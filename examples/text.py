@@ -22,7 +22,7 @@ HELD_OUT_SHARE = 0.1
 SKIPPED_FOLDERS = {
     "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test",
     "encodings", "pydoc_data", "__phello__",
-}  # fmt: skip
+}
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # how the id of all rare characters is shown
 RAREST_SHARE = 1e-5  # rarer characters share one id: they cannot be learnt from this text
 LARGEST_VOCABULARY = 4096

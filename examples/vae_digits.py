@@ -62,11 +62,11 @@ def draw(rows: list[dict], model: VAE, pixels: torch.Tensor, labels: torch.Tenso
     pairs.set_title("held-out digits, below each line its reconstructions")
     pairs.axis("off")
     dots = cloud.scatter(mean[:, 0].tolist(), mean[:, 1].tolist(), c=labels.tolist(), cmap="tab10",
-                         s=14)  # fmt: skip
+                         s=14)
     cloud.legend(*dots.legend_elements(), title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
     cloud.set(xlabel="first latent number", ylabel="second", title="codes of held-out digits")
     plane.imshow(sampled_plane(model).tolist(), cmap="gray_r", vmin=0, vmax=1,
-                 extent=(-REACH, REACH, -REACH, REACH))  # fmt: skip
+                 extent=(-REACH, REACH, -REACH, REACH))
     plane.set(xlabel="first latent number", ylabel="second", title="digits made from codes")
     return figure
 

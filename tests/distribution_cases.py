@@ -83,7 +83,7 @@ CASES = {
     "wishart": lambda D, T: D.Wishart(T([3.5, 5.0]), T(COV)),
     "wishart_tril": lambda D, T: D.Wishart(T(4.0), scale_tril=T(TRIL)),
     "wishart_precision": lambda D, T: D.Wishart(T(2.5), precision_matrix=T(COV)),
-}  # fmt: skip
+}
 
 # (constructor of a transform, input in its domain)
 TRANSFORMS = {
@@ -121,4 +121,4 @@ TRANSFORMS = {
               [[0.5, -0.3], [1.0, 0.2]]),
     "stick_breaking": (lambda t, T: t.StickBreakingTransform(), [[0.5, -3.0, 1.0], [0.0] * 3]),
     "tanh": (lambda t, T: t.TanhTransform(), [0.5, -2.0]),
-}  # fmt: skip
+}

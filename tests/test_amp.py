@@ -180,7 +180,7 @@ LOWER = (
     lambda a, b, v: F.linear(a, b), lambda a, b, v: torch.einsum("ij,jk", a, b),
     lambda a, b, v: F.prelu(a, v[:1]),
     lambda a, b, v: F.scaled_dot_product_attention(a[None], b[None], a[None]),
-)  # fmt: skip
+)
 FLOAT32 = (
     lambda a, b, v: a.exp(), lambda a, b, v: torch.log1p(a), lambda a, b, v: a**2,
     lambda a, b, v: a.pow(b), lambda a, b, v: a.rsqrt(), lambda a, b, v: 1 / a.reciprocal(),
@@ -191,19 +191,19 @@ FLOAT32 = (
     lambda a, b, v: F.mse_loss(a, b), lambda a, b, v: F.cross_entropy(a, torch.arange(3)),
     lambda a, b, v: F.binary_cross_entropy_with_logits(a, b), lambda a, b, v: F.softplus(a),
     lambda a, b, v: F.cosine_similarity(a, b), lambda a, b, v: torch.cdist(a, b),
-)  # fmt: skip
+)
 WIDEST = (
     lambda a, b, v: torch.dot(v, v.float()), lambda a, b, v: torch.atan2(a, b.float()),
     lambda a, b, v: torch.addcmul(a, b.float(), b), lambda a, b, v: torch.tensordot(a, b.float()),
     lambda a, b, v: torch.scatter_add(a, 0, torch.zeros(3, 3, dtype=torch.int64), b.float()),
-)  # fmt: skip
+)
 
 
 def test_the_lists_for_gpus(monkeypatch):
     """PyTorch's documented lists, tried on CPU tensors: the rest of the way is the same."""
     monkeypatch.setitem(POLICIES, "cpu", POLICIES["cuda"])
     for calls, expected in ((LOWER, torch.float16), (FLOAT32, torch.float32),
-                            (WIDEST, torch.float32)):  # fmt: skip
+                            (WIDEST, torch.float32)):
         for dtype in (torch.float16, torch.float32):
             a, b = torch.rand(3, 3).add(0.5).to(dtype), torch.rand(3, 3).add(0.5).to(dtype)
             with torch.autocast("cpu", dtype=torch.float16):

@@ -149,7 +149,7 @@ def test_exact_sampler_gives_each_sample_once(n, world):
 # ---------------------------------------------------------------- passes that go on
 def ranks_of(world, n=41, **options):
     samplers = [data.DistributedSampler(range(n), world, r, seed=3, **options)
-                for r in range(world)]  # fmt: skip
+                for r in range(world)]
     return [data.DataLoader(Squares(n), 2, sampler=s) for s in samplers]
 
 
@@ -189,7 +189,7 @@ def test_a_pass_goes_on_at_another_number_of_ranks(worlds):
 def test_a_shuffled_pass_goes_on_as_it_would_have(workers):
     def loader(generator):
         return data.DataLoader(Squares(30), 4, shuffle=True, generator=generator,
-                               num_workers=workers)  # fmt: skip
+                               num_workers=workers)
 
     for make in (lambda: None, lambda: torch.Generator().manual_seed(7)):
         torch.manual_seed(1)

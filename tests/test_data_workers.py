@@ -28,7 +28,7 @@ class Images(data.Dataset):
 
     def __getitem__(self, i):
         return {"x": torch.full(self.shape, float(i)), "y": i, "name": f"image {i}",
-                "raw": np.full(5000, i, np.uint8)}  # fmt: skip
+                "raw": np.full(5000, i, np.uint8)}
 
     def __len__(self):
         return self.n
@@ -171,7 +171,7 @@ def test_batches_are_those_of_one_process(method):
 def test_every_number_of_workers_gives_the_same(workers, keep):
     torch.manual_seed(5)
     loader = data.DataLoader(Small(30), 4, shuffle=True, num_workers=workers,
-                             persistent_workers=keep and workers > 0)  # fmt: skip
+                             persistent_workers=keep and workers > 0)
     passes = [[x for b in loader for x in b.tolist()] for _ in range(2)]
     torch.manual_seed(5)
     alone = data.DataLoader(Small(30), 4, shuffle=True)
@@ -182,7 +182,7 @@ def test_all_kinds_of_tensors_travel():
     samples = [
         torch.ones(300, 300, dtype=d) for d in (torch.bfloat16, torch.float16, torch.complex64)
     ] + [torch.zeros(0, 3), torch.tensor(2.5), torch.randn(200, 300).t(), torch.ones(3) > 2,
-         torch.nn.Parameter(torch.ones(100, 100))]  # fmt: skip
+         torch.nn.Parameter(torch.ones(100, 100))]
     loader = data.DataLoader(samples, None, num_workers=2)
     got = list(loader)
     for a, b in zip(got, samples):
@@ -214,7 +214,7 @@ def test_seeds_info_and_init():
     def facts(keep=False):
         torch.manual_seed(11)
         loader = data.DataLoader(Facts(), None, num_workers=2, worker_init_fn=touch,
-                                 persistent_workers=keep, collate_fn=tuple)  # fmt: skip
+                                 persistent_workers=keep, collate_fn=tuple)
         return list(loader), list(loader)
 
     (first, second), (again, _) = facts(), facts()
@@ -264,7 +264,7 @@ def test_errors_before_the_first_batch():
     with pytest.raises(Exception, match="a_function.<locals>.<lambda>"):
         next(iter(unsendable))
     spawn = data.DataLoader(Small(), num_workers=2, multiprocessing_context="spawn",
-                            collate_fn=lambda batch: batch)  # fmt: skip
+                            collate_fn=lambda batch: batch)
     with pytest.raises(pickle.PicklingError, match="Define them at the top of a module"):
         iter(spawn)
 
@@ -339,7 +339,7 @@ def test_no_worker_outlives_the_loader(tmp_path, method, blow):
         [sys.executable, str(script), method], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )  # fmt: skip
+    )
     try:
         pids = [int(p) for p in process.stdout.readline().split()]
         assert len(pids) == 2 and process.stdout.readline() == "batch\n"

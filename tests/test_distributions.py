@@ -28,10 +28,10 @@ def made(name):
 DRAWS = 20000
 # without a finite fourth moment the spread of the sample variance is unknown
 HEAVY = {"cauchy", "half_cauchy", "fishersnedecor", "inverse_gamma", "pareto", "student_t",
-         "generalized_pareto", "log_normal"}  # fmt: skip
+         "generalized_pareto", "log_normal"}
 NO_MOMENTS = {"categorical", "categorical_logits", "lkj", "lkj_2", "logistic_normal",
               "relaxed_bernoulli", "relaxed_one_hot", "transformed", "transformed_simplex",
-              "normal_empty", "von_mises"}  # fmt: skip
+              "normal_empty", "von_mises"}
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - NO_MOMENTS))
@@ -66,7 +66,7 @@ def test_samples_lie_in_the_support_and_differ(name):
 
 @pytest.mark.parametrize("name", ["gamma", "normal", "beta", "laplace", "cauchy", "gumbel",
                                   "weibull", "kumaraswamy", "pareto", "half_cauchy", "uniform",
-                                  "generalized_pareto", "continuous_bernoulli"])  # fmt: skip
+                                  "generalized_pareto", "continuous_bernoulli"])
 def test_samples_follow_the_distribution_function(name):
     """Kolmogorov-Smirnov: sqrt(n)·max|F_n − F| is below 1.95 with probability 0.999."""
     torch.manual_seed(5)
@@ -89,7 +89,7 @@ def beta_cdf(dist, points):
     density = dist.log_prob(grid).exp().numpy() * (2 * np.sin(angle) * np.cos(angle))[:, None]
     total = np.cumsum(density, 0) * (math.pi / 2 / 20000)
     return np.stack([np.interp(points.numpy()[:, k], x, total[:, k])
-                     for k in range(total.shape[1])], 1)  # fmt: skip
+                     for k in range(total.shape[1])], 1)
 
 
 def test_von_mises_samples_have_the_right_resultant():
@@ -116,7 +116,7 @@ def test_lkj_correlations_have_their_marginal_variance():
 # ---------------------------------------------------------------- densities
 LINE = ["normal", "cauchy", "laplace", "student_t", "gumbel", "mixture"]
 HALF = ["gamma", "exponential", "chi2", "fishersnedecor", "inverse_gamma", "log_normal", "weibull",
-        "half_normal", "half_cauchy"]  # fmt: skip
+        "half_normal", "half_cauchy"]
 UNIT = ["beta", "kumaraswamy", "continuous_bernoulli", "relaxed_bernoulli", "transformed"]
 
 
@@ -160,7 +160,7 @@ def test_probabilities_of_counts_sum_to_one(name):
 
 INVERTIBLE = ["cauchy", "continuous_bernoulli", "exponential", "generalized_pareto", "gumbel",
               "half_cauchy", "half_normal", "kumaraswamy", "laplace", "log_normal", "normal",
-              "pareto", "transformed", "uniform", "weibull"]  # fmt: skip
+              "pareto", "transformed", "uniform", "weibull"]
 
 
 @pytest.mark.parametrize("name", INVERTIBLE)
@@ -189,7 +189,7 @@ DETERMINISTIC = {  # family: parameters; its sample is a smooth function of them
     "Uniform": (0.3, 1.2), "LogNormal": (0.3, 1.2), "Weibull": (1.3, 1.2), "Pareto": (1.3, 1.2),
     "Kumaraswamy": (1.3, 1.2), "Exponential": (1.2,), "HalfNormal": (1.2,), "HalfCauchy": (1.2,),
     "ContinuousBernoulli": (0.3,), "GeneralizedPareto": (0.3, 1.2, 0.2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -209,10 +209,10 @@ def test_sample_gradients_at_fixed_noise(name):
     lambda loc, factor: D.RelaxedOneHotCategorical(0.7, logits=factor + loc),
     lambda loc, factor: D.RelaxedBernoulli(0.7, logits=factor + loc),
     lambda loc, factor: D.LogisticNormal(loc + factor, loc.exp()),
-])  # fmt: skip
+])
 def test_vector_sample_gradients_at_fixed_noise(make):
     values = [parameter([0.3, -0.2]).requires_grad_(),
-              parameter([[1.2, 0.0], [-0.5, 0.7]]).requires_grad_()]  # fmt: skip
+              parameter([[1.2, 0.0], [-0.5, 0.7]]).requires_grad_()]
 
     def draw(a, b):
         torch.manual_seed(4)
@@ -250,7 +250,7 @@ def solve_quantile(a, level, z):
     ("Beta", (0.6, 2.0), lambda x: x, lambda a, b: a / (a + b)),
     ("Beta", (3.0, 2.0), lambda x: x * x, lambda a, b: a * (a + 1) / ((a + b) * (a + b + 1))),
     ("StudentT", (9.0, 0.5), lambda x: x * x, lambda a, b: a / (a - 2) + b * b),
-])  # fmt: skip
+])
 def test_gradients_of_expectations(name, values, statistic, exact):
     """The mean of the pathwise gradients is the gradient of the mean, within 5 errors."""
     torch.manual_seed(7)
@@ -310,7 +310,7 @@ def test_log_determinants_against_the_jacobian(name):
 
 REGIONS = ["real", "positive", "nonnegative", "unit_interval", "simplex", "corr_cholesky",
            "real_vector", "interval(-2.0, 3.0)", "greater_than(1.5)", "less_than(-1.0)",
-           "half_open_interval(0.0, 2.0)", "independent(positive, 1)"]  # fmt: skip
+           "half_open_interval(0.0, 2.0)", "independent(positive, 1)"]
 
 
 @pytest.mark.parametrize("table", ["biject_to", "transform_to"])
@@ -348,7 +348,7 @@ def test_expand_keeps_values_and_shares_memory(name):
     drawn = wide.sample((2,))
     assert drawn.shape == (2, *shape, *dist.event_shape)
     np.testing.assert_allclose(wide.log_prob(drawn).numpy(), dist.log_prob(drawn).numpy(),
-                               rtol=1e-12)  # fmt: skip
+                               rtol=1e-12)
 
 
 def test_validation_can_be_switched_off():

@@ -30,7 +30,7 @@ TINY = [
     "--layers=1", "--heads=2", "--width=16", "--context=16", "--global-batch=8", "--steps=12",
     "--warmup=2", "--log-every=1", "--eval-every=4", "--eval-windows=33", "--save-every=3",
     "--keep=9", "--sample-length=20",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def finished(words: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_folder_holds_everything(finished: Path) -> None:
     assert sorted(path.name for path in finished.iterdir()) == [
         "checkpoints", "config.json", "loss.png", "metrics.jsonl", "sample.txt"
-    ]  # fmt: skip
+    ]
     config = json.loads((finished / "config.json").read_text())
     assert (config["layers"], config["dropout"], config["world_size"]) == (1, 0.2, 1)
     metrics = rows(finished)
@@ -119,7 +119,7 @@ def test_standard_library_without_mpi(tmp_path: Path) -> None:
 def test_it_learns(words: str, tmp_path: Path) -> None:
     """Text whose characters have an entropy of about 3.2 nats is learnt far below that."""
     arguments = [*TINY, "--steps=150", "--lr=1e-2", "--eval-every=150", "--log-every=50",
-                 "--save-every=150", "--tie", "--data", words]  # fmt: skip
+                 "--save-every=150", "--tie", "--data", words]
     metrics = train(arguments, tmp_path / "run")
     assert metrics[0]["train_loss"] > 3.0
     assert metrics[-1]["val_loss"] < 1.6

@@ -70,7 +70,7 @@ def test_a_rank_that_fails_ends_the_job(tmp_path, how, status, words, said):
     lines = err.splitlines()
     assert (got, out) == (status, "")
     assert re.fullmatch(r"disttorch-run: rank 1 of 2 .* on host \S+; 1 other rank was stopped",
-                        lines[-1])  # fmt: skip
+                        lines[-1])
     assert words in lines[-1]
     if how != "abort":  # in which MPI may have something to say on every rank
         assert all(line.startswith("[rank 1] ") for line in lines[:-1]), err
@@ -203,7 +203,7 @@ def test_unclosed_sockets_are_not_ours(tmp_path):
     for more in ([], ["exit"]):
         command = [sys.executable, "-X", "dev", "-W", "error", "-m", "launcher", "-n", "2"]
         done = subprocess.run([*command, "fine.py", *more], cwd=tmp_path, capture_output=True,
-                              timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+                              timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 

@@ -54,7 +54,7 @@ def test_attention_and_recurrent_layers():
     once = 2 * (2 * 3 * 5) * 7 * 8
     assert found == {
         "scaled_dot_product_attention": once, "scaled_dot_product_attention_backward": 2 * once,
-    }  # fmt: skip
+    }
     lstm, x = nn.LSTM(3, 4), torch.randn(5, 2, 3, requires_grad=True)
     found = counted(lambda: lstm(x)[0].sum().backward())
     once = 2 * 10 * (16 * 3 + 16 * 4)
@@ -94,7 +94,7 @@ def test_summary_of_a_model():
     assert [(row.name, row.kind, row.output, row.parameters) for row in found.layers] == [
         ("", "Sequential", [5, 2], 0), ("0", "Linear", [5, 8], 40),
         ("1", "BatchNorm1d", [5, 8], 16), ("2", "ReLU", [5, 8], 0), ("3", "Linear", [5, 2], 18),
-    ]  # fmt: skip
+    ]
     assert (found.total_parameters, found.trainable_parameters) == (74, 58)
     assert found.total_flops == 2 * 5 * (4 * 8 + 8 * 2) == found.layers[0].flops
     assert found.parameter_bytes == 74 * 4 and found.buffer_bytes == 8 * 4 * 2 + 8

@@ -285,7 +285,7 @@ def test_old_norms_can_be_taken_off():
 @pytest.mark.parametrize("method, args, zeros", [
     (prune.random_unstructured, (0.5,), 12), (prune.l1_unstructured, (7,), 7),
     (prune.random_structured, (0.25, 0), 6), (prune.ln_structured, (2, 1, 1), 8),
-])  # fmt: skip
+])
 def test_pruned_elements_stay_zero_in_training(method, args, zeros):
     layer = nn.Linear(6, 4)
     method(layer, "weight", *args)

@@ -22,7 +22,7 @@ ALL = [
     (optim.Adagrad, {"lr": 0.5}), (optim.Adamax, {"lr": 0.1}), (optim.NAdam, {"lr": 0.1}),
     (optim.RAdam, {"lr": 0.1}), (optim.Adadelta, {"lr": 10.0}), (optim.Rprop, {"lr": 0.1}),
     (optim.ASGD, {"lr": 0.1, "t0": 5}), (optim.Adafactor, {"lr": 0.1}),
-]  # fmt: skip
+]
 
 
 def quadratic(params):
@@ -62,7 +62,7 @@ def test_blocks_cover_every_element(size, decoupled):
     p, g = rng.normal(size=(2, size))
     m, v = rng.normal(size=size) * 0.1, rng.random(size)
     options = {"step": 3, "lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6, "wd": 0.1,
-               "decoupled": decoupled}  # fmt: skip
+               "decoupled": decoupled}
     expected = plain_adam(p, g, m, v, **options)
     kept = g.copy()
     kernels.adam_step(CPU, p, g, m, v, **options)
@@ -174,7 +174,7 @@ def test_swapped_in_parameters():
     assert p.tolist() == pytest.approx([0.9, 0.9]) and optimizer.param_groups[0]["lr"] == 0.1
     assert state["state"][0]["step"].item() == 2 and optimizer.state[p]["step"].item() == 1
     with (pytest.raises(RuntimeError, match="has 0 tensors"),
-          optim.swap_in_optimizer_params_and_state(optimizer, {}, state)):  # fmt: skip
+          optim.swap_in_optimizer_params_and_state(optimizer, {}, state)):
         pass
 
 
@@ -328,10 +328,10 @@ def test_warm_up_then_cosine():
         lambda o: sched.SequentialLR(
             o, [sched.LinearLR(o, 0.1, 1.0, 5), sched.CosineAnnealingLR(o, 10)], [5]
         ), 15,
-    )  # fmt: skip
+    )
     assert seen[0] == pytest.approx(0.1) and seen[5] == pytest.approx(1.0)
     assert seen == pytest.approx([0.1 + 0.18 * t for t in range(5)] + [
-        (1 + math.cos(math.pi * t / 10)) / 2 for t in range(11)])  # fmt: skip
+        (1 + math.cos(math.pi * t / 10)) / 2 for t in range(11)])
     assert scheduler.get_last_lr() == [seen[-1]]
 
 

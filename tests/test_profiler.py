@@ -99,7 +99,7 @@ def test_optimizer_steps_are_ranges():
 def test_shapes_memory_flops_and_stacks():
     a, b = torch.randn(3, 4), torch.randn(4, 5)
     with profile(activities=CPU, record_shapes=True, profile_memory=True, with_flops=True,
-                 with_stack=True) as prof:  # fmt: skip
+                 with_stack=True) as prof:
         product = a @ b
         product.view(15)
     events = {e.name: e for e in prof.events()}
@@ -193,7 +193,7 @@ def test_schedule_records_the_active_steps_of_each_cycle():
             prof.step()
     assert ready == [
         (4, ["ProfilerStep#2", "ProfilerStep#3"], 2), (8, ["ProfilerStep#6", "ProfilerStep#7"], 2)
-    ]  # fmt: skip
+    ]
 
 
 def test_tensorboard_handler_writes_a_file_per_cycle(tmp_path):

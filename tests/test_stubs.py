@@ -62,7 +62,7 @@ WRONG = {
 def test_there_are_stubs_of_all_attached_names():
     names = {str(p.relative_to(ROOT)) for p in STUBS}
     assert names >= {"__init__.pyi", "tensor.pyi", "ops/__init__.pyi", "return_types.pyi",
-                     "linalg.pyi", "fft.pyi", "special.pyi"}  # fmt: skip
+                     "linalg.pyi", "fft.pyi", "special.pyi"}
 
 
 def test_stubs_are_what_the_generator_writes_now():
@@ -70,7 +70,7 @@ def test_stubs_are_what_the_generator_writes_now():
     done = subprocess.run(
         [sys.executable, "-m", "disttorch.utils.make_stubs", "--check"],
         capture_output=True, text=True, cwd=ROOT.parent,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -104,7 +104,7 @@ def test_every_public_name_is_in_its_stub():
 def definitions(path: Path) -> dict:
     """Functions by name in a stub, without those that have overloads."""
     return {n.name: n for n in ast.parse(path.read_text()).body
-            if isinstance(n, ast.FunctionDef) and not n.decorator_list}  # fmt: skip
+            if isinstance(n, ast.FunctionDef) and not n.decorator_list}
 
 
 def test_stub_parameters_are_those_of_the_functions():
@@ -135,7 +135,7 @@ def mypy(tmp_path_factory):
         script = folder / "script.py"
         script.write_text(text)
         options = ["--config-file", "", "--follow-imports", "silent", "--ignore-missing-imports",
-                   "--cache-dir", str(folder / "cache")]  # fmt: skip
+                   "--cache-dir", str(folder / "cache")]
         command = [sys.executable, "-m", "mypy", *options, str(script)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent)
         assert done.returncode in (0, 1), done.stdout + done.stderr

@@ -23,7 +23,7 @@ def events_of(folder) -> list:
     return [
         event for path in sorted(folder.glob("events*"))
         for event in LegacyEventFileLoader(str(path)).Load()
-    ]  # fmt: skip
+    ]
 
 
 def values_of(folder) -> dict:
@@ -48,7 +48,7 @@ def test_scalars_with_steps_and_times(tmp_path):
     events = [e for e in events_of(tmp_path) if e.summary.value]
     assert [(e.step, e.wall_time, e.summary.value[0].simple_value) for e in events[:3]] == [
         (0, 100.0, 1.5), (1, 101.0, 0.5), (2, 102.0, -0.5)
-    ]  # fmt: skip
+    ]
     assert list(events[3].summary.value[0].tensor.double_val) == [0.1]
     assert events[3].summary.value[0].metadata.plugin_data.plugin_name == "scalars"
     assert events[4].summary.value[0].simple_value == 7

@@ -122,7 +122,7 @@ class autocast:
     def __init__(
         self, device_type: str, dtype: dtypes.dtype | None = None, enabled: bool = True,
         cache_enabled: bool | None = None,
-    ):  # fmt: skip
+    ):
         if not isinstance(device_type, str):
             raise ValueError(f"Expected `device_type` of type `str`, got: `{type(device_type)}`")
         if not is_autocast_available(device_type):
@@ -196,13 +196,13 @@ def _cast(value, device_type: str, dtype: dtypes.dtype):
         wanted = (
             value.is_floating_point() and value.device.type == device_type
             and value.dtype is not dtypes.float64
-        )  # fmt: skip
+        )
         return value.to(dtype) if wanted else value
     if isinstance(value, (str, bytes)) or hasattr(value, "__array_interface__"):
         return value
     if isinstance(value, Mapping):
         return {_cast(k, device_type, dtype): _cast(v, device_type, dtype)
-                for k, v in value.items()}  # fmt: skip
+                for k, v in value.items()}
     if isinstance(value, Iterable):
         items = (_cast(v, device_type, dtype) for v in value)
         return type(value)(items) if isinstance(value, (list, tuple)) else items
@@ -235,7 +235,7 @@ def custom_fwd(fwd=None, *, device_type: str, cast_inputs: dtypes.dtype | None =
             return fwd(*args, **kwargs)
         with autocast(device_type, enabled=False):
             return fwd(*_cast(args, device_type, cast_inputs),
-                       **_cast(kwargs, device_type, cast_inputs))  # fmt: skip
+                       **_cast(kwargs, device_type, cast_inputs))
 
     return decorate_fwd
 

@@ -51,7 +51,7 @@ class GradScaler:
     def __init__(
         self, device: str = "cuda", init_scale: float = 2.0**16, growth_factor: float = 2.0,
         backoff_factor: float = 0.5, growth_interval: int = 2000, enabled: bool = True,
-    ):  # fmt: skip
+    ):
         self._device, self._enabled = device, enabled
         if device == "cuda" and enabled:
             from .. import cuda
@@ -211,7 +211,7 @@ class GradScaler:
             found = [
                 t for s in self._per_optimizer_states.values()
                 for t in s["found_inf_per_device"].values()
-            ]  # fmt: skip
+            ]
             if not found:
                 raise AssertionError("No inf checks were recorded prior to update.")
             self._adapt(any(t.item() for t in found))
@@ -290,7 +290,7 @@ class GradScaler:
             "scale": self.get_scale(), "growth_factor": self._growth_factor,
             "backoff_factor": self._backoff_factor, "growth_interval": self._growth_interval,
             "_growth_tracker": self._get_growth_tracker(),
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take over what ``state_dict`` gave.

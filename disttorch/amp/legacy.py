@@ -18,7 +18,7 @@ def legacy_autocast(device: str, default_dtype, base):
 
         def __init__(self, enabled: bool = True, dtype=default_dtype, cache_enabled: bool = True):
             deprecated(f"torch.{device}.amp.autocast(args...)",
-                       f"torch.amp.autocast('{device}', args...)")  # fmt: skip
+                       f"torch.amp.autocast('{device}', args...)")
             super().__init__(device, enabled=enabled, dtype=dtype, cache_enabled=cache_enabled)
 
     return autocast
@@ -33,9 +33,9 @@ def legacy_scaler(device: str, base):
         def __init__(
             self, init_scale: float = 2.0**16, growth_factor: float = 2.0,
             backoff_factor: float = 0.5, growth_interval: int = 2000, enabled: bool = True,
-        ):  # fmt: skip
+        ):
             deprecated(f"torch.{device}.amp.GradScaler(args...)",
-                       f"torch.amp.GradScaler('{device}', args...)")  # fmt: skip
+                       f"torch.amp.GradScaler('{device}', args...)")
             super().__init__(
                 device, init_scale, growth_factor, backoff_factor, growth_interval, enabled
             )

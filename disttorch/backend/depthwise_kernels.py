@@ -21,9 +21,9 @@ class _Grid:
     def __init__(self, size, kernel, stride, padding, dilation, out_size):
         self.size, self.stride, self.padding = size, stride, padding
         reach = (d * (k - 1) + s * (n - 1) + 1
-                 for d, k, s, n in zip(dilation, kernel, stride, out_size))  # fmt: skip
+                 for d, k, s, n in zip(dilation, kernel, stride, out_size))
         self.shape = tuple(-(-max(r, n + 2 * p) // s)
-                           for r, n, p, s in zip(reach, size, padding, stride))  # fmt: skip
+                           for r, n, p, s in zip(reach, size, padding, stride))
         self.elements = math.prod(self.shape)
         self.length = self._flat([n - 1 for n in out_size]) + 1
         self.out_size = out_size
@@ -62,7 +62,7 @@ class _Grid:
 
     def _inside(self):
         return (slice(None), slice(None),
-                *(slice(p, p + n) for p, n in zip(self.padding, self.size)))  # fmt: skip
+                *(slice(p, p + n) for p, n in zip(self.padding, self.size)))
 
     def _of_phase(self, phase):
         return (slice(None), slice(None), *(slice(p, None, s) for p, s in zip(phase, self.stride)))

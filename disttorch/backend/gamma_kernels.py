@@ -59,7 +59,7 @@ def _by_quadrature(xp, a, z):
     x = xp.exp(z)
     side = xp.where(x <= a, -1.0, 1.0)
     reach = xp.where(x <= a, _range_below(xp, xp.maximum(a, x), x),
-                     _range_above(xp, a, xp.maximum(a * (1 + 1e-12), x)))  # fmt: skip
+                     _range_above(xp, a, xp.maximum(a * (1 + 1e-12), x)))
     offset, total = z - xp.digamma(a), xp.zeros_like(a)
     for node, weight in zip(_NODES, _WEIGHTS, strict=True):
         t = side * reach * float(node)

@@ -66,7 +66,7 @@ def _descent(xp, grad, param, wd, maximize):
 def sgd_step(
     xp, param, grad, buf, *, lr, momentum=0.0, dampening=0.0, wd=0.0, nesterov=False,
     maximize=False, first=False,
-):  # fmt: skip
+):
     """Stochastic gradient descent with momentum (Sutskever et al., ICML 2013).
 
     ``buf`` is the momentum buffer, or None without momentum; ``first`` fills it.
@@ -86,7 +86,7 @@ def sgd_step(
 def adam_step(
     xp, param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq=None, *, step, lr, beta1, beta2, eps,
     wd=0.0, decoupled=False, maximize=False, scaled_eps=False,
-):  # fmt: skip
+):
     """Adam (Kingma & Ba, ICLR 2015); decoupled decay makes it AdamW (Loshchilov & Hutter, 2019).
 
     ``step`` counts from 1; ``max_exp_avg_sq`` is given for the AMSGrad variant (Reddi, 2018).
@@ -122,7 +122,7 @@ def adam_step(
 def rmsprop_step(
     xp, param, grad, square_avg, grad_avg, buf, *, lr, alpha, eps, wd=0.0, momentum=0.0,
     maximize=False,
-):  # fmt: skip
+):
     """RMSprop (Hinton, lecture 6e, 2012); ``grad_avg`` for the centred form (Graves, 2013)."""
     for p, s, a, b, g in _blocks(xp, [param, square_avg, grad_avg, buf], [grad]):
         g = _descent(xp, g, p, wd, maximize)

@@ -7,7 +7,7 @@ from .optim_kernels import _blocks, _descent
 
 def adamax_step(
     xp, param, grad, exp_avg, exp_inf, *, step, lr, beta1, beta2, eps, wd=0.0, maximize=False
-):  # fmt: skip
+):
     """Adamax (Kingma & Ba, ICLR 2015, section 7.1); ``step`` counts from 1."""
     rate = lr / (1 - beta1**step)
     for p, m, u, g in _blocks(xp, [param, exp_avg, exp_inf], [grad]):
@@ -28,7 +28,7 @@ def _moments(g, m, v, beta1, beta2):
 def nadam_step(
     xp, param, grad, exp_avg, exp_avg_sq, *, step, lr, beta1, beta2, mu, mu_next, mu_product, eps,
     wd=0.0, decoupled=False, maximize=False,
-):  # fmt: skip
+):
     """Adam with Nesterov momentum; ``mu_product`` is the product of all mu so far."""
     correction = 1 - beta2**step
     now, ahead = lr * (1 - mu) / (1 - mu_product), lr * mu_next / (1 - mu_product * mu_next)
@@ -46,7 +46,7 @@ def nadam_step(
 def radam_step(
     xp, param, grad, exp_avg, exp_avg_sq, *, step, lr, beta1, beta2, rectification, eps, wd=0.0,
     decoupled=False, maximize=False,
-):  # fmt: skip
+):
     """Rectified Adam; without a ``rectification`` (None) it steps by the mean gradient."""
     correction1, root_correction2 = 1 - beta1**step, (1 - beta2**step) ** 0.5
     for p, m, v, g in _blocks(xp, [param, exp_avg, exp_avg_sq], [grad]):

@@ -190,7 +190,7 @@ def im2col(xp, x, kernel, dilation, padding, stride):
     strides = (
         *x.strides[:2], *(a * d for a, d in zip(x.strides[2:], dilation)),
         *(a * s for a, s in zip(x.strides[2:], stride)),
-    )  # fmt: skip
+    )
     view = xp.lib.stride_tricks.as_strided(x, (n, c, *kernel, *size), strides)
     return view.reshape(n, c * math.prod(kernel), math.prod(size))
 

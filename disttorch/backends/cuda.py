@@ -58,7 +58,7 @@ def sdp_kernel(enable_flash=True, enable_math=True, enable_mem_efficient=True, e
     """Other wishes for attention kernels inside a ``with`` block."""
     before = dict(_attention)
     _attention.update(flash=enable_flash, math=enable_math, mem_efficient=enable_mem_efficient,
-                      cudnn=enable_cudnn)  # fmt: skip
+                      cudnn=enable_cudnn)
     try:
         yield
     finally:

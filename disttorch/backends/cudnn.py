@@ -24,7 +24,7 @@ def version() -> None:
 
 @contextlib.contextmanager
 def flags(enabled=None, benchmark=None, benchmark_limit=None, deterministic=None, allow_tf32=None,
-          fp32_precision=None):  # fmt: skip
+          fp32_precision=None):
     """Other values inside a ``with`` block."""
     given = {k: v for k, v in locals().items() if v is not None}
     here = globals()

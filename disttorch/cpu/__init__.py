@@ -56,4 +56,4 @@ _STREAM = Stream()
 __all__ = [
     "Stream", "amp", "current_device", "current_stream", "device_count", "is_available",
     "is_initialized", "set_device", "stream", "synchronize",
-]  # fmt: skip
+]

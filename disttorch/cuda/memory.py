@@ -65,7 +65,7 @@ def memory_stats(device=None) -> OrderedDict:
         "allocated_bytes.all.peak": max_memory_allocated(device),
         "reserved_bytes.all.current": memory_reserved(device),
         "reserved_bytes.all.peak": max_memory_reserved(device),
-    })  # fmt: skip
+    })
 
 
 def memory_summary(device=None, abbreviated: bool = False) -> str:

@@ -85,7 +85,7 @@ class Event:
     """
 
     def __init__(self, enable_timing: bool = False, blocking: bool = False,
-                 interprocess: bool = False):  # fmt: skip
+                 interprocess: bool = False):
         require()
         if interprocess:
             raise NotImplementedError("events shared between processes are not supported")

@@ -192,13 +192,13 @@ def _draw(axes, vertices, places) -> None:
             x, y, vertex.label, ha="center", va="center", fontsize=7, zorder=3,
             bbox={"boxstyle": style, "facecolor": COLORS[vertex.kind], "edgecolor": "#888888",
                   "linewidth": 0.6},
-        )  # fmt: skip
+        )
         for key in vertex.inputs:
             axes.annotate(
                 "", xy=(x, y + 0.22), xytext=(places[key][0], places[key][1] - 0.22), zorder=1,
                 arrowprops={"arrowstyle": "->", "color": "#666666", "linewidth": 0.8,
                             "shrinkA": 0, "shrinkB": 0},
-            )  # fmt: skip
+            )
     xs, ys = zip(*places.values())
     axes.set_xlim(min(xs) - 0.8, max(xs) + 0.8)
     axes.set_ylim(min(ys) - 0.6, max(ys) + 0.6)

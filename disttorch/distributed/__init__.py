@@ -83,4 +83,4 @@ __all__ = [
     "is_mpi_available", "is_nccl_available", "is_ucc_available", "isend", "ledger", "new_group",
     "recv", "reduce", "reduce_scatter", "reduce_scatter_tensor", "reset_ledger", "run_local",
     "scatter", "send",
-]  # fmt: skip
+]

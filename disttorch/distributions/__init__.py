@@ -61,4 +61,4 @@ __all__ = [
     "Pareto", "Poisson", "RelaxedBernoulli", "RelaxedOneHotCategorical", "StudentT",
     "TransformedDistribution", "Uniform", "VonMises", "Weibull", "Wishart", "biject_to",
     "constraints", "kl_divergence", "register_kl", "transform_to", *transforms.__all__,
-]  # fmt: skip
+]

@@ -18,7 +18,7 @@ class Beta(ExponentialFamily):
     """
 
     arg_constraints = {"concentration1": constraints.positive,
-                       "concentration0": constraints.positive}  # fmt: skip
+                       "concentration0": constraints.positive}
     support = constraints.unit_interval
     has_rsample = True
     _expanded = ("_dirichlet",)

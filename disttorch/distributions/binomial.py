@@ -21,7 +21,7 @@ class Binomial(ProbsOrLogits, Distribution):
     """
 
     arg_constraints = {"total_count": constraints.nonnegative_integer,
-                       "probs": constraints.unit_interval, "logits": constraints.real}  # fmt: skip
+                       "probs": constraints.unit_interval, "logits": constraints.real}
     has_enumerate_support = True
     _expanded = ("total_count", "probs", "logits")
 

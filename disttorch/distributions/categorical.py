@@ -47,7 +47,7 @@ class Categorical(ProbsOrLogits, Distribution):
     @property
     def mean(self):
         return ops.full(self._extended_shape(), math.nan, dtype=self._param.dtype,
-                        device=self._param.device)  # fmt: skip
+                        device=self._param.device)
 
     @property
     def mode(self):
@@ -63,7 +63,7 @@ class Categorical(ProbsOrLogits, Distribution):
             rows = self.probs.reshape(-1, self._num_events)
             if count == 0 or rows.shape[0] == 0:
                 return ops.zeros(self._extended_shape(sample_shape), dtype=rows.argmax(-1).dtype,
-                                 device=rows.device)  # fmt: skip
+                                 device=rows.device)
             drawn = ops.multinomial(rows, count, True)
             return drawn.mT.reshape(self._extended_shape(sample_shape))
 

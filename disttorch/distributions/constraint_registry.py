@@ -30,7 +30,7 @@ class ConstraintRegistry:
         kind = type(constraint) if isinstance(constraint, constraints.Constraint) else constraint
         if not isinstance(kind, type) or not issubclass(kind, constraints.Constraint):
             raise TypeError("Expected constraint to be either a Constraint subclass or instance, "
-                            f"but got {constraint}")  # fmt: skip
+                            f"but got {constraint}")
         self._registry[kind] = factory
         return factory
 
@@ -88,7 +88,7 @@ def _to_interval(constraint):
     if isinstance(low, (int, float)) and isinstance(high, (int, float)) and (low, high) == (0, 1):
         return transforms.SigmoidTransform()
     return transforms.ComposeTransform([transforms.SigmoidTransform(),
-                                        transforms.AffineTransform(low, high - low)])  # fmt: skip
+                                        transforms.AffineTransform(low, high - low)])
 
 
 @_both(constraints.corr_cholesky)

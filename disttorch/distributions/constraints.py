@@ -286,7 +286,7 @@ class _Square(Constraint):
     def check(self, value):
         square = value.shape[-1] == value.shape[-2]
         return ops.full(value.shape[:-2], square, dtype=dtypes.bool,
-                        device=value.device)  # fmt: skip
+                        device=value.device)
 
 
 class _Symmetric(_Square):
@@ -322,7 +322,7 @@ class _Cat(Constraint):
         self.lengths = [1] * len(self.cseq) if lengths is None else list(lengths)
         if len(self.lengths) != len(self.cseq):
             raise AssertionError(f"lengths must have the length of cseq, got {len(self.lengths)} "
-                                 f"and {len(self.cseq)}")  # fmt: skip
+                                 f"and {len(self.cseq)}")
         self.dim = dim
 
     @property
@@ -403,4 +403,4 @@ __all__ = [
     "lower_triangular", "multinomial", "nonnegative", "nonnegative_integer", "one_hot",
     "positive", "positive_definite", "positive_integer", "positive_semidefinite", "real",
     "real_vector", "simplex", "square", "stack", "symmetric", "unit_interval",
-]  # fmt: skip
+]

@@ -64,7 +64,7 @@ class Dirichlet(ExponentialFamily):
         c = self.concentration
         k, total = c.shape[-1], c.sum(-1)
         return (ops.lgamma(c).sum(-1) - ops.lgamma(total) - (k - total) * ops.digamma(total)
-                - ((c - 1.0) * ops.digamma(c)).sum(-1))  # fmt: skip
+                - ((c - 1.0) * ops.digamma(c)).sum(-1))
 
     @property
     def _natural_params(self):

@@ -59,7 +59,7 @@ class Distribution:
         except NotImplementedError:
             warnings.warn(f"{type(self)} does not define `arg_constraints`. Please set "
                           "`arg_constraints = {}` or initialize the distribution with "
-                          "`validate_args=False` to turn off validation.", stacklevel=3)  # fmt: skip
+                          "`validate_args=False` to turn off validation.", stacklevel=3)
             return
         for name, constraint in wanted.items():
             derived = isinstance(getattr(type(self), name, None), lazy_property)
@@ -91,7 +91,7 @@ class Distribution:
             NotImplementedError: if a subclass has its own ``__init__`` and no ``expand``.
         """
         owner = next((c for c in type(self).__mro__ if c.__dict__.get("_expanded") is not None),
-                     None)  # fmt: skip
+                     None)
         if owner is None:
             raise NotImplementedError
         new = self._get_checked_instance(owner, _instance)
@@ -160,7 +160,7 @@ class Distribution:
     def sample_n(self, n: int) -> Tensor:
         """Draw ``n`` values (deprecated: use ``sample((n,))``)."""
         warnings.warn("sample_n will be deprecated. Use .sample((n,)) instead", UserWarning,
-                      stacklevel=2)  # fmt: skip
+                      stacklevel=2)
         return self.sample(Size((n,)))
 
     def log_prob(self, value) -> Tensor:
@@ -195,18 +195,18 @@ class Distribution:
         lead = value.dim() - len(self._event_shape)
         if value.shape[max(lead, 0) :] != self._event_shape:
             raise ValueError("The right-most size of value must match event_shape: "
-                             f"{value.shape} vs {self._event_shape}.")  # fmt: skip
+                             f"{value.shape} vs {self._event_shape}.")
         wanted = self._batch_shape + self._event_shape
         for a, b in zip(reversed(value.shape), reversed(wanted), strict=False):
             if a != 1 and b != 1 and a != b:
                 raise ValueError("Value is not broadcastable with batch_shape+event_shape: "
-                                 f"{value.shape} vs {wanted}.")  # fmt: skip
+                                 f"{value.shape} vs {wanted}.")
         try:
             support = self.support
         except NotImplementedError:
             warnings.warn(f"{type(self)} does not define `support` to enable sample validation. "
                           "Please initialize the distribution with `validate_args=False` to turn "
-                          "off validation.", stacklevel=3)  # fmt: skip
+                          "off validation.", stacklevel=3)
             return
         if support is not None and not support.check(value).all():
             raise ValueError(

@@ -44,7 +44,7 @@ class FisherSnedecor(Distribution):
     def variance(self):
         less = self.df2 - 2
         finite = (2 * self.df2.pow(2) * (self.df1 + less)
-                  / (self.df1 * less.pow(2) * (self.df2 - 4)))  # fmt: skip
+                  / (self.df1 * less.pow(2) * (self.df2 - 4)))
         return ops.where(self.df2 > 4, finite, math.nan)
 
     def rsample(self, sample_shape=Size(())):
@@ -57,7 +57,7 @@ class FisherSnedecor(Distribution):
         a, b, ratio = self.df1 * 0.5, self.df2 * 0.5, self.df1 / self.df2
         norm = ops.lgamma(a + b) - ops.lgamma(a) - ops.lgamma(b)
         return (norm + a * ratio.log() + (a - 1) * value.log()
-                - (a + b) * ops.log1p(ratio * value))  # fmt: skip
+                - (a + b) * ops.log1p(ratio * value))
 
 
 __all__ = ["FisherSnedecor"]

@@ -21,7 +21,7 @@ class GeneralizedPareto(Distribution):
     """
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive,
-                       "concentration": constraints.real}  # fmt: skip
+                       "concentration": constraints.real}
     has_rsample = True
     _expanded = ("loc", "scale", "concentration")
 

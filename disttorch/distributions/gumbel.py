@@ -31,7 +31,7 @@ class Gumbel(TransformedDistribution):
         low, high = (ops.full_like(self.loc, v) for v in (limits.tiny, 1 - limits.eps))
         # loc − scale·log(−log u)
         chain = [ExpTransform().inv, AffineTransform(0, -ops.ones_like(self.scale)),
-                 ExpTransform().inv, AffineTransform(self.loc, -self.scale)]  # fmt: skip
+                 ExpTransform().inv, AffineTransform(self.loc, -self.scale)]
         super().__init__(Uniform(low, high, validate_args=validate_args), chain, validate_args)
 
     def log_prob(self, value):

@@ -27,7 +27,7 @@ class Independent(Distribution):
         dims = len(base_distribution.batch_shape)
         if reinterpreted_batch_ndims > dims:
             raise ValueError("Expected reinterpreted_batch_ndims <= len(base_distribution."
-                             f"batch_shape), actual {reinterpreted_batch_ndims} vs {dims}")  # fmt: skip
+                             f"batch_shape), actual {reinterpreted_batch_ndims} vs {dims}")
         shape = base_distribution.batch_shape + base_distribution.event_shape
         cut = dims - reinterpreted_batch_ndims
         self.base_dist = base_distribution

@@ -40,14 +40,14 @@ def _dispatch(type_p, type_q):
     """
     found = [(type_p.__mro__.index(a), type_q.__mro__.index(b), function)
              for (a, b), function in _KL_REGISTRY.items()
-             if issubclass(type_p, a) and issubclass(type_q, b)]  # fmt: skip
+             if issubclass(type_p, a) and issubclass(type_q, b)]
     if not found:
         return None
     left = min(found, key=lambda entry: entry[:2])
     right = min(found, key=lambda entry: (entry[1], entry[0]))
     if left[2] is not right[2]:
         warnings.warn(f"Ambiguous kl_divergence({type_p.__name__}, {type_q.__name__}). Please "
-                      "register_kl for this pair.", RuntimeWarning, stacklevel=3)  # fmt: skip
+                      "register_kl for this pair.", RuntimeWarning, stacklevel=3)
     return left[2]
 
 
@@ -60,7 +60,7 @@ def kl_divergence(p: Distribution, q: Distribution):
     function = _dispatch(type(p), type(q))  # type: ignore[arg-type]
     if function is None:
         raise NotImplementedError(f"No KL(p || q) is implemented for p type {type(p).__name__} "
-                                  f"and q type {type(q).__name__}")  # fmt: skip
+                                  f"and q type {type(q).__name__}")
     return function(p, q)
 
 

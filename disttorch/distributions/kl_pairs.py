@@ -114,20 +114,20 @@ def _by_moments(cross, *types_p, type_q, outside=None):
 
 
 _by_moments(_to_normal, Beta, ContinuousBernoulli, Exponential, Gamma, Gumbel, Laplace, Normal,
-            Pareto, Uniform, type_q=Normal)  # fmt: skip
+            Pareto, Uniform, type_q=Normal)
 _by_moments(_to_exponential, Beta, ContinuousBernoulli, Exponential, Gamma, Pareto,
-            type_q=Exponential)  # fmt: skip
+            type_q=Exponential)
 _by_moments(_to_exponential, Uniform, type_q=Exponential, outside=lambda p, q: p.low < 0)
 _by_moments(_to_gamma, Beta, Exponential, Gamma, Pareto, type_q=Gamma)
 _by_moments(_to_gamma, Uniform, type_q=Gamma, outside=lambda p, q: p.low < 0)
 _by_moments(_to_gumbel, Exponential, Gamma, Gumbel, Normal, Uniform, type_q=Gumbel)
 _by_moments(_to_continuous_bernoulli, Beta, ContinuousBernoulli, type_q=ContinuousBernoulli)
 _by_moments(_to_continuous_bernoulli, Uniform, type_q=ContinuousBernoulli,
-            outside=lambda p, q: (p.low < 0) | (p.high > 1))  # fmt: skip
+            outside=lambda p, q: (p.low < 0) | (p.high > 1))
 _by_moments(_to_uniform, Beta, ContinuousBernoulli, type_q=Uniform,
-            outside=lambda p, q: (q.low > 0) | (q.high < 1))  # fmt: skip
+            outside=lambda p, q: (q.low > 0) | (q.high < 1))
 _by_moments(_to_uniform, Uniform, type_q=Uniform,
-            outside=lambda p, q: (q.low > p.low) | (q.high < p.high))  # fmt: skip
+            outside=lambda p, q: (q.low > p.low) | (q.high < p.high))
 _by_moments(_to_pareto, Uniform, type_q=Pareto, outside=lambda p, q: p.low < q.scale)
 _by_moments(_to_pareto, Pareto, type_q=Pareto, outside=lambda p, q: p.scale < q.scale)
 _by_moments(_to_beta, Uniform, type_q=Beta, outside=lambda p, q: (p.low < 0) | (p.high > 1))
@@ -146,7 +146,7 @@ for _p, _qs in {
     Beta: (Pareto,), ContinuousBernoulli: (Pareto,), Exponential: _BOUNDED, Gamma: _BOUNDED,
     Gumbel: _BOUNDED + _POSITIVE, Laplace: _BOUNDED + _POSITIVE, Normal: _BOUNDED + _POSITIVE,
     Pareto: (Beta, ContinuousBernoulli, Uniform), Poisson: (Bernoulli, Binomial),
-}.items():  # fmt: skip
+}.items():
     for _q in _qs:
         register_kl(_p, _q)(_infinite)
 
@@ -174,7 +174,7 @@ def _(p, q):
 def _(p, q):
     if (p.total_count < q.total_count).any():
         raise NotImplementedError("KL between Binomials where q.total_count > p.total_count is "
-                                  "not implemented")  # fmt: skip
+                                  "not implemented")
     each = p.probs * (p.logits - q.logits) + (-p.probs).log1p() - (-q.probs).log1p()
     return ops.where(p.total_count > q.total_count, math.inf, p.total_count * each)
 
@@ -235,7 +235,7 @@ def _(p, q):
 def _(p, q):
     z = (p.loc - q.loc) / p.scale
     folded = (math.sqrt(2 / math.pi) * (-0.5 * z * z).exp()
-              + z * ops.erf(z * math.sqrt(0.5)))  # E|x − loc| / p.scale  # fmt: skip
+              + z * ops.erf(z * math.sqrt(0.5)))  # E|x − loc| / p.scale
     return (2 * q.scale).log() + p.scale / q.scale * folded - p.entropy()
 
 
@@ -253,7 +253,7 @@ for _p in _GAUSSIANS:
         def _(p, q):
             if p.event_shape != q.event_shape:
                 raise ValueError(f"KL-divergence between two {type(p).__name__}s with different "
-                                 f"event shapes: {p.event_shape} and {q.event_shape}")  # fmt: skip
+                                 f"event shapes: {p.event_shape} and {q.event_shape}")
             return _gaussian(p, q)
 
 
@@ -261,7 +261,7 @@ for _p in _GAUSSIANS:
 def _(p, q):
     if type(p) is not type(q):
         raise NotImplementedError("The cross KL-divergence between different exponential families "
-                                  "cannot be computed using Bregman divergences")  # fmt: skip
+                                  "cannot be computed using Bregman divergences")
     normaliser, natural, slopes = bregman_terms(p, p._natural_params)
     result = q._log_normalizer(*q._natural_params) - normaliser
     for mine, other, slope in zip(natural, q._natural_params, slopes, strict=True):

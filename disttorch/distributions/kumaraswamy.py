@@ -20,7 +20,7 @@ class Kumaraswamy(TransformedDistribution):
     """
 
     arg_constraints = {"concentration1": constraints.positive,
-                       "concentration0": constraints.positive}  # fmt: skip
+                       "concentration0": constraints.positive}
     support = constraints.unit_interval
     has_rsample = True
     _expanded = ("concentration1", "concentration0", "base_dist")
@@ -28,9 +28,9 @@ class Kumaraswamy(TransformedDistribution):
     def __init__(self, concentration1, concentration0, validate_args=None):
         self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
         base = Uniform(ops.zeros_like(self.concentration0), ops.ones_like(self.concentration0),
-                       validate_args=validate_args)  # fmt: skip
+                       validate_args=validate_args)
         chain = [PowerTransform(self.concentration0.reciprocal()), AffineTransform(1.0, -1.0),
-                 PowerTransform(self.concentration1.reciprocal())]  # fmt: skip
+                 PowerTransform(self.concentration1.reciprocal())]
         super().__init__(base, chain, validate_args=validate_args)
 
     def _moment(self, n):

@@ -33,7 +33,7 @@ class LKJCholesky(Distribution):
     def __init__(self, dim, concentration=1.0, validate_args=None):
         if dim < 2:
             raise ValueError("Expected dim to be an integer greater than or equal to 2. "
-                             f"Found dim={dim}.")  # fmt: skip
+                             f"Found dim={dim}.")
         self.dim = dim
         (self.concentration,) = broadcast_all(concentration)
         like = {"dtype": self.concentration.dtype, "device": self.concentration.device}
@@ -62,7 +62,7 @@ class LKJCholesky(Distribution):
         order = 2 * (eta - 1).unsqueeze(-1) + self.dim - order
         alpha = eta + 0.5 * rows
         norm = (0.5 * rows * math.log(math.pi) + ops.mvlgamma(alpha - 0.5, rows)
-                - ops.lgamma(alpha) * rows)  # fmt: skip
+                - ops.lgamma(alpha) * rows)
         return (order * diagonal.log()).sum(-1) - norm
 
 

@@ -23,11 +23,11 @@ class LowRankMultivariateNormal(Distribution):
 
     arg_constraints = {"loc": constraints.real_vector,
                        "cov_factor": constraints.independent(constraints.real, 2),
-                       "cov_diag": constraints.independent(constraints.positive, 1)}  # fmt: skip
+                       "cov_diag": constraints.independent(constraints.positive, 1)}
     support = constraints.real_vector
     has_rsample = True
     _expanded = ("loc", "cov_factor", "cov_diag", "covariance_matrix", "scale_tril",
-                 "precision_matrix")  # fmt: skip
+                 "precision_matrix")
     _kept = ("_factor", "_diagonal", "_capacitance_tril")
 
     def __init__(self, loc, cov_factor, cov_diag, validate_args=None):
@@ -35,11 +35,11 @@ class LowRankMultivariateNormal(Distribution):
             raise ValueError("loc must be at least one-dimensional.")
         if cov_factor.dim() < 2:
             raise ValueError("cov_factor must be at least two-dimensional, with optional leading "
-                             "batch dimensions")  # fmt: skip
+                             "batch dimensions")
         n = loc.shape[-1]
         if cov_factor.shape[-2] != n:
             raise ValueError("cov_factor must be a batch of matrices with shape "
-                             f"{n} x m")  # fmt: skip
+                             f"{n} x m")
         if cov_diag.shape[-1:] != (n,):
             raise ValueError(f"cov_diag must be a batch of vectors with shape {loc.shape[-1:]}")
         batch = ops.broadcast_shapes(loc.shape[:-1], cov_factor.shape[:-2], cov_diag.shape[:-1])

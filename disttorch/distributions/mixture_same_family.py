@@ -28,21 +28,21 @@ class MixtureSameFamily(Distribution):
     def __init__(self, mixture_distribution, component_distribution, validate_args=None):
         if not isinstance(mixture_distribution, Categorical):
             raise ValueError(" The Mixture distribution needs to be an  instance of "
-                             "torch.distributions.Categorical")  # fmt: skip
+                             "torch.distributions.Categorical")
         if not isinstance(component_distribution, Distribution):
             raise ValueError("The Component distribution need to be an instance of "
-                             "torch.distributions.Distribution")  # fmt: skip
+                             "torch.distributions.Distribution")
         mixture, batch = mixture_distribution.batch_shape, component_distribution.batch_shape[:-1]
         for a, b in zip(reversed(mixture), reversed(batch), strict=False):
             if a != 1 and b != 1 and a != b:
                 raise ValueError(f"`mixture_distribution.batch_shape` ({mixture}) is not "
                                  "compatible with `component_distribution.batch_shape`"
-                                 f"({batch})")  # fmt: skip
+                                 f"({batch})")
         weights = mixture_distribution.logits.shape[-1]
         components = component_distribution.batch_shape[-1]
         if weights != components:
             raise ValueError(f"`mixture_distribution component` ({weights}) does not equal "
-                             f"`component_distribution.batch_shape[-1]` ({components})")  # fmt: skip
+                             f"`component_distribution.batch_shape[-1]` ({components})")
         self._num_component = weights
         self._mixture_distribution = mixture_distribution
         self._component_distribution = component_distribution
@@ -108,7 +108,7 @@ class MixtureSameFamily(Distribution):
 
     def __repr__(self):
         return (f"{type(self).__name__}(\n  {self._mixture_distribution},\n"
-                f"  {self._component_distribution})")  # fmt: skip
+                f"  {self._component_distribution})")
 
 
 __all__ = ["MixtureSameFamily"]

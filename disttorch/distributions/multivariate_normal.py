@@ -19,7 +19,7 @@ def solve_lower(tril, vectors):
     batch = ops.broadcast_shapes(tril.shape[:-2], vectors.shape[:-1])
     right = vectors.expand(batch + vectors.shape[-1:]).unsqueeze(-1)
     return linalg.solve_triangular(tril.expand(batch + tril.shape[-2:]), right,
-                                   upper=False).squeeze(-1)  # fmt: skip
+                                   upper=False).squeeze(-1)
 
 
 def precision_to_scale_tril(precision):
@@ -40,16 +40,16 @@ def take_one_matrix(covariance_matrix, scale_tril, precision_matrix):
         ValueError: unless exactly one is, with at least two dims.
     """
     given = {"covariance_matrix": covariance_matrix, "scale_tril": scale_tril,
-             "precision_matrix": precision_matrix}  # fmt: skip
+             "precision_matrix": precision_matrix}
     given = {name: matrix for name, matrix in given.items() if matrix is not None}
     if len(given) != 1:
         raise ValueError("Exactly one of covariance_matrix or precision_matrix or scale_tril may "
-                         "be specified.")  # fmt: skip
+                         "be specified.")
     ((name, matrix),) = given.items()
     if matrix.dim() < 2:
         matrix_name = "scale_tril matrix" if name == "scale_tril" else name
         raise ValueError(f"{matrix_name} must be at least two-dimensional, with optional leading "
-                         "batch dimensions")  # fmt: skip
+                         "batch dimensions")
     return name, matrix
 
 
@@ -72,14 +72,14 @@ class MultivariateNormal(Distribution):
     arg_constraints = {"loc": constraints.real_vector,
                        "covariance_matrix": constraints.positive_definite,
                        "precision_matrix": constraints.positive_definite,
-                       "scale_tril": constraints.lower_cholesky}  # fmt: skip
+                       "scale_tril": constraints.lower_cholesky}
     support = constraints.real_vector
     has_rsample = True
     _expanded = ("loc", "covariance_matrix", "scale_tril", "precision_matrix")
     _kept = ("_unbroadcasted_scale_tril",)
 
     def __init__(self, loc, covariance_matrix=None, precision_matrix=None, scale_tril=None,
-                 validate_args=None):  # fmt: skip
+                 validate_args=None):
         if loc.dim() < 1:
             raise ValueError("loc must be at least one-dimensional.")
         name, matrix = take_one_matrix(covariance_matrix, scale_tril, precision_matrix)

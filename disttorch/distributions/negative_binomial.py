@@ -22,7 +22,7 @@ class NegativeBinomial(ProbsOrLogits, Distribution):
 
     arg_constraints = {"total_count": constraints.greater_than_eq(0),
                        "probs": constraints.half_open_interval(0.0, 1.0),
-                       "logits": constraints.real}  # fmt: skip
+                       "logits": constraints.real}
     support = constraints.nonnegative_integer
     _expanded = ("total_count", "probs", "logits")
 

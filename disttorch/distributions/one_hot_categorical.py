@@ -26,7 +26,7 @@ class OneHotCategorical(Distribution):
     def __init__(self, probs=None, logits=None, validate_args=None):
         self._categorical = Categorical(probs, logits)
         super().__init__(self._categorical.batch_shape, self._categorical.param_shape[-1:],
-                         validate_args=validate_args)  # fmt: skip
+                         validate_args=validate_args)
 
     @property
     def _param(self):

@@ -22,7 +22,7 @@ class StudentT(Distribution):
     """
 
     arg_constraints = {"df": constraints.positive, "loc": constraints.real,
-                       "scale": constraints.positive}  # fmt: skip
+                       "scale": constraints.positive}
     support = constraints.real
     has_rsample = True
     _expanded = ("df", "loc", "scale", "_chi2")
@@ -66,7 +66,7 @@ class StudentT(Distribution):
     def entropy(self):
         up = 0.5 * (self.df + 1)
         return (self.scale.log() + up * (ops.digamma(up) - ops.digamma(0.5 * self.df))
-                + 0.5 * self.df.log() + self._log_beta())  # fmt: skip
+                + 0.5 * self.df.log() + self._log_beta())
 
 
 __all__ = ["StudentT"]

@@ -37,7 +37,7 @@ class TransformedDistribution(Distribution):
         base_shape = base.batch_shape + base.event_shape
         if len(base_shape) < chain.domain.event_dim:
             raise ValueError(f"base_distribution needs to have shape with size at least "
-                             f"{chain.domain.event_dim}, but got {base_shape}.")  # fmt: skip
+                             f"{chain.domain.event_dim}, but got {base_shape}.")
         shape = chain.forward_shape(base_shape)
         wanted = Size(chain.inverse_shape(shape))
         events = len(base.event_shape)

@@ -24,11 +24,11 @@ def broadcast_all(*values):
     """
     if not all(isinstance(v, (Tensor, Number)) for v in values):
         raise ValueError("Input arguments must all be instances of Number, torch.Tensor or "
-                         "objects implementing __torch_function__.")  # fmt: skip
+                         "objects implementing __torch_function__.")
     like = next((v for v in values if isinstance(v, Tensor)), None)
     dtype, device = (get_default_dtype(), None) if like is None else (like.dtype, like.device)
     tensors = [v if isinstance(v, Tensor) else ops.tensor(v, dtype=dtype, device=device)
-               for v in values]  # fmt: skip
+               for v in values]
     return ops.broadcast_tensors(*tensors)
 
 
@@ -131,11 +131,11 @@ def vec_to_tril_matrix(vec: Tensor, diag: int = 0) -> Tensor:
     """
     size = vec.shape[-1]
     n = round((-(1 + 2 * diag) + ((1 + 2 * diag) ** 2 + 8 * size + 4 * abs(diag) * (diag + 1))
-               ** 0.5) / 2)  # fmt: skip
+               ** 0.5) / 2)
     rows, columns = ops.tril_indices(n, n, diag, device=vec.device).unbind(0)
     if len(rows) != size:
         raise ValueError(f"The size of last dimension is {size} which cannot be expressed as "
-                         "the lower triangular part of a square D x D matrix.")  # fmt: skip
+                         "the lower triangular part of a square D x D matrix.")
     flat = ops.zeros(*vec.shape[:-1], n * n, dtype=vec.dtype, device=vec.device)
     at = (rows * n + columns).expand(vec.shape)
     return flat.scatter(-1, at, vec).reshape(*vec.shape[:-1], n, n)

@@ -27,7 +27,7 @@ class Weibull(TransformedDistribution):
         self.concentration_reciprocal = self.concentration.reciprocal()
         base = Exponential(ops.ones_like(self.scale), validate_args=validate_args)
         chain = [PowerTransform(exponent=self.concentration_reciprocal),
-                 AffineTransform(loc=0, scale=self.scale)]  # fmt: skip
+                 AffineTransform(loc=0, scale=self.scale)]
         super().__init__(base, chain, validate_args=validate_args)
 
     def _log_moment(self, n):

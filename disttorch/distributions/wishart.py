@@ -29,7 +29,7 @@ class Wishart(ExponentialFamily):
     _kept = ("_unbroadcasted_scale_tril",)
 
     def __init__(self, df, covariance_matrix=None, precision_matrix=None, scale_tril=None,
-                 validate_args=None):  # fmt: skip
+                 validate_args=None):
         name, matrix = take_one_matrix(covariance_matrix, scale_tril, precision_matrix)
         if not isinstance(df, Tensor):
             df = ops.tensor(float(df), dtype=matrix.dtype, device=matrix.device)
@@ -37,7 +37,7 @@ class Wishart(ExponentialFamily):
         event = matrix.shape[-2:]
         if bool((df <= event[-1] - 1).any()):
             raise ValueError(f"Value of df={df} expected to be greater than ndim - 1 = "
-                             f"{event[-1] - 1}.")  # fmt: skip
+                             f"{event[-1] - 1}.")
         self.df = df.expand(batch)
         setattr(self, name, matrix.expand(tuple(batch) + (-1, -1)))
         super().__init__(batch, event, validate_args=validate_args)
@@ -49,7 +49,7 @@ class Wishart(ExponentialFamily):
         return {"covariance_matrix": constraints.positive_definite,
                 "precision_matrix": constraints.positive_definite,
                 "scale_tril": constraints.lower_cholesky,
-                "df": constraints.greater_than(dims - 1)}  # fmt: skip
+                "df": constraints.greater_than(dims - 1)}
 
     def _matrix(self, value):
         return value.expand(self._batch_shape + self._event_shape)
@@ -105,17 +105,17 @@ class Wishart(ExponentialFamily):
         factor = self._unbroadcasted_scale_tril
         batch = ops.broadcast_shapes(factor.shape[:-2], value.shape[:-2])
         solved = ops.cholesky_solve(value.expand(batch + value.shape[-2:]),
-                                    factor.expand(batch + factor.shape[-2:]))  # fmt: skip
+                                    factor.expand(batch + factor.shape[-2:]))
         log_det = ops.slogdet(value)[1]
         return (-nu * (p * math.log(2) / 2 + self._half_log_det()) - ops.mvlgamma(nu / 2, p)
                 + (nu - p - 1) / 2 * log_det
-                - solved.diagonal(dim1=-2, dim2=-1).sum(-1) / 2)  # fmt: skip
+                - solved.diagonal(dim1=-2, dim2=-1).sum(-1) / 2)
 
     def entropy(self):
         nu, p = self.df, self._event_shape[-1]
         digammas = sum(ops.digamma(nu / 2 - j / 2) for j in range(p))
         return ((p + 1) * (p * math.log(2) / 2 + self._half_log_det()) + ops.mvlgamma(nu / 2, p)
-                - (nu - p - 1) / 2 * digammas + nu * p / 2)  # fmt: skip
+                - (nu - p - 1) / 2 * digammas + nu * p / 2)
 
     @property
     def _natural_params(self):

@@ -97,7 +97,7 @@ def _split_aux(out, has_aux, name):
         return out, None
     if not isinstance(out, tuple) or len(out) != 2:
         raise RuntimeError(f"{name}: with has_aux=True the function returns (output, aux), got "
-                           f"{type(out).__name__}")  # fmt: skip
+                           f"{type(out).__name__}")
     return out
 
 
@@ -241,4 +241,4 @@ def hessian(func, argnums=0):
 
 
 __all__ = ["grad", "grad_and_value", "hessian", "jacfwd", "jacrev", "jvp",
-           "linearize", "vjp"]  # fmt: skip
+           "linearize", "vjp"]

@@ -8,7 +8,7 @@ from ..tensor import Tensor
 
 
 def functional_call(module, parameter_and_buffer_dicts, args=None, kwargs=None, *,
-                    tie_weights=True, strict=False):  # fmt: skip
+                    tie_weights=True, strict=False):
     """Call ``module`` with other tensors in place of its parameters and buffers.
 
     Args:
@@ -23,7 +23,7 @@ def functional_call(module, parameter_and_buffer_dicts, args=None, kwargs=None, 
     """
     replaced = _merged(parameter_and_buffer_dicts)
     own = {**dict(module.named_parameters(remove_duplicate=False)),
-           **dict(module.named_buffers(remove_duplicate=False))}  # fmt: skip
+           **dict(module.named_buffers(remove_duplicate=False))}
     if strict:
         missing, unknown = sorted(own.keys() - replaced.keys()), sorted(replaced.keys() - own)
         if missing or unknown:

@@ -23,4 +23,4 @@ __all__ = [
     "BERT", "DIN", "DLRM", "GPT", "VAE", "VGG", "YOLO", "ActorCritic", "AtariQNetwork",
     "BERTForPreTraining", "DeepCross", "Discriminator", "Generator", "LSTMLanguageModel",
     "QNetwork", "ResNet", "Seq2Seq", "UNet", "resnet18", "resnet34", "resnet50", "vgg11", "vgg16",
-]  # fmt: skip
+]

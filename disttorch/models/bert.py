@@ -24,7 +24,7 @@ class BERT(nn.Module):
 
     def __init__(self, vocabulary_size: int = 30522, width: int = 768, heads: int = 12,
                  layers: int = 12, feed_forward: int = 3072, positions: int = 512,
-                 segments: int = 2, dropout: float = 0.1, pad_id: int = 0) -> None:  # fmt: skip
+                 segments: int = 2, dropout: float = 0.1, pad_id: int = 0) -> None:
         super().__init__()
         self.pad_id = pad_id
         self.words = nn.Embedding(vocabulary_size, width, padding_idx=pad_id)

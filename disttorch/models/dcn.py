@@ -30,7 +30,7 @@ class DeepCross(nn.Module):
     """
 
     def __init__(self, dense: int, table_sizes: list[int], width: int = 16, cross_layers: int = 3,
-                 hidden: tuple = (64, 32), dropout: float = 0.0) -> None:  # fmt: skip
+                 hidden: tuple = (64, 32), dropout: float = 0.0) -> None:
         super().__init__()
         self.tables = nn.ModuleList([nn.Embedding(n, width) for n in table_sizes])
         inputs = dense + width * len(table_sizes)

@@ -29,7 +29,7 @@ class DIN(nn.Module):
     """
 
     def __init__(self, items: int, width: int = 16, hidden: tuple = (64, 32),
-                 attention_hidden: int = 32) -> None:  # fmt: skip
+                 attention_hidden: int = 32) -> None:
         super().__init__()
         self.embedding = nn.Embedding(items, width, padding_idx=0)
         self.attention = nn.Sequential(

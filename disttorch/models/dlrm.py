@@ -27,7 +27,7 @@ class DLRM(nn.Module):
     """
 
     def __init__(self, dense: int, table_sizes: list[int], width: int = 16,
-                 bottom: tuple = (64, 32), top: tuple = (64, 32)) -> None:  # fmt: skip
+                 bottom: tuple = (64, 32), top: tuple = (64, 32)) -> None:
         super().__init__()
         self.bottom = mlp([dense, *bottom, width], last_relu=True)
         self.tables = nn.ModuleList([nn.EmbeddingBag(n, width, mode="sum") for n in table_sizes])

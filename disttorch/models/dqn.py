@@ -28,7 +28,7 @@ class QNetwork(nn.Module):
     """
 
     def __init__(self, observations: int, actions: int, hidden: int = 128,
-                 dueling: bool = False) -> None:  # fmt: skip
+                 dueling: bool = False) -> None:
         super().__init__()
         self.body = _layers([observations, hidden, hidden])
         self.advantage = nn.Linear(hidden, actions)
@@ -51,7 +51,7 @@ class AtariQNetwork(nn.Module):
             nn.Conv2d(frames, 32, 8, stride=4), nn.ReLU(),
             nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(),
             nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(),
-        )  # fmt: skip
+        )
         self.head = nn.Sequential(nn.Linear(64 * 7 * 7, 512), nn.ReLU(), nn.Linear(512, actions))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,7 @@ class GPT(nn.Module):
     """
 
     def __init__(self, vocabulary_size: int = 50257, context: int = 1024, layers: int = 12,
-                 heads: int = 12, width: int = 768, dropout: float = 0.0) -> None:  # fmt: skip
+                 heads: int = 12, width: int = 768, dropout: float = 0.0) -> None:
         super().__init__()
         self.context = context
         self.tokens = nn.Embedding(vocabulary_size, width)
@@ -90,7 +90,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, ids: torch.Tensor, count: int, temperature: float = 1.0,
-                 top_k: int | None = None) -> torch.Tensor:  # fmt: skip
+                 top_k: int | None = None) -> torch.Tensor:
         """Continue ids [B, T] by ``count`` drawn ones; only the last ``context`` are looked at."""
         for _ in range(count):
             logits = self(ids[:, -self.context :])[:, -1] / temperature

@@ -18,12 +18,12 @@ class LSTMLanguageModel(nn.Module):
     """
 
     def __init__(self, vocabulary_size: int, width: int = 256, layers: int = 2,
-                 dropout: float = 0.0, tie: bool = True) -> None:  # fmt: skip
+                 dropout: float = 0.0, tie: bool = True) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, width)
         self.dropout = nn.Dropout(dropout)
         self.lstm = nn.LSTM(width, width, layers, dropout=dropout if layers > 1 else 0.0,
-                            batch_first=True)  # fmt: skip
+                            batch_first=True)
         self.head = nn.Linear(width, vocabulary_size)
         if tie:
             self.head.weight = self.embedding.weight

@@ -71,7 +71,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(self, block, layers: list[int], num_classes: int = 1000, width: int = 64,
-                 small_images: bool = False) -> None:  # fmt: skip
+                 small_images: bool = False) -> None:
         super().__init__()
         self.channels = width
         if small_images:

@@ -55,7 +55,7 @@ class Seq2Seq(nn.Module):
     """
 
     def __init__(self, source_size: int, target_size: int, width: int = 256, dropout: float = 0.0,
-                 pad_id: int = 0) -> None:  # fmt: skip
+                 pad_id: int = 0) -> None:
         super().__init__()
         self.pad_id = pad_id
         self.encoder = Encoder(source_size, width, dropout)

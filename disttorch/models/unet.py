@@ -59,7 +59,7 @@ class UNet(nn.Module):
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 2, width: int = 64, depth: int = 4,
-                 bilinear: bool = False) -> None:  # fmt: skip
+                 bilinear: bool = False) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(depth + 1)]
         self.stem = DoubleConv(in_channels, width)

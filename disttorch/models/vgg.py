@@ -12,7 +12,7 @@ LAYOUTS = {
     "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
     "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512,
               "M"],
-}  # fmt: skip
+}
 
 
 def feature_layers(layout: list, batch_norm: bool) -> nn.Sequential:
@@ -43,7 +43,7 @@ class VGG(nn.Module):
     """
 
     def __init__(self, layout: list, num_classes: int = 1000, batch_norm: bool = False,
-                 hidden: int = 4096, dropout: float = 0.5) -> None:  # fmt: skip
+                 hidden: int = 4096, dropout: float = 0.5) -> None:
         super().__init__()
         self.features = feature_layers(layout, batch_norm)
         self.avgpool = nn.AdaptiveAvgPool2d((7, 7))

@@ -91,7 +91,7 @@ class YOLO(nn.Module):
             y, x = torch.meshgrid(
                 torch.arange(H, device=raw.device), torch.arange(W, device=raw.device),
                 indexing="ij",
-            )  # fmt: skip
+            )
             corner = torch.stack([x, y], dim=-1)
             centre = (raw[..., :2].sigmoid() + corner) * stride
             size = raw[..., 2:4].clamp(max=8).exp() * sizes[:, None, None, :]

@@ -9,4 +9,4 @@ __all__ = [
     "Buffer", "DataParallel", "Parameter", "UninitializedBuffer", "UninitializedParameter",
     "functional", "init", "modules", "parallel", "utils",
     *modules.__all__,
-]  # fmt: skip
+]

@@ -18,7 +18,7 @@ _GAINS = {
     "linear": 1.0, "conv1d": 1.0, "conv2d": 1.0, "conv3d": 1.0, "conv_transpose1d": 1.0,
     "conv_transpose2d": 1.0, "conv_transpose3d": 1.0, "sigmoid": 1.0, "tanh": 5.0 / 3,
     "relu": math.sqrt(2.0), "selu": 3.0 / 4,
-}  # fmt: skip
+}
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
@@ -78,7 +78,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator=None)
 def trunc_normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0,
     generator=None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Fill with N(mean, std²) restricted to [a, b], by the inverse distribution function."""
 
     def cdf(x):
@@ -101,9 +101,9 @@ def trunc_normal_(
 # Polynomials of erfinv(x)/x in w = -log(1 - x²), for w < 5 and above: Giles, "Approximating the
 # erfinv function", GPU Computing Gems 2, 2011 (single precision)
 _CENTRE = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
-           -0.00125372503, -0.00417768164, 0.246640727, 1.50140941)  # fmt: skip
+           -0.00125372503, -0.00417768164, 0.246640727, 1.50140941)
 _TAIL = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
-         -0.0076224613, 0.00943887047, 1.00167406, 2.83297682)  # fmt: skip
+         -0.0076224613, 0.00943887047, 1.00167406, 2.83297682)
 
 
 def _erfinv(x: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def _xavier_std(tensor, gain):
 def kaiming_uniform_(
     tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu",
     generator=None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Fill with U(−b, b), b = gain·√(3/fan) (He et al., arXiv:1502.01852).
 
     Args:
@@ -204,7 +204,7 @@ def kaiming_uniform_(
 def kaiming_normal_(
     tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu",
     generator=None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Fill with N(0, std²), std = gain/√fan; arguments as of ``kaiming_uniform_``."""
     if _is_empty(tensor):
         return tensor

@@ -34,7 +34,7 @@ _INF = math.inf
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m(5, 7), False, 0.5),
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m(2, 5, 7), False, 0.5),
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m.bool(2, 1, 7), False, 0.5),
-    ])  # fmt: skip
+    ])
 def _kept(xp, query, key, value, mask, is_causal, scale):
     """softmax(query·keyᵀ·scale + mask)·value, without dropout; aux holds the weights."""
     scores = xp.matmul(query * query.dtype.type(scale), key.swapaxes(-1, -2))
@@ -160,7 +160,7 @@ def _full_mask(mask, ndim):
         case(m(2, 5, 3), m(2, 4, 3), m(2, 4, 2), None, True, 0.5, 3, 0.0, 0),
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m.bool(2, 1, 7), False, 0.5, 5, 0.0, 0),
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m(2, 5, 1), False, 0.5, 4, 0.0, 0),
-    ])  # fmt: skip
+    ])
 def _anew(xp, query, key, value, mask, is_causal, scale, rows, dropout_p, seed):
     """As ``attention_kept``, in blocks of ``rows`` query rows, with dropout.
 
@@ -180,7 +180,7 @@ def _anew(xp, query, key, value, mask, is_causal, scale, rows, dropout_p, seed):
         logs[place][r] = xp.where(blind, top.dtype.type(_INF), top + xp.log(total))[:, 0]
         if dropout_p:
             weights *= _kept_after_dropout(xp, seed, number, dropout_p, weights.shape,
-                                           weights.dtype)  # fmt: skip
+                                           weights.dtype)
         part = xp.matmul(weights, value[place][: weights.shape[1]])
         out[place][r] = part / xp.where(blind, total.dtype.type(1), total)
     return out, (logs,)
@@ -234,7 +234,7 @@ def _(query, key, value, mask, is_causal, scale, rows, dropout_p, seed):
 
 # ---------------------------------------------------------------- what users call
 def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0,
-                                 is_causal=False, scale=None, enable_gqa=False) -> Tensor:  # fmt: skip
+                                 is_causal=False, scale=None, enable_gqa=False) -> Tensor:
     """softmax(query keyᵀ·scale + mask) value (Vaswani et al., arXiv:1706.03762).
 
     Args:
@@ -253,7 +253,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     """
     if attn_mask is not None and is_causal:
         raise RuntimeError("scaled_dot_product_attention: Explicit attn_mask should not be set "
-                           "when is_causal=True")  # fmt: skip
+                           "when is_causal=True")
     if not 0.0 <= dropout_p <= 1.0:
         raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
     if attn_mask is not None:

@@ -24,7 +24,7 @@ from .core import REGISTRY
 
 _CONVOLUTIONS = ("conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d")
 _PRODUCTS = ("addbmm addmm baddbmm bmm chain_matmul einsum inner linalg.multi_dot linalg.vecdot "
-             "linear matmul mm prelu scaled_dot_product_attention tensordot")  # fmt: skip
+             "linear matmul mm prelu scaled_dot_product_attention tensordot")
 _LOSSES = (
     "cosine_embedding_loss cross_entropy hinge_embedding_loss huber_loss kl_div l1_loss "
     "margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss nll_loss "
@@ -33,7 +33,7 @@ _LOSSES = (
 )
 _FFT = "fft ifft fft2 ifft2 fftn ifftn rfft irfft rfft2 irfft2 rfftn irfftn hfft ihfft"
 _LINALG = ("cond matrix_rank solve cholesky cholesky_ex svd svdvals eig eigvals eigh eigvalsh inv "
-           "inv_ex householder_product tensorinv tensorsolve qr lstsq")  # fmt: skip
+           "inv_ex householder_product tensorinv tensorsolve qr lstsq")
 
 LOWER, FLOAT32, WIDEST, AS_IS, REFUSED = "lower", "float32", "widest", "as is", "refused"
 
@@ -51,7 +51,7 @@ _CPU = _table(
     "ormqr pinverse geqrf lu qr svd triangular_solve max_pool3d max_unpool2d max_unpool3d "
     "adaptive_avg_pool3d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d ctc_loss",
     widest="cat stack index_copy",
-)  # fmt: skip
+)
 _CPU |= dict.fromkeys(("mv", "dot", "vdot", "addmv", "addr", "bilinear", "lstm_cell"), AS_IS)
 _CUDA = _table(
     lower=f"{_CONVOLUTIONS} {_PRODUCTS} addmv addr mv rnn_layer lstm_layer gru_layer "
@@ -62,7 +62,7 @@ _CUDA = _table(
     "sinh softmax softplus sum tan interpolate",
     widest="addcdiv addcmul atan2 bilinear cross dot vdot grid_sample index_put scatter_add",
     refused="binary_cross_entropy",
-)  # fmt: skip
+)
 _CUDA["tensordot"] = WIDEST
 
 
@@ -177,7 +177,7 @@ def _cached_cast(t, dtype, device):
     if not (
         state.cache_enabled and t._rg and t._node is None and t._base is None
         and dtype is state.dtypes[device] and t._data.dtype == dtypes.float32.np
-    ):  # fmt: skip
+    ):
         return cast((t, dtype))
     # under no_grad the cast has no graph: it must not serve where one is wanted
     key = id(t), dtype, grad_state.enabled

@@ -29,7 +29,7 @@ def _batch_norm_cases(m):
 
 @op(tensors=("input", "weight", "bias", "mean", "var"), optional=("weight", "bias", "mean", "var"),
     method=False, name="batch_norm_nd", node_name="NativeBatchNorm",
-    samples=_batch_norm_cases)  # fmt: skip
+    samples=_batch_norm_cases)
 def _batch_norm(xp, input, weight, bias, mean, var, training, eps):
     """N×C×… normalised per channel. In training the statistics are the batch's own, whether given
     or not, and gradients flow through them; in evaluation they are constants."""
@@ -74,7 +74,7 @@ def _affine(out, weight, bias):
 
 
 def batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps,
-               cudnn_enabled=False) -> Tensor:  # fmt: skip
+               cudnn_enabled=False) -> Tensor:
     """Zero mean and unit variance per channel of N×C×…, then scale and shift.
 
     Args:
@@ -93,7 +93,7 @@ def batch_norm(input, weight, bias, running_mean, running_var, training, momentu
             f"batch_norm expects at least 2 dims, but got input of size {list(shape)}"
         )
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight,
-             "bias": bias}  # fmt: skip
+             "bias": bias}
     for name, t in named.items():
         if t is not None and t._data.size != shape[1]:
             raise RuntimeError(
@@ -126,7 +126,7 @@ def _move(running, batch, momentum):
 
 
 def instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps,
-                  cudnn_enabled=False) -> Tensor:  # fmt: skip
+                  cudnn_enabled=False) -> Tensor:
     """``batch_norm`` with every sample's channel on its own (N·C channels of one sample).
 
     Running statistics are the means over the batch.
@@ -162,7 +162,7 @@ def instance_norm(input, weight, bias, running_mean, running_var, use_input_stat
     name="group_norm_nd", node_name="NativeGroupNorm", samples=lambda m: [
         case(m(2, 4, 3), m(4), m(4), 2, 1e-3), case(m(2, 6, 2, 2), None, None, 3, 1e-5),
         case(m(3, 4), m(4), None, 1, 1e-3), case(m(0, 4, 2), m(4), m(4), 2, 1e-5),
-    ])  # fmt: skip
+    ])
 def _group_norm(xp, input, weight, bias, groups, eps):
     out, *stats = xp.group_norm(_by_channel(xp, input), weight, bias, groups, eps)
     return out.reshape(input.shape), tuple(stats)
@@ -239,4 +239,4 @@ def native_group_norm(input, weight, bias, N, C, HxW, group, eps):
 
 FUNCTIONS = {"batch_norm": batch_norm, "instance_norm": instance_norm, "group_norm": group_norm,
              "native_batch_norm": native_batch_norm,
-             "native_group_norm": native_group_norm}  # fmt: skip
+             "native_group_norm": native_group_norm}

@@ -30,26 +30,26 @@ _GEOMETRIES = [
 def _out_size(case_):
     (_, _, *size), (_, _, *kernel), stride, padding, dilation, _ = case_
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1
-                 for n, k, s, p, d in zip(size, kernel, stride, padding, dilation))  # fmt: skip
+                 for n, k, s, p, d in zip(size, kernel, stride, padding, dilation))
 
 
 def _conv_cases(m):
     return [case(m(*g[0]), m(*g[1]), m(g[1][0]) if i % 2 else None, *g[2:])
-            for i, g in enumerate(_GEOMETRIES)]  # fmt: skip
+            for i, g in enumerate(_GEOMETRIES)]
 
 
 def _input_grad_cases(m):
     return [case(m(g[0][0], g[1][0], *_out_size(g)), m(*g[1]), g[0][2:], *g[2:])
-            for g in _GEOMETRIES]  # fmt: skip
+            for g in _GEOMETRIES]
 
 
 def _weight_grad_cases(m):
     return [case(m(*g[0]), m(g[0][0], g[1][0], *_out_size(g)), g[1][2:], *g[2:])
-            for g in _GEOMETRIES if g[0][0]]  # fmt: skip
+            for g in _GEOMETRIES if g[0][0]]
 
 
 @op(tensors=("input", "weight", "bias"), optional=("bias",), method=False,
-    node_name="Convolution", samples=_conv_cases)  # fmt: skip
+    node_name="Convolution", samples=_conv_cases)
 def conv_nd(xp, input, weight, bias, stride, padding, dilation, groups):
     """N×C×S with O×(C/G)×K: N×O×P, cross-correlation."""
     return xp.conv(input, weight, bias, stride, padding, dilation, groups)
@@ -79,7 +79,7 @@ def _(F, g):
 
 
 @op(tensors=("grad", "weight"), method=False, node_name="ConvolutionTransposed",
-    samples=_input_grad_cases)  # fmt: skip
+    samples=_input_grad_cases)
 def conv_input_grad(xp, grad, weight, size, stride, padding, dilation, groups):
     """The adjoint of ``conv_nd`` in its input: N×O×P with O×(C/G)×K: N×C×S, S = ``size``."""
     return xp.conv_input_grad(grad, weight, size, stride, padding, dilation, groups)
@@ -289,14 +289,14 @@ def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) 
 
 
 def _convolve_transposed(name, dims, input, weight, bias, stride, padding, output_padding, groups,
-                         dilation):  # fmt: skip
+                         dilation):
     _check_tensors(name, input=input, weight=weight, bias=bias)
     input, batched = _batched(name, input, dims)
     stride, padding, output_padding, dilation = (
         spread_ints(v, dims, n) for v, n in (
             (stride, "stride"), (padding, "padding"), (output_padding, "output_padding"),
             (dilation, "dilation"))
-    )  # fmt: skip
+    )
     _check_options(stride, padding, dilation, groups)
     if any(p < 0 for p in output_padding):
         raise RuntimeError("negative output_padding is not supported")
@@ -311,7 +311,7 @@ def _convolve_transposed(name, dims, input, weight, bias, stride, padding, outpu
         (n - 1) * s - 2 * p + d * (k - 1) + o + 1
         for n, s, p, d, k, o in zip(input._data.shape[2:], stride, padding, dilation,
                                     weight._data.shape[2:], output_padding)
-    )  # fmt: skip
+    )
     if any(n < 1 for n in size) and math.prod(input._data.shape):
         raise RuntimeError(
             f"Given input size per channel: {list(input._data.shape[2:])}. Calculated output size "
@@ -324,34 +324,34 @@ def _convolve_transposed(name, dims, input, weight, bias, stride, padding, outpu
 
 
 def conv_transpose1d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
-                     dilation=1) -> Tensor:  # fmt: skip
+                     dilation=1) -> Tensor:
     """The adjoint of conv1d: N×C×L with C×(O/groups)×K, to N×O×((L−1)·stride − 2·padding +
     dilation·(K−1) + output_padding + 1)."""
     return _convolve_transposed("conv_transpose1d", 1, input, weight, bias, stride, padding,
-                                output_padding, groups, dilation)  # fmt: skip
+                                output_padding, groups, dilation)
 
 
 def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
-                     dilation=1) -> Tensor:  # fmt: skip
+                     dilation=1) -> Tensor:
     """The adjoint of conv2d; see conv_transpose1d."""
     return _convolve_transposed("conv_transpose2d", 2, input, weight, bias, stride, padding,
-                                output_padding, groups, dilation)  # fmt: skip
+                                output_padding, groups, dilation)
 
 
 def conv_transpose3d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
-                     dilation=1) -> Tensor:  # fmt: skip
+                     dilation=1) -> Tensor:
     """The adjoint of conv3d; see conv_transpose1d."""
     return _convolve_transposed("conv_transpose3d", 3, input, weight, bias, stride, padding,
-                                output_padding, groups, dilation)  # fmt: skip
+                                output_padding, groups, dilation)
 
 
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding,
-                groups) -> Tensor:  # fmt: skip
+                groups) -> Tensor:
     """Any of the above, by the number of dims of ``weight``."""
     dims = weight.ndim - 2
     if transposed:
         return _convolve_transposed("convolution", dims, input, weight, bias, stride, padding,
-                                    output_padding, groups, dilation)  # fmt: skip
+                                    output_padding, groups, dilation)
     return _convolve("convolution", dims, input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -363,4 +363,4 @@ def conv_tbc(input, weight, bias, pad=0) -> Tensor:
 
 
 FUNCTIONS = {f.__name__: f for f in (conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d,
-                                     conv_transpose3d, convolution, conv_tbc)}  # fmt: skip
+                                     conv_transpose3d, convolution, conv_tbc)}

@@ -30,4 +30,4 @@ def bilinear(
 
 
 FUNCTIONS = {"cosine_similarity": cosine_similarity, "pairwise_distance": pairwise_distance,
-             "bilinear": bilinear}  # fmt: skip
+             "bilinear": bilinear}

@@ -243,7 +243,7 @@ def grid_sample(input, grid, mode="bilinear", padding_mode="zeros", align_corner
 def grid_sampler(input, grid, interpolation_mode, padding_mode, align_corners) -> Tensor:
     """``grid_sample`` with PyTorch's numbers for the modes."""
     return grid_sample(input, grid, ("bilinear", "nearest", "bicubic")[interpolation_mode],
-                       ("zeros", "border", "reflection")[padding_mode], align_corners)  # fmt: skip
+                       ("zeros", "border", "reflection")[padding_mode], align_corners)
 
 
 def affine_grid_generator(theta, size, align_corners) -> Tensor:
@@ -253,4 +253,4 @@ def affine_grid_generator(theta, size, align_corners) -> Tensor:
 
 FUNCTIONS = {"grid_sampler": grid_sampler, "grid_sampler_2d": grid_sampler,
              "grid_sampler_3d": grid_sampler,
-             "affine_grid_generator": affine_grid_generator}  # fmt: skip
+             "affine_grid_generator": affine_grid_generator}

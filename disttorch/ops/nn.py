@@ -10,7 +10,7 @@ from .core import REGISTRY, op, wrap_dim
 from .samples import case
 
 _SOFTMAX_CASES = lambda m: [  # noqa: E731
-    case(m(3, 4), 1), case(m(2, 3, 4), 0), case(m(5), -1), case(m(), 0), case(m(0, 3), 1)]  # fmt: skip
+    case(m(3, 4), 1), case(m(2, 3, 4), 0), case(m(5), -1), case(m(), 0), case(m(0, 3), 1)]
 
 
 @op(method=False, samples=_SOFTMAX_CASES, name="softmax_over", node_name="Softmax")
@@ -59,7 +59,7 @@ def softmax(input: Tensor, dim=None, _stacklevel=3, dtype=None) -> Tensor:
 def log_softmax(input: Tensor, dim=None, _stacklevel=3, dtype=None) -> Tensor:
     """log of softmax over ``dim``, without underflow."""
     return _log_softmax.call(_in_dtype("log_softmax_lastdim", input, dtype),
-                             _implicit_dim(input, dim))  # fmt: skip
+                             _implicit_dim(input, dim))
 
 
 def _softmax_with_dim(name, function):
@@ -81,7 +81,7 @@ def _implicit_dim(input, dim):
     name="native_layer_norm", node_name="NativeLayerNorm", samples=lambda m: [
         case(m(3, 4), m(4), m(4), 1, 1e-5), case(m(2, 3, 4), m(3, 4), None, 2, 1e-5),
         case(m(2, 5), None, None, 1, 1e-3), case(m(0, 4), m(4), m(4), 1, 1e-5),
-    ])  # fmt: skip
+    ])
 def _layer_norm(xp, input, weight, bias, ndim, eps):
     width = math.prod(input.shape[-ndim:])
     rows = xp.ascontiguousarray(input).reshape(-1, width)
@@ -155,7 +155,7 @@ _REDUCTIONS = ("none", "mean", "sum")
         case(m(4, 3), m.index(3, 4), m.constant(3, low=0.5), 1, "sum", 0.0),
         case(m(4, 3), m.index(3, 4), None, 2, "none", 0.0),
         case(m(4, 3), m.index(3, 4), m.constant(3, low=0.5), -100, "mean", 0.1),
-    ])  # fmt: skip
+    ])
 def _nll(xp, input, target, weight, ignore_index, reduction, smoothing):
     """Loss of log-probabilities N×C at the targets N; aux holds weights of rows and their sum."""
     classes = input.shape[1]
@@ -219,7 +219,7 @@ def _(F, g, needs, input, weight, aux, reduction, smoothing):
 
 
 def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None,
-             reduction="mean", _smoothing=0.0) -> Tensor:  # fmt: skip
+             reduction="mean", _smoothing=0.0) -> Tensor:
     """Negative log likelihood of log-probabilities ``input`` (N×C×…) at class ``target`` (N×…)."""
     reduction = legacy_reduction(size_average, reduce, reduction)
     return _class_loss("nll_loss", input, target, weight, ignore_index, reduction, _smoothing)
@@ -245,14 +245,15 @@ def _class_loss(name, input, target, weight, ignore_index, reduction, smoothing)
         raise RuntimeError(f"expected scalar type Long but found {target.dtype.name.capitalize()}")
     if input.ndim > 2:  # N×C×d… -> (N·d…)×C
         axes = (0, *range(2, input.ndim), 1)
-        input = REGISTRY["reshape"].call(REGISTRY["permute"].call(input, axes), (-1, input._data.shape[1]))
+        classes = input._data.shape[1]
+        input = REGISTRY["reshape"].call(REGISTRY["permute"].call(input, axes), (-1, classes))
     flat = REGISTRY["reshape"].call(target, (-1,))
     loss = _nll.call(input, flat, weight, ignore_index, reduction, smoothing)
     return REGISTRY["reshape"].call(loss, want) if reduction == "none" else loss
 
 
 def cross_entropy(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None,
-                  reduction="mean", label_smoothing=0.0) -> Tensor:  # fmt: skip
+                  reduction="mean", label_smoothing=0.0) -> Tensor:
     """Cross entropy between logits and classes (or class probabilities).
 
     Args:
@@ -273,7 +274,7 @@ def cross_entropy(input, target, weight=None, size_average=None, ignore_index=-1
     classes_dim = 0 if input.ndim == 1 else 1
     logp = log_softmax(input, classes_dim)
     return _class_loss("cross_entropy", logp, target, weight, ignore_index, reduction,
-                       label_smoothing)  # fmt: skip
+                       label_smoothing)
 
 
 def _soft_cross_entropy(input, target, weight, reduction, smoothing):
@@ -337,5 +338,5 @@ def dropout(input, p=0.5, training=True, inplace=False) -> Tensor:
 
 COMPOSITES = {"softmax": _softmax_with_dim("softmax", softmax),
               "log_softmax": _softmax_with_dim("log_softmax", log_softmax), "dropout": dropout,
-              "layer_norm": layer_norm, "rms_norm": rms_norm}  # fmt: skip
+              "layer_norm": layer_norm, "rms_norm": rms_norm}
 METHODS = {name: COMPOSITES[name] for name in ("softmax", "log_softmax")}

@@ -11,7 +11,7 @@ from .samples import case
 @op(method=False, moves=True, samples=lambda m: [
     case(m(2, 3), (1, 2), 0.5), case(m(2, 3, 4), (0, 1, -1, 2)), case(m(3), (-1, -1), 2.0),
     case(m(2, 0), (1, 0, 0, 1), 1.0),
-])  # fmt: skip
+])
 def constant_pad(xp, input, pad, value=0.0):
     """``pad`` holds (before, after) of the last dim, then of the one before it, ...; negative
     numbers cut off."""
@@ -44,7 +44,7 @@ def _taps_cases(m):
         case(m(2, 5), 1, r.linear_taps(5, 7, None, False)), case(m(4, 3), 0, r.average_taps(4, 3)),
         case(m(3, 4), -1, r.padding_taps(4, 2, -1, "reflect")),
         case(m(3, 6), -1, r.cubic_taps(6, 3, None, True)),
-    ]  # fmt: skip
+    ]
 
 
 @op(method=False, samples=_taps_cases)

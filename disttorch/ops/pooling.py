@@ -20,7 +20,7 @@ def _max_cases(m):
         case(m(2, 5, 6), (regular(5, 3, 3, 2, 1, 1), regular(6, 4, 2, 1, 0, 2))),
         case(m(1, 5, 7), (adaptive(5, 3), adaptive(7, 2))),
         case(m(2, 4, 4, 3), (regular(4, 2, 2, 2, 0, 1),) * 2 + (regular(3, 2, 2, 1, 0, 1),)),
-    ]  # fmt: skip
+    ]
 
 
 @op(nout=2, method=False, node_name="MaxPoolWithIndices", samples=_max_cases)
@@ -39,7 +39,7 @@ def _(F, g, input_shape, out1, windows):
 def _unpool_cases(m):
     places = m.permutation(12).reshape(3, 2, 2)
     return [case(m(3, 2, 2), places, (3, 4), True),
-            case(m(2, 3, 2), m.index(5, 2, 3, 2), (5,), False)]  # fmt: skip
+            case(m(2, 3, 2), m.index(5, 2, 3, 2), (5,), False)]
 
 
 @op(tensors=("input", "places"), method=False, moves=True, samples=_unpool_cases)
@@ -56,7 +56,7 @@ def _(F, g, places, size):
 
 
 _SUMS = [((2, 3, 6), (2,), (2,), (0,), (3,)), ((2, 5, 6), (3, 2), (2, 1), (1, 1), (4, 7)),
-         ((1, 2, 4, 4, 3), (2, 2, 3), (2, 1, 3), (0, 0, 1), (2, 3, 2))]  # fmt: skip
+         ((1, 2, 4, 4, 3), (2, 2, 3), (2, 1, 3), (0, 0, 1), (2, 3, 2))]
 
 
 @op(method=False, samples=lambda m: [case(m(*s[0]), *s[1:]) for s in _SUMS])
@@ -72,7 +72,7 @@ def _(F, g, input_shape, kernel, stride, padding):
 
 
 @op(method=False, samples=lambda m: [
-    case(m(*s[0][: -len(s[1])], *s[4]), *s[1:4], s[0][-len(s[1]) :]) for s in _SUMS])  # fmt: skip
+    case(m(*s[0][: -len(s[1])], *s[4]), *s[1:4], s[0][-len(s[1]) :]) for s in _SUMS])
 def spread_sum(xp, input, kernel, stride, padding, size):
     """The adjoint of ``pooled_sum``."""
     return xp.spread_sum(input, kernel, stride, padding, size)
@@ -86,7 +86,7 @@ def _(F, g, input_shape, kernel, stride, padding):
 
 @op(method=False, moves=True, samples=lambda m: [
     case(m(2, 3, 4, 5), (2, 3), (1, 1), (0, 0), (1, 1)),
-    case(m(1, 2, 5, 6), (2, 2), (2, 1), (1, 2), (2, 1))])  # fmt: skip
+    case(m(1, 2, 5, 6), (2, 2), (2, 1), (1, 2), (2, 1))])
 def im2col(xp, input, kernel, dilation, padding, stride):
     """N×C×H×W to N×(C·KH·KW)×(number of windows)."""
     return xp.im2col(input, kernel, dilation, padding, stride)
@@ -100,7 +100,7 @@ def _(F, g, input_shape, kernel, dilation, padding, stride):
 @op(method=False, samples=lambda m: [
     case(m(2, 8, 9), (4, 4), (2, 2), (1, 1), (0, 0), (1, 1)),
     case(m(1, 8, 27), (6, 6), (2, 2), (2, 1), (1, 2), (2, 1)),
-])  # fmt: skip
+])
 def col2im(xp, input, size, kernel, dilation, padding, stride):
     """The adjoint of ``im2col``: N×(C·KH·KW)×L to N×C×``size``."""
     want = math.prod(xp.conv_output_size(size, kernel, stride, padding, dilation))
@@ -223,13 +223,13 @@ def max_pool1d_with_indices(
 
 
 def max_pool2d_with_indices(input, kernel_size, stride=None, padding=0, dilation=1,
-                            ceil_mode=False):  # fmt: skip
+                            ceil_mode=False):
     """``max_pool2d`` and the places of the elements in H·W, int64."""
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def max_pool3d_with_indices(input, kernel_size, stride=None, padding=0, dilation=1,
-                            ceil_mode=False):  # fmt: skip
+                            ceil_mode=False):
     """``max_pool3d`` and the places of the elements in D·H·W, int64."""
     return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode)
 
@@ -349,7 +349,7 @@ def _avg_pool(dims, input, kernel, stride, padding, ceil_mode, include_pad, divi
 
     xp = namespace_of(input._data)
     count = xp.pool_divisor(total._data.dtype, kernel, stride, padding, input._data.shape[-dims:],
-                            size, include_pad)  # fmt: skip
+                            size, include_pad)
     return total / (_constant(count) if count.ndim else float(count))
 
 
@@ -360,7 +360,7 @@ def _constant(array):
 
 
 def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False,
-               count_include_pad=True) -> Tensor:  # fmt: skip
+               count_include_pad=True) -> Tensor:
     """The mean of each window of the last dim.
 
     Args:
@@ -374,17 +374,17 @@ def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False,
 
 
 def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False,
-               count_include_pad=True, divisor_override=None) -> Tensor:  # fmt: skip
+               count_include_pad=True, divisor_override=None) -> Tensor:
     """The mean of each window of the last two dims; ``divisor_override`` divides the sums."""
     return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad,
-                     divisor_override)  # fmt: skip
+                     divisor_override)
 
 
 def avg_pool3d(input, kernel_size, stride=None, padding=0, ceil_mode=False,
-               count_include_pad=True, divisor_override=None) -> Tensor:  # fmt: skip
+               count_include_pad=True, divisor_override=None) -> Tensor:
     """The mean of each window of the last three dims; see avg_pool2d."""
     return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad,
-                     divisor_override)  # fmt: skip
+                     divisor_override)
 
 
 def adaptive_avg_pool(input, output_size, dims=None) -> Tensor:
@@ -412,4 +412,4 @@ def adaptive_avg_pool1d(input, output_size) -> Tensor:
 
 FUNCTIONS = {f.__name__: f for f in (
     max_pool1d, max_pool2d, max_pool3d, max_pool1d_with_indices, adaptive_max_pool1d, avg_pool1d,
-    adaptive_avg_pool1d)}  # fmt: skip
+    adaptive_avg_pool1d)}

@@ -226,7 +226,7 @@ def _(F, g, needs, input, h0, c0, weight_ih, weight_hh, weight_hr, aux, sizes, r
         if weight_hr is not None:
             d = xp.matmul(d, weight_hr)
         made = _lstm_gate_grads(xp, _block(gates, rows, 4), d, grad_cell[:b], cells[rows],
-                                squashed[rows])  # fmt: skip
+                                squashed[rows])
         _gate_first(grads[rows], 4)[...] = made
         running[:b] = xp.matmul(grads[rows], weight_hh)
     gx, *rest = _outside(

@@ -50,7 +50,7 @@ def _output_size(input, size, scale_factor, recompute):
 
 
 def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corners=None,
-                recompute_scale_factor=None, antialias=False) -> Tensor:  # fmt: skip
+                recompute_scale_factor=None, antialias=False) -> Tensor:
     """Resize the spatial dims of N×C×… (one to three).
 
     Args:
@@ -157,7 +157,7 @@ def pixel_shuffle(input, upscale_factor) -> Tensor:
     k = len(lead)
     order = (*range(k), k, k + 3, k + 1, k + 4, k + 2)
     return _reshape_permute(input, (*lead, c // (r * r), r, r, h, w), order,
-                            (*lead, c // (r * r), h * r, w * r))  # fmt: skip
+                            (*lead, c // (r * r), h * r, w * r))
 
 
 def pixel_unshuffle(input, downscale_factor) -> Tensor:
@@ -184,7 +184,7 @@ def pixel_unshuffle(input, downscale_factor) -> Tensor:
     k = len(lead)
     order = (*range(k), k, k + 2, k + 4, k + 1, k + 3)
     return _reshape_permute(input, (*lead, c, h // r, r, w // r, r), order,
-                            (*lead, c * r * r, h // r, w // r))  # fmt: skip
+                            (*lead, c * r * r, h // r, w // r))
 
 
 def channel_shuffle(input, groups) -> Tensor:
@@ -215,4 +215,4 @@ native_channel_shuffle = channel_shuffle
 
 FUNCTIONS = {"pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle,
              "channel_shuffle": channel_shuffle,
-             "native_channel_shuffle": native_channel_shuffle}  # fmt: skip
+             "native_channel_shuffle": native_channel_shuffle}

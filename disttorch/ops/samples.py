@@ -20,7 +20,7 @@ def case(*args, **kwargs) -> Case:
 # Shapes for elementwise ops: scalar, vector, matrix, empty, and (for two operands) broadcasts
 SHAPES = [(), (5,), (3, 4), (2, 0, 3)]
 PAIRS = [((3, 4), (3, 4)), ((3, 4), (4,)), ((2, 1, 3), (4, 1)), ((), (3,)), ((2, 3), ()),
-         ((0, 3), (1, 3))]  # fmt: skip
+         ((0, 3), (1, 3))]
 
 
 def unary_cases(low=-2.0, high=2.0, avoid=()):

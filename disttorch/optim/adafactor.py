@@ -30,7 +30,7 @@ class Adafactor(ElementwiseOptimizer):
         self, params, lr=1e-2, beta2_decay: float = -0.8, eps: tuple = (None, 1e-3),
         d: float = 1.0, weight_decay: float = 0.0, *, foreach: bool | None = None,
         maximize: bool = False,
-    ):  # fmt: skip
+    ):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
         if not lr >= 0:
@@ -48,7 +48,7 @@ class Adafactor(ElementwiseOptimizer):
         super().__init__(params, {
             "lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d,
             "weight_decay": weight_decay, "foreach": foreach, "maximize": maximize,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         if data.dtype.kind == "c":

@@ -31,17 +31,17 @@ class Adagrad(ElementwiseOptimizer):
         self, params, lr=1e-2, lr_decay: float = 0, weight_decay: float = 0,
         initial_accumulator_value: float = 0, eps: float = 1e-10, foreach: bool | None = None, *,
         maximize: bool = False, differentiable: bool = False, fused: bool | None = None,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         for name, value in (("lr_decay", lr_decay), ("weight_decay", weight_decay),
                             ("initial_accumulator_value", initial_accumulator_value),
-                            ("epsilon", eps)):  # fmt: skip
+                            ("epsilon", eps)):
             check_range(f"{name} value", value)
         super().__init__(params, {
             "lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay,
             "initial_accumulator_value": initial_accumulator_value, "foreach": foreach,
             "maximize": maximize, "differentiable": differentiable, "fused": fused,
-        })  # fmt: skip
+        })
         for group in self.param_groups:
             for p in group["params"]:
                 self._start(namespace_of(p._data), group, p._data, self.state[p])
@@ -63,7 +63,7 @@ class Adagrad(ElementwiseOptimizer):
         xp.adagrad_step(
             data, grad, state["sum"]._data, lr=lr, eps=group["eps"], wd=group["weight_decay"],
             maximize=group["maximize"],
-        )  # fmt: skip
+        )
 
 
 __all__ = ["Adagrad"]

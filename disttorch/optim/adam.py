@@ -34,7 +34,7 @@ class Adam(ElementwiseOptimizer):
         weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None,
         maximize: bool = False, capturable: bool = False, differentiable: bool = False,
         fused: bool | None = None, decoupled_weight_decay: bool = False,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         check_range("epsilon value", eps)
         for i in (0, 1):
@@ -45,7 +45,7 @@ class Adam(ElementwiseOptimizer):
             "amsgrad": amsgrad, "maximize": maximize, "foreach": foreach,
             "capturable": capturable, "differentiable": differentiable, "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         state = self.state[param]
@@ -62,7 +62,7 @@ class Adam(ElementwiseOptimizer):
             step=count_step(state), lr=float(group["lr"]), beta1=float(beta1), beta2=float(beta2),
             eps=group["eps"], wd=group["weight_decay"],
             decoupled=group["decoupled_weight_decay"], maximize=group["maximize"],
-        )  # fmt: skip
+        )
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -71,7 +71,7 @@ class Adam(ElementwiseOptimizer):
                 ("amsgrad", False), ("maximize", False), ("foreach", None), ("capturable", False),
                 ("differentiable", False), ("fused", None),
                 ("decoupled_weight_decay", self.defaults.get("decoupled_weight_decay", False)),
-            ):  # fmt: skip
+            ):
                 group.setdefault(name, value)
 
 
@@ -86,12 +86,12 @@ class AdamW(Adam):
         weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
         foreach: bool | None = None, capturable: bool = False, differentiable: bool = False,
         fused: bool | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
             capturable=capturable, differentiable=differentiable, fused=fused,
             decoupled_weight_decay=True,
-        )  # fmt: skip
+        )
 
     def __setstate__(self, state):
         super().__setstate__(state)

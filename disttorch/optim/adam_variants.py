@@ -39,13 +39,13 @@ class Adamax(ElementwiseOptimizer):
         self, params, lr=2e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0, foreach: bool | None = None, *, maximize: bool = False,
         differentiable: bool = False, capturable: bool = False,
-    ):  # fmt: skip
+    ):
         _check_adam(lr, betas, eps, weight_decay)
         super().__init__(params, {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "foreach": foreach, "maximize": maximize, "differentiable": differentiable,
             "capturable": capturable,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         state = self.state[param]
@@ -58,7 +58,7 @@ class Adamax(ElementwiseOptimizer):
             data, grad, state["exp_avg"]._data, state["exp_inf"]._data, step=count_step(state),
             lr=float(group["lr"]), beta1=beta1, beta2=beta2, eps=group["eps"],
             wd=group["weight_decay"], maximize=group["maximize"],
-        )  # fmt: skip
+        )
 
 
 class NAdam(ElementwiseOptimizer):
@@ -81,7 +81,7 @@ class NAdam(ElementwiseOptimizer):
         weight_decay: float = 0, momentum_decay: float = 4e-3,
         decoupled_weight_decay: bool = False, *, foreach: bool | None = None,
         maximize: bool = False, capturable: bool = False, differentiable: bool = False,
-    ):  # fmt: skip
+    ):
         _check_adam(lr, betas, eps, weight_decay)
         check_range("momentum_decay value", momentum_decay)
         super().__init__(params, {
@@ -89,7 +89,7 @@ class NAdam(ElementwiseOptimizer):
             "momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize, "foreach": foreach, "capturable": capturable,
             "differentiable": differentiable,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         state = self.state[param]
@@ -108,7 +108,7 @@ class NAdam(ElementwiseOptimizer):
             lr=float(group["lr"]), beta1=beta1, beta2=beta2, mu=mu, mu_next=mu_next,
             mu_product=state["mu_product"].item(), eps=group["eps"], wd=group["weight_decay"],
             decoupled=group["decoupled_weight_decay"], maximize=group["maximize"],
-        )  # fmt: skip
+        )
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -135,13 +135,13 @@ class RAdam(ElementwiseOptimizer):
         weight_decay: float = 0, decoupled_weight_decay: bool = False, *,
         foreach: bool | None = None, maximize: bool = False, capturable: bool = False,
         differentiable: bool = False,
-    ):  # fmt: skip
+    ):
         _check_adam(lr, betas, eps, weight_decay)
         super().__init__(params, {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "maximize": maximize, "foreach": foreach, "capturable": capturable,
             "decoupled_weight_decay": decoupled_weight_decay, "differentiable": differentiable,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         state = self.state[param]
@@ -156,7 +156,7 @@ class RAdam(ElementwiseOptimizer):
             rectification=_rectification(step, beta2), eps=group["eps"],
             wd=group["weight_decay"], decoupled=group["decoupled_weight_decay"],
             maximize=group["maximize"],
-        )  # fmt: skip
+        )
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -171,7 +171,7 @@ def _rectification(step: float, beta2: float) -> float | None:
     if length <= 5:
         return None
     return ((length - 4) * (length - 2) * longest
-            / ((longest - 4) * (longest - 2) * length)) ** 0.5  # fmt: skip
+            / ((longest - 4) * (longest - 2) * length)) ** 0.5
 
 
 __all__ = ["Adamax", "NAdam", "RAdam"]

@@ -31,7 +31,7 @@ class Adadelta(ElementwiseOptimizer):
         self, params, lr=1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0,
         foreach: bool | None = None, *, capturable: bool = False, maximize: bool = False,
         differentiable: bool = False,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         if not 0.0 <= rho <= 1.0:
             raise ValueError(f"Invalid rho value: {rho}")
@@ -40,7 +40,7 @@ class Adadelta(ElementwiseOptimizer):
         super().__init__(params, {
             "lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
             "capturable": capturable, "foreach": foreach, "differentiable": differentiable,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         state = self.state[param]
@@ -53,7 +53,7 @@ class Adadelta(ElementwiseOptimizer):
             data, grad, state["square_avg"]._data, state["acc_delta"]._data,
             lr=float(group["lr"]), rho=group["rho"], eps=group["eps"], wd=group["weight_decay"],
             maximize=group["maximize"],
-        )  # fmt: skip
+        )
 
 
 class Rprop(ElementwiseOptimizer):
@@ -74,14 +74,14 @@ class Rprop(ElementwiseOptimizer):
         self, params, lr=1e-2, etas: tuple = (0.5, 1.2), step_sizes: tuple = (1e-6, 50), *,
         capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
         differentiable: bool = False,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         if not 0.0 < etas[0] < 1.0 < etas[1]:
             raise ValueError(f"Invalid eta values: {etas[0]}, {etas[1]}")
         super().__init__(params, {
             "lr": lr, "etas": etas, "step_sizes": step_sizes, "foreach": foreach,
             "maximize": maximize, "differentiable": differentiable, "capturable": capturable,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         state = self.state[param]
@@ -96,7 +96,7 @@ class Rprop(ElementwiseOptimizer):
         xp.rprop_step(
             data, grad, state["prev"]._data, state["step_size"]._data, etas=group["etas"],
             limits=group["step_sizes"], maximize=group["maximize"],
-        )  # fmt: skip
+        )
 
 
 class ASGD(ElementwiseOptimizer):
@@ -118,14 +118,14 @@ class ASGD(ElementwiseOptimizer):
         self, params, lr=1e-2, lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6,
         weight_decay: float = 0, foreach: bool | None = None, maximize: bool = False,
         differentiable: bool = False, capturable: bool = False,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         check_range("weight_decay value", weight_decay)
         super().__init__(params, {
             "lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay,
             "foreach": foreach, "maximize": maximize, "differentiable": differentiable,
             "capturable": capturable,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         state, lr = self.state[param], float(group["lr"])
@@ -138,7 +138,7 @@ class ASGD(ElementwiseOptimizer):
         xp.asgd_step(
             data, grad, state["ax"]._data, eta=state["eta"].item(), mu=state["mu"].item(),
             lambd=group["lambd"], wd=group["weight_decay"], maximize=group["maximize"],
-        )  # fmt: skip
+        )
         # by way of the default type, also where a loaded state has a wider one
         state["eta"].copy_(ops.tensor(lr / (1 + group["lambd"] * lr * step) ** group["alpha"]))
         state["mu"].copy_(ops.tensor(1 / max(1, step - group["t0"])))

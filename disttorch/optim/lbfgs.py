@@ -35,14 +35,14 @@ class LBFGS(Optimizer):
         self, params, lr=1, max_iter: int = 20, max_eval: int | None = None,
         tolerance_grad: float = 1e-7, tolerance_change: float = 1e-9, history_size: int = 100,
         line_search_fn: str | None = None,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         super().__init__(params, {
             "lr": lr, "max_iter": max_iter,
             "max_eval": max_iter * 5 // 4 if max_eval is None else max_eval,
             "tolerance_grad": tolerance_grad, "tolerance_change": tolerance_change,
             "history_size": history_size, "line_search_fn": line_search_fn,
-        })  # fmt: skip
+        })
         if len(self.param_groups) != 1:
             raise ValueError("LBFGS doesn't support per-parameter options (parameter groups)")
 
@@ -112,14 +112,14 @@ class LBFGS(Optimizer):
             loss, grad, calls, small = self._advance(
                 closure, group, memory, loss, grad, slope, group["max_eval"] - evaluations,
                 last=i == group["max_iter"],
-            )  # fmt: skip
+            )
             evaluations += calls
             state["func_evals"] += calls
             if (
                 evaluations >= group["max_eval"] or small
                 or d.mul(memory["t"]).abs().max() <= group["tolerance_change"]
                 or abs(loss - memory["prev_loss"]) < group["tolerance_change"]
-            ):  # fmt: skip
+            ):
                 break
         state.update(memory)
         return first_loss
@@ -134,7 +134,7 @@ class LBFGS(Optimizer):
             loss, grad, memory["t"], calls = strong_wolfe(
                 lambda t: self._evaluate_at(closure, start, t, d),
                 memory["t"], d, loss, grad, slope, max_calls=budget,
-            )  # fmt: skip
+            )
             self._move(memory["t"], d)
         else:
             self._move(memory["t"], d)

@@ -26,7 +26,7 @@ def cubic_minimum(x1, f1, g1, x2, f2, g2, bounds=None):
 
 def strong_wolfe(
     evaluate, t, direction, loss, grad, slope, *, c1=1e-4, c2=0.9, tolerance=1e-9, max_calls=25
-):  # fmt: skip
+):
     """Find a step length of sufficient decrease and flat enough slope.
 
     Args:

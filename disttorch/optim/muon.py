@@ -34,11 +34,11 @@ class Muon(ElementwiseOptimizer):
         self, params, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95,
         nesterov: bool = True, ns_coefficients: tuple = (3.4445, -4.7750, 2.0315),
         eps: float = 1e-7, ns_steps: int = 5, adjust_lr_fn: str | None = None,
-    ):  # fmt: skip
+    ):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
         for name, value in (("Learning rate", lr), ("momentum", momentum),
-                            ("weight decay", weight_decay)):  # fmt: skip
+                            ("weight decay", weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} should be >= 0 but is: {value}")
         if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
@@ -47,7 +47,7 @@ class Muon(ElementwiseOptimizer):
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn,
-        })  # fmt: skip
+        })
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2:

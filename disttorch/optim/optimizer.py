@@ -24,7 +24,7 @@ _HOOKS = (
     "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_pre_hooks",
     "_optimizer_state_dict_post_hooks", "_optimizer_load_state_dict_pre_hooks",
     "_optimizer_load_state_dict_post_hooks",
-)  # fmt: skip
+)
 
 
 class _RequiredParameter:
@@ -64,7 +64,7 @@ def _with_hooks(step):
         out = step(self, *args, **kwargs)
         for hook in [
             *self._optimizer_step_post_hooks.values(), *_global_step_post_hooks.values()
-        ]:  # fmt: skip
+        ]:
             hook(self, args, kwargs)
         return out
 

@@ -32,16 +32,16 @@ class RMSprop(ElementwiseOptimizer):
         self, params, lr=1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0,
         momentum: float = 0, centered: bool = False, capturable: bool = False,
         foreach: bool | None = None, maximize: bool = False, differentiable: bool = False,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         for name, value in (("epsilon", eps), ("momentum", momentum),
-                            ("weight_decay", weight_decay), ("alpha", alpha)):  # fmt: skip
+                            ("weight_decay", weight_decay), ("alpha", alpha)):
             check_range(f"{name} value", value)
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered,
             "weight_decay": weight_decay, "capturable": capturable, "foreach": foreach,
             "maximize": maximize, "differentiable": differentiable,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         state = self.state[param]
@@ -59,7 +59,7 @@ class RMSprop(ElementwiseOptimizer):
             state["momentum_buffer"]._data if group["momentum"] > 0 else None,
             lr=float(group["lr"]), alpha=group["alpha"], eps=group["eps"],
             wd=group["weight_decay"], momentum=group["momentum"], maximize=group["maximize"],
-        )  # fmt: skip
+        )
 
 
 __all__ = ["RMSprop"]

@@ -24,7 +24,7 @@ class SGD(ElementwiseOptimizer):
         self, params, lr=1e-3, momentum: float = 0, dampening: float = 0, weight_decay: float = 0,
         nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None,
         differentiable: bool = False, fused: bool | None = None,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         check_range("momentum value", momentum)
         check_range("weight_decay value", weight_decay)
@@ -34,7 +34,7 @@ class SGD(ElementwiseOptimizer):
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
             "nesterov": nesterov, "maximize": maximize, "foreach": foreach,
             "differentiable": differentiable, "fused": fused,
-        })  # fmt: skip
+        })
 
     def _update(self, xp, group, param, data, grad):
         momentum, buf, first = group["momentum"], None, False
@@ -48,7 +48,7 @@ class SGD(ElementwiseOptimizer):
             data, grad, buf, lr=float(group["lr"]), momentum=momentum,
             dampening=group["dampening"], wd=float(group["weight_decay"]),
             nesterov=group["nesterov"], maximize=group["maximize"], first=first,
-        )  # fmt: skip
+        )
 
 
 __all__ = ["SGD"]

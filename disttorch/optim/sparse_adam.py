@@ -27,7 +27,7 @@ class SparseAdam(ElementwiseOptimizer):
     def __init__(
         self, params, lr=1e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8,
         maximize: bool = False,
-    ):  # fmt: skip
+    ):
         check_lr(lr)
         if not lr > 0:
             raise ValueError(f"Invalid learning rate: {lr}")
@@ -39,7 +39,7 @@ class SparseAdam(ElementwiseOptimizer):
         found = [
             [i, k] for i, group in enumerate(self.param_groups)
             for k, p in enumerate(group["params"]) if p.is_complex()
-        ]  # fmt: skip
+        ]
         if found:
             raise ValueError(
                 f"Complex params at indices {found}: SparseAdam does not support complex parameters"
@@ -62,7 +62,7 @@ class SparseAdam(ElementwiseOptimizer):
             rows[0], grad[touched], *rows[1:], step=state["step"], lr=float(group["lr"]),
             beta1=beta1, beta2=beta2, eps=group["eps"], maximize=group["maximize"],
             scaled_eps=True,
-        )  # fmt: skip
+        )
         for array, changed in zip((data, *means), rows):
             array[touched] = changed
 

@@ -220,4 +220,4 @@ class SWALR(LRScheduler):
 __all__ = [
     "SWALR", "AveragedModel", "get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_avg_fn",
     "get_swa_multi_avg_fn", "update_bn",
-]  # fmt: skip
+]

@@ -21,4 +21,4 @@ __all__ = [
     "EventList", "FunctionEvent", "FunctionEventAvg", "ProfilerAction", "ProfilerActivity",
     "Recorder", "profile", "record_function", "schedule", "supported_activities",
     "tensorboard_trace_handler",
-]  # fmt: skip
+]

@@ -41,7 +41,7 @@ class FunctionEvent:
     def __init__(self, id: int, name: str, thread: int, start_us: float, end_us: float,
                  kind: str = "cpu_op", input_shapes=(), cpu_memory_usage: int = 0,
                  device_memory_usage: int = 0, flops: int = 0, stack=(),
-                 device_time_total: float = 0.0):  # fmt: skip
+                 device_time_total: float = 0.0):
         self.id, self.name, self.key, self.thread, self.kind = id, name, name, thread, kind
         self.time_range = Interval(start_us, end_us)
         self.input_shapes, self.stack, self.flops = list(input_shapes), list(stack), flops
@@ -138,7 +138,7 @@ class EventList(list):
     """Events or averages, with tables and files made of them."""
 
     def __init__(self, events=(), memory: bool = False, device: bool = False, flops: bool = False,
-                 start_us: float = 0.0):  # fmt: skip
+                 start_us: float = 0.0):
         super().__init__(events)
         self._shows = {"memory": memory, "device": device, "flops": flops}
         self._start_us = start_us
@@ -149,7 +149,7 @@ class EventList(list):
         return sum(e.self_cpu_time_total for e in self if not e.is_user_annotation)
 
     def key_averages(self, group_by_input_shapes: bool = False,
-                     group_by_stack_n: int = 0) -> EventList:  # fmt: skip
+                     group_by_stack_n: int = 0) -> EventList:
         """Events of one name (and shapes, and innermost stack lines, if asked for) together."""
         groups: dict[tuple, FunctionEventAvg] = {}
         for event in self:
@@ -157,7 +157,7 @@ class EventList(list):
                 event.key, event.is_user_annotation,
                 str(event.input_shapes) if group_by_input_shapes else "",
                 tuple(event.stack[:group_by_stack_n]),
-            )  # fmt: skip
+            )
             if key not in groups:
                 groups[key] = FunctionEventAvg(event, group_by_input_shapes, group_by_stack_n)
             groups[key].add(event)
@@ -177,7 +177,7 @@ class EventList(list):
     def table(self, sort_by: str | None = None, row_limit: int = 100,
               max_src_column_width: int = 75, max_name_column_width: int = 55,
               max_shapes_column_width: int = 80, header: str | None = None,
-              top_level_events_only: bool = False) -> str:  # fmt: skip
+              top_level_events_only: bool = False) -> str:
         """The entries as a text table; see PyTorch's ``EventList.table``.
 
         Args:
@@ -198,7 +198,7 @@ class EventList(list):
         return build_table(
             rows if row_limit < 0 else rows[:row_limit], total, self._shows, header,
             max_name_column_width, max_shapes_column_width, max_src_column_width,
-        )  # fmt: skip
+        )
 
     def __str__(self):
         return self.table()
@@ -222,7 +222,7 @@ class EventList(list):
             ";".join(line.translate(table) for line in reversed(e.stack))
             + f" {int(e.self_cpu_time_total)}\n"
             for e in self if e.stack and int(e.self_cpu_time_total) > 0
-        ]  # fmt: skip
+        ]
         Path(path).write_text("".join(lines), encoding="utf-8")
 
 
@@ -250,13 +250,13 @@ def trace_entry(event: FunctionEvent, start_us: float) -> dict:
         arguments["Input Dims"] = event.input_shapes
     for name, value in (("Bytes", event.cpu_memory_usage + event.device_memory_usage),
                         ("Flops", event.flops), ("Call stack", ";".join(event.stack)),
-                        ("Device time us", event.device_time_total)):  # fmt: skip
+                        ("Device time us", event.device_time_total)):
         if value:
             arguments[name] = value
     return {
         "ph": "X", "cat": event.kind, "name": event.name, "pid": os.getpid(), "tid": event.thread,
         "ts": event.time_range.start - start_us, "dur": event.cpu_time_total, "args": arguments,
-    }  # fmt: skip
+    }
 
 
 def write_trace(entries: list[dict], metadata: dict, path) -> None:

@@ -21,11 +21,11 @@ class profile:
                  use_device: str | None = None, record_shapes: bool = False,
                  with_flops: bool = False, profile_memory: bool = False, with_stack: bool = False,
                  with_modules: bool = False, use_kineto: bool = False, use_cpu: bool = True,
-                 experimental_config=None, acc_events: bool = False):  # fmt: skip
+                 experimental_config=None, acc_events: bool = False):
         self.enabled, self.entered = enabled, False
         self.function_events: EventList | None = None
         self._recorder = Recorder(record_shapes, profile_memory, with_stack, with_flops,
-                                  use_cuda or use_device == "cuda")  # fmt: skip
+                                  use_cuda or use_device == "cuda")
 
     def __enter__(self):
         if self.entered:
@@ -46,7 +46,7 @@ class profile:
         return self.function_events
 
     def key_averages(self, group_by_input_shape: bool = False,
-                     group_by_stack_n: int = 0) -> EventList:  # fmt: skip
+                     group_by_stack_n: int = 0) -> EventList:
         """Averages per operation."""
         return self._finished().key_averages(group_by_input_shape, group_by_stack_n)
 
@@ -85,4 +85,4 @@ class emit_nvtx:
 
 
 __all__ = ["EventList", "FunctionEvent", "FunctionEventAvg", "emit_nvtx", "profile",
-           "record_function"]  # fmt: skip
+           "record_function"]

@@ -32,7 +32,7 @@ class ProfilerAction(Enum):
 
 
 def schedule(*, wait: int, warmup: int, active: int, repeat: int = 0, skip_first: int = 0,
-             skip_first_wait: int = 0) -> Callable[[int], ProfilerAction]:  # fmt: skip
+             skip_first_wait: int = 0) -> Callable[[int], ProfilerAction]:
     """A schedule for ``profile``: after ``skip_first`` steps, cycles of wait, warm up, record.
 
     Args:
@@ -79,7 +79,7 @@ def supported_activities() -> set[ProfilerActivity]:
 
 
 def tensorboard_trace_handler(dir_name: str, worker_name: str | None = None,
-                              use_gzip: bool = False) -> Callable[[profile], None]:  # fmt: skip
+                              use_gzip: bool = False) -> Callable[[profile], None]:
     """A handler that writes each cycle's trace into a folder, under names TensorBoard finds."""
     def handler(prof: profile) -> None:
         os.makedirs(dir_name, exist_ok=True)
@@ -116,7 +116,7 @@ class profile:
                  experimental_config=None, execution_trace_observer=None,
                  acc_events: bool = False, use_cuda: bool | None = None,
                  custom_trace_id_callback=None,
-                 post_processing_timeout_s: float | None = None):  # fmt: skip
+                 post_processing_timeout_s: float | None = None):
         self.activities = _checked_activities(activities)
         self.schedule = schedule or (lambda step: ProfilerAction.RECORD)
         self.record_steps = schedule is not None
@@ -124,7 +124,7 @@ class profile:
         self._options = {
             "shapes": record_shapes, "memory": profile_memory, "stacks": with_stack,
             "flops": with_flops, "device": ProfilerActivity.CUDA in self.activities,
-        }  # fmt: skip
+        }
         self.step_num = 0
         self.current_action = ProfilerAction.NONE
         self._recorder: Recorder | None = None
@@ -204,7 +204,7 @@ class profile:
         return self._events
 
     def key_averages(self, group_by_input_shape: bool = False,
-                     group_by_stack_n: int = 0) -> EventList:  # fmt: skip
+                     group_by_stack_n: int = 0) -> EventList:
         """Averages per operation; see ``EventList.key_averages``."""
         return self.events().key_averages(group_by_input_shape, group_by_stack_n)
 
@@ -248,4 +248,4 @@ def _checked_activities(activities) -> set[ProfilerActivity]:
 
 
 __all__ = ["ProfilerAction", "ProfilerActivity", "profile", "schedule", "supported_activities",
-           "tensorboard_trace_handler"]  # fmt: skip
+           "tensorboard_trace_handler"]

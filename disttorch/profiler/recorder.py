@@ -48,7 +48,7 @@ class Recorder(Observer):
         self._hooks = [
             register_optimizer_step_pre_hook(_begin_step),
             register_optimizer_step_post_hook(_end_step),
-        ] if len(_recorders) == 1 else []  # fmt: skip
+        ] if len(_recorders) == 1 else []
         attach(self)
 
     def stop(self) -> None:

@@ -33,7 +33,7 @@ _OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 def save(
     obj, f, pickle_module=None, pickle_protocol: int = PROTOCOL,
     _use_new_zipfile_serialization: bool = True, _disable_byteorder_record: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write tensors and plain containers to a file that PyTorch can read, too.
 
     A path is written atomically: the file appears, or is replaced, whole and on disk, or not at
@@ -183,7 +183,7 @@ def _load(file, name, map_location):
 _DAMAGE = (
     zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, ValueError, OverflowError,
     struct.error, NotImplementedError,
-)  # fmt: skip
+)
 
 
 def _damaged(name, error) -> str:

@@ -30,7 +30,7 @@ STORAGE_TYPES = {name: kind.replace("Tensor", "Storage") for name, kind in TENSO
 _PLAIN = frozenset({
     type(None), bool, int, float, complex, str, bytes, bytearray, list, dict, tuple, set,
     frozenset, slice, range, OrderedDict, Counter,
-})  # fmt: skip
+})
 
 # What their pickles call
 _CALLED = _PLAIN | {codecs.encode}
@@ -90,7 +90,7 @@ class TensorPickler(pickle._Pickler):
         if kind is Parameter:
             return _name("torch._utils", "_rebuild_parameter"), (
                 wrap(obj._data), obj.requires_grad, OrderedDict()
-            )  # fmt: skip
+            )
         if kind in (Tensor, Buffer):
             return self._tensor(obj)
         if kind is Size:
@@ -121,10 +121,10 @@ class TensorPickler(pickle._Pickler):
         storage = _StorageId((
             "storage", _name("torch", STORAGE_TYPES[t.dtype.name]), str(key), _location(t),
             flat.size,
-        ))  # fmt: skip
+        ))
         return _name("torch._utils", "_rebuild_tensor_v2"), (
             storage, offset, tuple(t.shape), strides, t.requires_grad, OrderedDict()
-        )  # fmt: skip
+        )
 
 
 def _device_args(d: device) -> tuple:
@@ -331,7 +331,7 @@ _OPCODES = (
     "LIST", "EMPTY_LIST", "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT",
     "EMPTY_SET", "GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE",
     "GLOBAL", "STACK_GLOBAL", "BINPERSID",
-)  # fmt: skip
+)
 
 
 class TensorUnpickler(pickle._Unpickler):

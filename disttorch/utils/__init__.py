@@ -7,7 +7,7 @@ import importlib
 _LAZY = (
     "_pytree", "benchmark", "checkpoint", "data", "dlpack", "flop_counter", "hooks", "model_summary",
     "tensorboard",
-)  # fmt: skip
+)
 
 
 def __getattr__(name):
@@ -19,4 +19,4 @@ def __getattr__(name):
 __all__ = [
     "benchmark", "checkpoint", "data", "dlpack", "flop_counter", "hooks", "model_summary",
     "tensorboard",
-]  # fmt: skip
+]

@@ -170,7 +170,7 @@ def _autocast_regions() -> list:
                           enabled=d in autocast_state.enabled,
                           cache_enabled=autocast_state.cache_enabled)
         for d in DEVICES
-    ]  # fmt: skip
+    ]
 
 
 @contextlib.contextmanager
@@ -208,7 +208,7 @@ def noop_context_fn():
 
 def checkpoint(function, *args, use_reentrant=None, context_fn=noop_context_fn,
                determinism_check="default", debug=False, early_stop=True,
-               preserve_rng_state=True, **kwargs):  # fmt: skip
+               preserve_rng_state=True, **kwargs):
     """Run ``function(*args, **kwargs)`` and keep its inputs only; backward runs it again.
 
     Args:
@@ -233,7 +233,7 @@ def checkpoint(function, *args, use_reentrant=None, context_fn=noop_context_fn,
         return function(*args, **kwargs)
     first, second = context_fn()
     frame = _Frame(function, args, kwargs, lambda: second, preserve_rng_state,
-                   _CHECKS[determinism_check], early_stop and _early_stop[0])  # fmt: skip
+                   _CHECKS[determinism_check], early_stop and _early_stop[0])
     with first, saved_tensors_hooks(frame.pack, frame.unpack):
         return function(*args, **kwargs)
 
@@ -274,4 +274,4 @@ def checkpoint_sequential(functions, segments, input, use_reentrant=None, **kwar
 __all__ = [
     "CheckpointError", "checkpoint", "checkpoint_sequential", "noop_context_fn",
     "set_checkpoint_early_stop",
-]  # fmt: skip
+]

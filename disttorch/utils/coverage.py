@@ -41,7 +41,7 @@ REASONS = {
     "torch.overrides": "operator overriding needs PyTorch's dispatcher",
     "Tensor.is_distributed": "removed from PyTorch", "Tensor.xpu": "Intel GPUs",
     "Tensor.resize": "removed from PyTorch; use resize_",
-}  # fmt: skip
+}
 
 
 def reason(name: str) -> str | None:

@@ -55,7 +55,7 @@ FORMULAS = {
     "conv_weight_grad": _conv_weight_grad, "attention_kept": _attention,
     "attention_anew": _attention, "rnn_layer": _recurrent(2, 3), "gru_layer": _recurrent(2, 3),
     "lstm_layer": _recurrent(3, 4, 7),
-}  # fmt: skip
+}
 
 
 def _conv_backward(saved, wanted, grad) -> int:
@@ -92,7 +92,7 @@ BACKWARD_FORMULAS = {
     "conv_nd": _conv_backward, "attention_kept": _attention_backward,
     "attention_anew": _attention_anew_backward, "rnn_layer": _recurrent_backward,
     "gru_layer": _recurrent_backward, "lstm_layer": _recurrent_backward,
-}  # fmt: skip
+}
 
 
 def node_flops(node, grad) -> int:

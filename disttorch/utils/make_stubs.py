@@ -96,7 +96,7 @@ def reexport(value, name: str) -> str | None:
 
 def variable(name: str, value) -> str:
     kinds = {"dtype": "_dtype", "Generator": "_Generator", "memory_format": "_memory_format",
-             "float": "_float", "str": "_str", "TorchVersion": "_str"}  # fmt: skip
+             "float": "_float", "str": "_str", "TorchVersion": "_str"}
     return f"{name}: {kinds.get(type(value).__name__, ANY)}\n"
 
 
@@ -178,7 +178,7 @@ def namespace_stub(name: str) -> str:
     """A module whose functions are all gathered while loading: ``linalg``, ``fft``, ``special``."""
     module = importlib.import_module(f"disttorch.{name}")
     functions = {n: f for n, f in vars(module).items()
-                 if not n.startswith("_") and inspect.isfunction(f)}  # fmt: skip
+                 if not n.startswith("_") and inspect.isfunction(f)}
     body = [define(n, functions[n], prefix=f"{name}_") for n in sorted(functions)]
     return prelude(".") + "".join(body)
 
@@ -187,12 +187,12 @@ def results_stub() -> str:
     """``disttorch.return_types``: tuples with names."""
     parts = [HEADER, "from collections.abc import Iterable\nfrom typing import Any, Self\n\n",
              "from .tensor import Tensor\n\n",
-             f"__all__ = {sorted(return_types.__all__)!r}\n"]  # fmt: skip
+             f"__all__ = {sorted(return_types.__all__)!r}\n"]
     for name in sorted(return_types.__all__):
         fields = getattr(return_types, name).fields
         parts.append(f"\nclass {name}(tuple[{', '.join(['Tensor'] * len(fields))}]):\n"
                      "    fields: tuple[str, ...]\n    n_fields: int\n"
-                     "    def __new__(cls, values: Iterable[Any]) -> Self: ...\n")  # fmt: skip
+                     "    def __new__(cls, values: Iterable[Any]) -> Self: ...\n")
         parts += [f"    @property\n    def {f}(self) -> Tensor: ...\n" for f in fields]
     return "".join(parts)
 

@@ -59,7 +59,7 @@ class ModelSummary:
             rows.append((
                 name, layer.kind, "--" if layer.output is None else _as_text(layer.output),
                 f"{count:,}" if count else "--", in_words(layer.flops) if layer.flops else "--",
-            ))  # fmt: skip
+            ))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [
             "  ".join(
@@ -125,7 +125,7 @@ def _describe(name: str, module: Module) -> Layer:
         name, type(module).__name__, name.count(".") + 1 if name else 0,
         sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad),
         sum(p.numel() for p in module.parameters()),
-    )  # fmt: skip
+    )
 
 
 def _run(model, layers, inputs, kwargs) -> FlopCounterMode:
@@ -144,7 +144,7 @@ def _run(model, layers, inputs, kwargs) -> FlopCounterMode:
     modules = list(model.modules())
     training = [m.training for m in modules]
     hooks = [h for m in modules
-             for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]  # fmt: skip
+             for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
     try:
         model.eval()
         with no_grad(), counter:

@@ -20,21 +20,21 @@ from disttorch.ops.join import ListOp
 
 ANY = "Any"
 BUILTINS = ("bool", "bytes", "complex", "dict", "float", "int", "list", "object", "slice", "str",
-            "tuple")  # fmt: skip
+            "tuple")
 KNOWN = {name: f"_{name}" for name in BUILTINS} | {
     "Tensor": "Tensor", "Any": ANY, "Size": "_Size", "Generator": "_Generator",
     "dtype": "_dtype", "device": "_device", "memory_format": "_memory_format",
     "Callable": "Callable", "Iterable": "Iterable", "Iterator": "Iterator",
     "Sequence": "Sequence",
-}  # fmt: skip
+}
 BY_NAME = {
     "dtype": "_dtype | None", "device": "_DeviceLike | None", "generator": "_Generator | None",
     "memory_format": "_memory_format | None",
-}  # fmt: skip
+}
 
 # What a call returns depends on its arguments; parameters after the first, and the result
 _REDUCED = (("*, out: Tensor | None = None", "Tensor"),
-            ("other: Tensor, *, out: Tensor | None = None", "Tensor"))  # fmt: skip
+            ("other: Tensor, *, out: Tensor | None = None", "Tensor"))
 
 
 def _along_dim(kind: str):
@@ -44,7 +44,7 @@ def _along_dim(kind: str):
         (f"*, dim: _int, keepdim: _bool = False, out: {ANY} = None", result),
         (f"*, axis: _int, keepdim: _bool = False, keepdims: _bool = False, out: {ANY} = None",
          result),
-    )  # fmt: skip
+    )
 
 
 OVERLOADS = {
@@ -56,11 +56,11 @@ OVERLOADS = {
     "stride": (("dim: None = None", "_tuple[_int, ...]"), ("dim: _int", "_int")),
     "type": (("dtype: None = None", "_str"),
              ("dtype: Any, non_blocking: _bool = False, **kwargs: Any", "Tensor")),
-}  # fmt: skip
+}
 
 WHERE = (("condition: Tensor", "_tuple[Tensor, ...]"),
          ("condition: Tensor, input: Tensor | _Number, other: Tensor | _Number, *, "
-          "out: Tensor | None = None", "Tensor"))  # fmt: skip
+          "out: Tensor | None = None", "Tensor"))
 
 
 # ---------------------------------------------------------------- types

@@ -56,7 +56,7 @@ def current_node(t: Tensor) -> Any: ...
 """
 
 _BINARY = ("add", "and", "floordiv", "lshift", "matmul", "mod", "mul", "or", "pow", "rshift",
-           "sub", "truediv", "xor")  # fmt: skip
+           "sub", "truediv", "xor")
 OPERATORS = {f"__{p}{n}__" for n in _BINARY for p in ("", "r", "i")}
 COMPARISONS = ("__eq__", "__ge__", "__gt__", "__le__", "__lt__", "__ne__")
 UNARY = ("__abs__", "__invert__", "__neg__", "__pos__")
@@ -73,10 +73,10 @@ PROTOCOLS = {
     "__repr__": ("*, tensor_contents: _str | None = None", "_str"),
     "__setitem__": ("index: Any, value: Any", "None"),
     "__str__": ("*, tensor_contents: _str | None = None", "_str"),
-}  # fmt: skip
+}
 SKIPPED = ("__annotations__", "__dict__", "__doc__", "__module__", "__new__", "__weakref__",
            "__static_attributes__", "__firstlineno__", "__annotate_func__",
-           "__annotations_cache__", "__annotate__", "__conditional_annotations__")  # fmt: skip
+           "__annotations_cache__", "__annotate__", "__conditional_annotations__")
 PROPERTY_TYPES = {"layout": "layout_type", "grad_fn": "Any"} | dict.fromkeys(
     ("H", "T", "imag", "mH", "mT", "real"), "Tensor"
 )

@@ -15,7 +15,7 @@ def conv_nd(x, w, b, stride, padding, dilation, groups):
 
 def conv_input_grad(g, w, size, stride, padding, dilation, groups):
     least = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in
-             zip(g.shape[2:], stride, padding, dilation, w.shape[2:])]  # fmt: skip
+             zip(g.shape[2:], stride, padding, dilation, w.shape[2:])]
     extra = [n - a for n, a in zip(size, least)]
     return torch.convolution(g, w, None, stride, padding, dilation, True, extra, groups)
 
@@ -24,7 +24,7 @@ def conv_weight_grad(x, g, kernel, stride, padding, dilation, groups):
     w = torch.zeros(g.shape[1], x.shape[1] // groups, *kernel, dtype=x.dtype)
     return torch.ops.aten.convolution_backward(
         g, x, w, None, stride, padding, dilation, False, (0,) * len(stride), groups,
-        [False, True, False])[1]  # fmt: skip
+        [False, True, False])[1]
 
 
 def max_pool(x, windows):
@@ -64,7 +64,7 @@ def spread_sum(g, kernel, stride, padding, size):
     dims = len(kernel)
     rows = g.reshape(-1, 1, *g.shape[-dims:])
     least = [(n - 1) * s - 2 * p + k for n, s, p, k in
-             zip(g.shape[-dims:], stride, padding, kernel)]  # fmt: skip
+             zip(g.shape[-dims:], stride, padding, kernel)]
     extra = [max(n - a, 0) for n, a in zip(size, least)]
     ones = torch.ones(1, 1, *kernel, dtype=g.dtype)
     full = torch.convolution(rows, ones, None, stride, padding, (1,) * dims, True, extra, 1)
@@ -90,4 +90,4 @@ CONV_COUNTERPARTS = {
     "batch_norm_nd": lambda x, w, b, mean, var, training, eps: F.batch_norm(
         x, mean, var, w, b, training, 0.0, eps),
     "group_norm_nd": lambda x, w, b, groups, eps: F.group_norm(x, groups, w, b, eps),
-}  # fmt: skip
+}

@@ -94,14 +94,14 @@ CALLS = {
     "norm": lambda p, a, b, v, i: p.norm(a), "cumsum": lambda p, a, b, v, i: a.cumsum(0),
     "addcmul": lambda p, a, b, v, i: p.addcmul(a, b, b),
     "cosine": lambda p, a, b, v, i: p.nn.functional.cosine_similarity(a, b),
-}  # fmt: skip
+}
 TYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def outcome(package, call, dtype, region):
     rng = np.random.default_rng(0)
     a, b, v = (package.tensor(rng.uniform(0.2, 1, s)).to(getattr(package, dtype))
-               for s in ((4, 4), (4, 4), (4,)))  # fmt: skip
+               for s in ((4, 4), (4, 4), (4,)))
     a = a + 2 * package.eye(4).to(a.dtype)
     try:
         with package.autocast("cpu", dtype=getattr(package, region)):
@@ -129,7 +129,7 @@ def train(package, region, scaled, steps=20):
     model = package.nn.Sequential(
         package.nn.Linear(6, 16), package.nn.LayerNorm(16), package.nn.GELU(),
         package.nn.Linear(16, 3),
-    )  # fmt: skip
+    )
     for p in model.parameters():
         p.data = package.tensor(rng.uniform(-0.4, 0.4, tuple(p.shape)).astype("float32"))
     optimizer = package.optim.AdamW(model.parameters(), lr=0.02)

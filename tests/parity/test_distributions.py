@@ -72,7 +72,7 @@ def values_of(theirs, count=4):
 
 
 PROPERTIES = ("batch_shape", "event_shape", "mean", "mode", "variance", "stddev", "support",
-              "has_rsample", "has_enumerate_support", "arg_constraints")  # fmt: skip
+              "has_rsample", "has_enumerate_support", "arg_constraints")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -137,12 +137,12 @@ def test_cdf_and_icdf(name):
     (ours, _), (theirs, _) = pair(name, grad=False)
     our_value, their_value = values_of(theirs)
     same(outcome(lambda: ours.cdf(our_value)), outcome(lambda: theirs.cdf(their_value)),
-         LOOSE.get(name, 1e-9))  # fmt: skip
+         LOOSE.get(name, 1e-9))
     shape = (5,) + tuple(theirs.batch_shape) + tuple(theirs.event_shape)
     level = np.linspace(0.05, 0.95, int(np.prod(shape))).reshape(shape)
     level = level.astype("float32" if name in FLOAT32 else "float64")
     same(outcome(lambda: ours.icdf(dt.tensor(level))),
-         outcome(lambda: theirs.icdf(torch.tensor(level))), LOOSE.get(name, 1e-9))  # fmt: skip
+         outcome(lambda: theirs.icdf(torch.tensor(level))), LOOSE.get(name, 1e-9))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -266,7 +266,7 @@ def test_divergences(p_name):
 
 def test_the_same_pairs_are_registered():
     tables = [{(a.__name__, b.__name__) for a, b in t.distributions.kl._KL_REGISTRY}
-              for t in (dt, torch)]  # fmt: skip
+              for t in (dt, torch)]
     assert tables[0] == tables[1]
 
 
@@ -285,7 +285,7 @@ def test_transforms(name, cache):
         results = [plain(y), plain(back), repr(f), repr(f.inv), f.bijective, repr(f.domain),
                    repr(f.codomain), outcome(lambda f=f: f.sign), f(x) is y, f.inv(y) is x,
                    f.inv.inv is f, f == f, outcome(lambda f=f, s=x.shape: f.forward_shape(s)),
-                   outcome(lambda f=f, s=y.shape: f.inverse_shape(s))]  # fmt: skip
+                   outcome(lambda f=f, s=y.shape: f.inverse_shape(s))]
         slope = outcome(lambda f=f, x=x, y=y: f.log_abs_det_jacobian(x, y))
         results.append(slope)
         if not isinstance(slope, str) and y.requires_grad:
@@ -304,7 +304,7 @@ def test_transforms(name, cache):
 VALUES = [
     [[0.2, 0.8], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]], [[-1.0, 2.0], [3.0, 4.0]],
     [[1.0, 0.0], [0.6, 0.8]], [[2.0, 1.0], [1.0, 2.0]], [[float("nan"), float("inf")], [0.0, 1.5]],
-]  # fmt: skip
+]
 CONSTRAINTS = [
     "boolean", "corr_cholesky", "lower_cholesky", "lower_triangular", "nonnegative",
     "nonnegative_integer", "one_hot", "positive", "positive_definite", "positive_integer",
@@ -314,7 +314,7 @@ CONSTRAINTS = [
     "multinomial(3)", "independent(positive, 1)", "independent(positive, 2)",
     "cat([positive, real], -1, [1, 1])", "stack([positive, boolean], 0)",
     "MixtureSameFamilyConstraint(positive)",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
@@ -327,10 +327,10 @@ def test_constraints(name):
         if "positive_" in name and not np.isfinite(value).all():
             continue
         same(plain(one.check(dt.tensor(value, dtype=dt.float64))),
-             plain(other.check(torch.tensor(value, dtype=torch.float64))))  # fmt: skip
+             plain(other.check(torch.tensor(value, dtype=torch.float64))))
     for table in ("biject_to", "transform_to"):
         same(*(outcome(lambda t=t, c=c, table=table: getattr(t.distributions, table)(c))
-               for t, c in ((dt, one), (torch, other))))  # fmt: skip
+               for t, c in ((dt, one), (torch, other))))
 
 
 BAD = [
@@ -359,7 +359,7 @@ BAD = [
     "LowRankMultivariateNormal(zeros(2), ones(3, 1), ones(2))",
     "LowRankMultivariateNormal(zeros(2), ones(2, 1), ones(3))",
     "CorrCholeskyTransform().forward_shape((4,))", "constraints.dependent.check(ones(1))",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("call", BAD)

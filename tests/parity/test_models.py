@@ -101,7 +101,7 @@ CASES = {
     },
     "dcn": {"dcn": (lambda m: m.DeepCross(5, [7, 9], 4, 3, (8, 6)), [array(4, 5), ids(7, 4, 2)])},
     "din": {"din": (lambda m: m.DIN(12, 4, (8, 6), 5), [padded(12, 4, 6), ids(12, 4, low=1)])},
-}  # fmt: skip
+}
 CALLS = [(file, case) for file, cases in CASES.items() for case in cases]
 
 
@@ -175,7 +175,7 @@ def test_source_uses_the_public_api_only(file):
     assert set(imports) <= {
         "from __future__ import annotations", "import disttorch as torch",
         "import disttorch.nn.functional as F", "from disttorch import nn",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("file", "case"), CALLS)
@@ -221,7 +221,7 @@ def test_yolo_loss_boxes_and_suppression():
     targets = np.array([
         [0, 1, 20.0, 30.0, 18.0, 22.0], [0, 2, 60.0, 41.0, 50.0, 45.0],
         [1, 0, 90.0, 8.0, 20.0, 30.0],
-    ])  # fmt: skip
+    ])
     mine, other = dt.tensor(images), torch.tensor(images)
     my_maps, other_maps = ours(mine), theirs(other)
     close(ours.decode(my_maps), theirs.decode(other_maps))
@@ -272,7 +272,7 @@ def test_losses(file, case):
             "observation": array(6, 4), "action": ids(3, 6), "reward": array(6) * 3,
             "following": array(6, 4), "done": ids(2, 6).astype(float),
         },
-    }[file]  # fmt: skip
+    }[file]
     models = [ours], [theirs]
     if file == "dqn":  # the older copy: other weights
         old, other_old, _ = both_models(file, case)

@@ -38,7 +38,7 @@ for d, shape in ((1, (2, 4, 9)), (2, IMAGE), (3, (2, 4, 5, 4, 6))):
         ("even", (3, (2, 4, 2)[:d]), {"padding": (0, 1, 1)[:d]}),
     ):
         case(f"conv{d}d_{label}",
-             lambda n, d=d, a=args, o=options: getattr(n, f"Conv{d}d")(4, *a, **o), shape)  # fmt: skip
+             lambda n, d=d, a=args, o=options: getattr(n, f"Conv{d}d")(4, *a, **o), shape)
     for label, args, options in (
         ("plain", (6, 3), {}),
         ("strided", (6, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
@@ -49,7 +49,7 @@ for d, shape in ((1, (2, 4, 9)), (2, IMAGE), (3, (2, 4, 5, 4, 6))):
     ):
         case(f"transposed{d}d_{label}",
              lambda n, d=d, a=args, o=options: getattr(n, f"ConvTranspose{d}d")(4, *a, **o),
-             shape)  # fmt: skip
+             shape)
     for label, args, options in (
         ("plain", (2,), {}),
         ("overlap", (3, 2, 1), {}),
@@ -58,7 +58,7 @@ for d, shape in ((1, (2, 4, 9)), (2, IMAGE), (3, (2, 4, 5, 4, 6))):
         ("dilated", (2, 1, 1), {"dilation": 2}),
     ):
         case(f"max_pool{d}d_{label}",
-             lambda n, d=d, a=args, o=options: getattr(n, f"MaxPool{d}d")(*a, **o), shape)  # fmt: skip
+             lambda n, d=d, a=args, o=options: getattr(n, f"MaxPool{d}d")(*a, **o), shape)
     for label, args, options in (
         ("plain", (2,), {}),
         ("overlap", (3, 2, 1), {}),
@@ -67,55 +67,55 @@ for d, shape in ((1, (2, 4, 9)), (2, IMAGE), (3, (2, 4, 5, 4, 6))):
         ("ceil_without_pad", (2, 3, 1), {"ceil_mode": True, "count_include_pad": False}),
     ):
         case(f"avg_pool{d}d_{label}",
-             lambda n, d=d, a=args, o=options: getattr(n, f"AvgPool{d}d")(*a, **o), shape)  # fmt: skip
+             lambda n, d=d, a=args, o=options: getattr(n, f"AvgPool{d}d")(*a, **o), shape)
     for label, sizes in (("one", 1), ("some", 2), ("uneven", (4, 3, 4)[:d]), ("more", 11)):
         for kind in ("Avg", "Max"):
             case(f"adaptive_{kind.lower()}_pool{d}d_{label}",
                  lambda n, d=d, k=kind, s=sizes: getattr(n, f"Adaptive{k}Pool{d}d")(s),
-                 shape)  # fmt: skip
+                 shape)
     case(f"lp_pool{d}d", lambda n, d=d: getattr(n, f"LPPool{d}d")(2, 2, ceil_mode=True), shape)
     for label, options in (
         ("plain", {}), ("no_affine", {"affine": False}), ("average", {"momentum": None}),
         ("no_stats", {"track_running_stats": False}), ("no_bias", {"bias": False, "eps": 1e-2}),
-    ):  # fmt: skip
+    ):
         case(f"batch_norm{d}d_{label}",
-             lambda n, d=d, o=options: getattr(n, f"BatchNorm{d}d")(4, **o), shape)  # fmt: skip
+             lambda n, d=d, o=options: getattr(n, f"BatchNorm{d}d")(4, **o), shape)
     for label, options in (
         ("plain", {}), ("affine", {"affine": True}), ("no_bias", {"affine": True, "bias": False}),
         ("stats", {"track_running_stats": True, "affine": True}),
-    ):  # fmt: skip
+    ):
         case(f"instance_norm{d}d_{label}",
-             lambda n, d=d, o=options: getattr(n, f"InstanceNorm{d}d")(4, **o), shape)  # fmt: skip
+             lambda n, d=d, o=options: getattr(n, f"InstanceNorm{d}d")(4, **o), shape)
         case(f"instance_norm{d}d_{label}_unbatched",
-             lambda n, d=d, o=options: getattr(n, f"InstanceNorm{d}d")(4, **o), shape[1:])  # fmt: skip
+             lambda n, d=d, o=options: getattr(n, f"InstanceNorm{d}d")(4, **o), shape[1:])
     sides = (2, 1, 0, 3, 1, 2)[: 2 * d]
     for kind in ("Reflection", "Replication", "Circular", "Zero"):
         case(f"{kind.lower()}_pad{d}d",
-             lambda n, d=d, k=kind, s=sides: getattr(n, f"{k}Pad{d}d")(s), shape)  # fmt: skip
+             lambda n, d=d, k=kind, s=sides: getattr(n, f"{k}Pad{d}d")(s), shape)
         case(f"{kind.lower()}_pad{d}d_cut",
              lambda n, d=d, k=kind: getattr(n, f"{k}Pad{d}d")((-1, 2, 1, -1, 0, 1)[: 2 * d]),
-             shape)  # fmt: skip
+             shape)
     case(f"constant_pad{d}d",
-         lambda n, d=d: getattr(n, f"ConstantPad{d}d")((1, -1) * d, 3.5), shape)  # fmt: skip
+         lambda n, d=d: getattr(n, f"ConstantPad{d}d")((1, -1) * d, 3.5), shape)
     for mode in ("nearest", ("linear", "bilinear", "trilinear")[d - 1]):
         for label, options in (
             ("twice", {"scale_factor": 2}), ("size", {"size": (5, 9, 3)[:d]}),
             ("shrunk", {"scale_factor": 0.6}),
             ("recomputed", {"scale_factor": 1.3, "recompute_scale_factor": True}),
-        ):  # fmt: skip
+        ):
             case(f"upsample_{mode}_{d}d_{label}",
-                 lambda n, m=mode, o=options: n.Upsample(mode=m, **o), shape)  # fmt: skip
+                 lambda n, m=mode, o=options: n.Upsample(mode=m, **o), shape)
             if mode != "nearest":
                 case(f"upsample_{mode}_{d}d_{label}_corners",
                      lambda n, m=mode, o=options: n.Upsample(mode=m, align_corners=True, **o),
-                     shape)  # fmt: skip
+                     shape)
 
 for d in (2, 3):
     shape = (IMAGE, (2, 4, 5, 4, 6))[d - 2]
     case(f"avg_pool{d}d_divisor",
-         lambda n, d=d: getattr(n, f"AvgPool{d}d")(2, 1, 1, divisor_override=3), shape)  # fmt: skip
+         lambda n, d=d: getattr(n, f"AvgPool{d}d")(2, 1, 1, divisor_override=3), shape)
     case(f"adaptive_avg_pool{d}d_none",
-         lambda n, d=d: getattr(n, f"AdaptiveAvgPool{d}d")((None, 2, 3)[:d]), shape)  # fmt: skip
+         lambda n, d=d: getattr(n, f"AdaptiveAvgPool{d}d")((None, 2, 3)[:d]), shape)
 case("batch_norm1d_flat", lambda n: n.BatchNorm1d(5), (6, 5))
 case("conv2d_unbatched", lambda n: n.Conv2d(4, 3, 3, padding=1), IMAGE[1:])
 case("transposed2d_unbatched", lambda n: n.ConvTranspose2d(4, 3, 3), IMAGE[1:])
@@ -128,7 +128,7 @@ case("local_response_norm", lambda n: n.LocalResponseNorm(3, 0.1, 0.6, 2.0), IMA
 case("local_response_norm_even", lambda n: n.LocalResponseNorm(2), (2, 4, 5, 3, 2))
 case("upsample_bicubic", lambda n: n.Upsample(scale_factor=1.7, mode="bicubic"), IMAGE)
 case("upsample_bicubic_corners",
-     lambda n: n.Upsample((5, 11), mode="bicubic", align_corners=True), IMAGE)  # fmt: skip
+     lambda n: n.Upsample((5, 11), mode="bicubic", align_corners=True), IMAGE)
 case("upsampling_nearest", lambda n: n.UpsamplingNearest2d(scale_factor=2), IMAGE)
 case("upsampling_bilinear", lambda n: n.UpsamplingBilinear2d((3, 9)), IMAGE)
 case("pixel_shuffle", lambda n: n.PixelShuffle(2), IMAGE)
@@ -142,7 +142,7 @@ case("pairwise_distance_options", lambda n: n.PairwiseDistance(1.5, 0.1, True), 
 case("network", lambda n: n.Sequential(
     n.Conv2d(4, 8, 3, padding=1, bias=False), n.BatchNorm2d(8), n.ReLU(), n.MaxPool2d(2),
     n.Conv2d(8, 8, 3, groups=2, padding=1), n.GroupNorm(4, 8), n.ReLU(), n.AdaptiveAvgPool2d(2),
-    n.Flatten(), n.Linear(32, 3)), IMAGE)  # fmt: skip
+    n.Flatten(), n.Linear(32, 3)), IMAGE)
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
 
@@ -212,7 +212,7 @@ def test_every_module_of_the_family_has_a_case():
 
     used = {type(m).__name__ for build, _ in CASES.values() for m in build(nn).modules()}
     elsewhere = {"CrossMapLRN2d", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
-                 "FractionalMaxPool2d", "FractionalMaxPool3d"}  # fmt: skip
+                 "FractionalMaxPool2d", "FractionalMaxPool3d"}
     family = {n for module in (batchnorm, conv, padding, pooling, vision) for n in module.__all__}
     assert family - used == elsewhere
 
@@ -275,7 +275,7 @@ def test_fractional_max_pool(dims, by_ratio):
         getattr(n, f"FractionalMaxPool{dims}d")(
             (2, 3, 2)[:dims], return_indices=True, _random_samples=p.tensor(samples), **size)(t)
         for n, p, t in ((nn, dt, x), (tnn, torch, y))
-    ]  # fmt: skip
+    ]
     np.testing.assert_array_equal(both_[0][1].numpy(), both_[1][1].numpy())
     same_gradients([b[0] for b in both_], [(x, y)])
     dt.manual_seed(0)
@@ -323,7 +323,7 @@ def test_grid_sample(mode, padding_mode, align_corners):
         x, y = pair(rng.uniform(-2, 2, (2, 3, 5, 4, 6)[: 2 + dims]))
         g, h = pair(rng.uniform(-2.3, 2.3, (2, *(3, 4, 2)[:dims], dims)))
         outputs = [f.grid_sample(a, b, mode, padding_mode, align_corners)
-                   for f, a, b in ((nn.functional, x, g), (tnn.functional, y, h))]  # fmt: skip
+                   for f, a, b in ((nn.functional, x, g), (tnn.functional, y, h))]
         if mode == "nearest":  # PyTorch gives the grid a gradient of zeros
             same_gradients(outputs, [(x, y)])
         else:
@@ -337,7 +337,7 @@ def test_affine_grid(align_corners):
         dims = len(size) - 2
         t, u = pair(rng.uniform(-1, 1, (2, dims, dims + 1)))
         outputs = [f.affine_grid(a, size, align_corners)
-                   for f, a in ((nn.functional, t), (tnn.functional, u))]  # fmt: skip
+                   for f, a in ((nn.functional, t), (tnn.functional, u))]
         same_gradients(outputs, [(t, u)])
 
 
@@ -355,14 +355,14 @@ RESIZED = [
 def test_interpolate(mode, options):
     x, y = pair(np.random.default_rng(7).uniform(-2, 2, (2, 3, 9, 8)))
     outputs = [f.interpolate(a, mode=mode, **options)
-               for f, a in ((nn.functional, x), (tnn.functional, y))]  # fmt: skip
+               for f, a in ((nn.functional, x), (tnn.functional, y))]
     same_gradients(outputs, [(x, y)], 1e-6 if "antialias" in options else 1e-9)
 
 
 def test_nearest_over_many_sizes():
     """The rounding of places decides which pixel is copied."""
     for dims, dtype, mode in ((1, "float32", "nearest"), (1, "float64", "nearest-exact"),
-                              (2, "float64", "nearest"), (2, "float32", "nearest-exact")):  # fmt: skip
+                              (2, "float64", "nearest"), (2, "float32", "nearest-exact")):
         for n in range(1, 40, 3):
             array = np.arange(n, dtype=dtype)[(None,) * (1 + dims)]
             for size in range(1, 60):
@@ -387,9 +387,9 @@ def test_infinities_stay_where_they_are():
     array = np.zeros((1, 1, 7))
     array[0, 0, 0] = np.inf
     for name, args in (("adaptive_avg_pool1d", (3,)), ("interpolate", (14,)),
-                       ("pad", ((2, 2), "reflect"))):  # fmt: skip
+                       ("pad", ((2, 2), "reflect"))):
         results = [getattr(f, name)(p.tensor(array), *args)
-                   for f, p in ((nn.functional, dt), (tnn.functional, torch))]  # fmt: skip
+                   for f, p in ((nn.functional, dt), (tnn.functional, torch))]
         np.testing.assert_array_equal(results[0].numpy(), results[1].numpy())
 
 
@@ -398,7 +398,7 @@ def test_complex_convolution():
     arrays = [rng.normal(size=s) + 1j * rng.normal(size=s) for s in ((2, 4, 6, 5), (6, 2, 3, 2))]
     pairs = [pair(a) for a in arrays]
     outputs = [f.conv2d(pairs[0][i], pairs[1][i], None, 2, 1, 1, 2)
-               for i, f in enumerate((nn.functional, tnn.functional))]  # fmt: skip
+               for i, f in enumerate((nn.functional, tnn.functional))]
     same_gradients(outputs, pairs)
 
 
@@ -470,7 +470,7 @@ ERRORS = {
     "fractional": lambda p, f: f.fractional_max_pool2d(p.zeros(x4), 2),
     "fractional_size": lambda p, f: f.fractional_max_pool2d(p.zeros(x4), 3, 6),
     "lrn": lambda p, f: f.local_response_norm(p.zeros(2, 3), 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ERRORS)

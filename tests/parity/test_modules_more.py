@@ -60,17 +60,17 @@ OPTIONS = {
 for kind in ("RNN", "LSTM", "GRU"):
     for label, options in OPTIONS.items():
         add(f"{kind}_{label}", lambda p, k=kind, o=options: getattr(p.nn, k)(3, 4, **o),
-            array(5, 2, 3))  # fmt: skip
+            array(5, 2, 3))
     add(f"{kind}_unbatched", lambda p, k=kind: getattr(p.nn, k)(3, 4), array(5, 3))
     add(f"{kind}Cell", lambda p, k=kind: getattr(p.nn, k + "Cell")(3, 4), array(2, 3))
     add(f"{kind}Cell_alone", lambda p, k=kind: getattr(p.nn, k + "Cell")(3, 4, bias=False),
-        array(3))  # fmt: skip
+        array(3))
 add("RNN_relu", lambda p: p.nn.RNN(3, 4, nonlinearity="relu"), array(5, 2, 3), array(1, 2, 4))
 add("RNNCell_relu", lambda p: p.nn.RNNCell(3, 4, nonlinearity="relu"), array(2, 3), array(2, 4))
 add("GRU_state", lambda p: p.nn.GRU(3, 4, 2), array(5, 2, 3), array(2, 2, 4))
 add("LSTM_state", lambda p: p.nn.LSTM(3, 4, 2), array(5, 2, 3), (array(2, 2, 4), array(2, 2, 4)))
 add("LSTM_projection", lambda p: p.nn.LSTM(3, 5, 2, bidirectional=True, proj_size=2),
-    array(5, 2, 3))  # fmt: skip
+    array(5, 2, 3))
 
 
 class Packed:
@@ -97,7 +97,7 @@ class Packed:
 for kind in ("RNN", "LSTM", "GRU"):
     add(f"{kind}_packed", lambda p, k=kind: Packed(p, k, (2, 5, 1, 5)).model, array(6, 4, 3))
 add("LSTM_packed_projection", lambda p: Packed(p, "LSTM", (2, 3), proj_size=2, batch_first=True).model,
-    array(2, 3, 3))  # fmt: skip
+    array(2, 3, 3))
 
 # ---------------------------------------------------------------- attention and transformers
 E8 = (4, 2, 8)
@@ -113,51 +113,51 @@ add("mha_self", mha(8, 2), *[array(*E8)] * 3)
 add("mha_cross", mha(8, 4), array(4, 2, 8), *[array(6, 2, 8)] * 2)
 add("mha_three", mha(8, 2, bias=False), array(4, 2, 8), array(6, 2, 8), array(6, 2, 8))
 add("mha_widths", mha(8, 2, kdim=5, vdim=6), array(4, 2, 8), array(6, 2, 5), array(6, 2, 6),
-    key_padding_mask=padding)  # fmt: skip
+    key_padding_mask=padding)
 add("mha_bias_kv", mha(8, 2, add_bias_kv=True, add_zero_attn=True), array(4, 2, 8),
-    array(6, 2, 8), array(6, 2, 8), attn_mask=array(4, 6) > 1.0, key_padding_mask=padding)  # fmt: skip
+    array(6, 2, 8), array(6, 2, 8), attn_mask=array(4, 6) > 1.0, key_padding_mask=padding)
 add("mha_heads_apart", mha(8, 2, batch_first=True), *[array(2, 4, 8)] * 3,
-    average_attn_weights=False, attn_mask=array(4, 4, 4))  # fmt: skip
+    average_attn_weights=False, attn_mask=array(4, 4, 4))
 add("mha_no_weights", mha(8, 2, batch_first=True), *[array(2, 4, 8)] * 3, need_weights=False,
-    attn_mask=later, is_causal=True)  # fmt: skip
+    attn_mask=later, is_causal=True)
 add("mha_no_weights_mask", mha(8, 2), *[array(*E8)] * 3, need_weights=False,
-    attn_mask=array(4, 4, 4))  # fmt: skip
+    attn_mask=array(4, 4, 4))
 add("mha_unbatched", mha(8, 2), *[array(4, 8)] * 3, key_padding_mask=padding[1, :4])
 for label, options in {
     "post": {}, "pre": {"norm_first": True, "activation": "gelu", "batch_first": True},
     "nobias": {"bias": False, "layer_norm_eps": 1e-3},
-}.items():  # fmt: skip
+}.items():
     o = {"dim_feedforward": 12, "dropout": 0.0, **options}
     first = options.get("batch_first", False)
     x, y = (array(2, 4, 8), array(2, 6, 8)) if first else (array(4, 2, 8), array(6, 2, 8))
     add(f"encoder_layer_{label}", lambda p, o=o: p.nn.TransformerEncoderLayer(8, 2, **o), y,
-        src_key_padding_mask=padding)  # fmt: skip
+        src_key_padding_mask=padding)
     add(f"decoder_layer_{label}", lambda p, o=o: p.nn.TransformerDecoderLayer(8, 2, **o), x, y,
-        tgt_mask=later, memory_key_padding_mask=padding)  # fmt: skip
+        tgt_mask=later, memory_key_padding_mask=padding)
     add(f"encoder_{label}", lambda p, o=o: p.nn.TransformerEncoder(
-        p.nn.TransformerEncoderLayer(8, 2, **o), 2, p.nn.LayerNorm(8)), x, mask=later)  # fmt: skip
+        p.nn.TransformerEncoderLayer(8, 2, **o), 2, p.nn.LayerNorm(8)), x, mask=later)
     add(f"decoder_{label}", lambda p, o=o: p.nn.TransformerDecoder(
-        p.nn.TransformerDecoderLayer(8, 2, **o), 2), x, y, tgt_mask=later)  # fmt: skip
+        p.nn.TransformerDecoderLayer(8, 2, **o), 2), x, y, tgt_mask=later)
     add(f"transformer_{label}", lambda p, o=o: p.nn.Transformer(8, 2, 2, 1, **o), y, x,
-        tgt_mask=later, src_key_padding_mask=padding)  # fmt: skip
+        tgt_mask=later, src_key_padding_mask=padding)
 
 # ---------------------------------------------------------------- tables
 bag_indices, offsets = ints(7, 9), np.array([0, 3, 3, 5])
 for mode in ("sum", "mean", "max"):
     add(f"bag_{mode}", lambda p, m=mode: p.nn.EmbeddingBag(7, 3, mode=m), ints(7, 4, 5))
     add(f"bag_{mode}_offsets", lambda p, m=mode: p.nn.EmbeddingBag(7, 3, mode=m, padding_idx=2),
-        bag_indices, offsets)  # fmt: skip
+        bag_indices, offsets)
 add("bag_weights", lambda p: p.nn.EmbeddingBag(7, 3, mode="sum", include_last_offset=True),
-    bag_indices, np.array([0, 4, 9]), array(9))  # fmt: skip
+    bag_indices, np.array([0, 4, 9]), array(9))
 add("bag_weights_one_size", lambda p: p.nn.EmbeddingBag(7, 3, mode="sum"), ints(7, 4, 5),
-    None, array(4, 5))  # fmt: skip
+    None, array(4, 5))
 add("bag_max_norm", lambda p: p.nn.EmbeddingBag(7, 3, norm_type=1.0, max_norm=2.0), ints(7, 4, 5))
 add("embedding_frequency", lambda p: p.nn.Embedding(7, 3, padding_idx=-2, scale_grad_by_freq=True),
-    ints(7, 4, 5))  # fmt: skip
+    ints(7, 4, 5))
 add("adaptive", lambda p: p.nn.AdaptiveLogSoftmaxWithLoss(8, 20, [4, 9], 2.0, True), array(6, 8),
-    np.array([1, 5, 12, 3, 19, 4]))  # fmt: skip
+    np.array([1, 5, 12, 3, 19, 4]))
 add("adaptive_one", lambda p: p.nn.AdaptiveLogSoftmaxWithLoss(16, 20, [4, 9]), array(16),
-    np.array(11))  # fmt: skip
+    np.array(11))
 
 
 # ---------------------------------------------------------------- losses
@@ -202,13 +202,13 @@ for r in ("mean", "sum", "none"):
     loss("GaussianNLLLoss", array(*X), array(*X), array(5, 1, low=0.1), full=True)
     loss("GaussianNLLLoss", array(*X), array(*X), array(*X, low=0.1))
     add(f"ctc_{r}", lambda p, o=reduction: Logs(p, **o).model, array(12, 4, 6), labels,
-        np.array([12, 10, 7, 5]), np.array([5, 4, 3, 0]))  # fmt: skip
+        np.array([12, 10, 7, 5]), np.array([5, 4, 3, 0]))
     add(f"ctc_impossible_{r}", lambda p, o=reduction: Logs(p, zero_infinity=True, blank=2, **o).model,
-        array(9, 2, 4), np.array([0, 1, 1, 3, 0, 3, 3]), np.array([9, 2]), np.array([4, 3]))  # fmt: skip
+        array(9, 2, 4), np.array([0, 1, 1, 3, 0, 3, 3]), np.array([9, 2]), np.array([4, 3]))
 add("MultiMarginLoss_one", lambda p: p.nn.MultiMarginLoss(weight=p.tensor([1.0, 2.0, 0.5])),
-    array(3), np.array(1))  # fmt: skip
+    array(3), np.array(1))
 add("MultiLabelSoftMargin_weight", lambda p: p.nn.MultiLabelSoftMarginLoss(
-    weight=p.tensor([1.0, 2.0, 0.5, 3.0])), array(*X), constant((signs(*X) + 1) / 2))  # fmt: skip
+    weight=p.tensor([1.0, 2.0, 0.5, 3.0])), array(*X), constant((signs(*X) + 1) / 2))
 
 
 # ---------------------------------------------------------------- weights computed from others
@@ -293,7 +293,7 @@ def run(package, module, args, kwargs, dtype):
 def backward(package, outs):
     outs = [o for o in outs if o.requires_grad]
     total = sum((o * package.cos(package.arange(o.numel(), dtype=o.dtype)).reshape(o.shape)).sum()
-                for o in outs)  # fmt: skip
+                for o in outs)
     total.backward()
     return total
 
@@ -375,7 +375,7 @@ def test_every_signature():
         compare_signature(getattr(dt.nn, name).forward, getattr(torch.nn, name).forward, name)
     for module in ("rnn", "parametrize", "parametrizations", "prune", "fusion", "stateless"):
         ours, theirs = (__import__(f"{p}.nn.utils.{module}", fromlist=["x"])
-                        for p in ("disttorch", "torch"))  # fmt: skip
+                        for p in ("disttorch", "torch"))
         for name in ours.__all__:
             if inspect.isfunction(getattr(ours, name)):
                 compare_signature(getattr(ours, name), getattr(theirs, name), name)
@@ -447,7 +447,7 @@ def test_sequences_of_different_lengths():
             *(t for t in packed), padded, lengths, utils.pad_sequence(given),
             utils.pad_sequence(given, True, 9.0, "left"), *utils.unpack_sequence(packed),
             *utils.unpad_sequence(padded, lengths, True), packed.float().data,
-        ])  # fmt: skip
+        ])
     for a, b in zip(*reversed(results)):
         close(a, b, 1e-12)
 
@@ -509,7 +509,7 @@ ERRORS = {
     "prune_many": lambda p: p.nn.utils.prune.l1_unstructured(p.nn.Linear(2, 2), "weight", 5),
     "fuse_training": lambda p: p.nn.utils.fuse_conv_bn_eval(p.nn.Linear(2, 2), p.nn.Linear(2, 2)),
     "skip_init": lambda p: p.nn.utils.skip_init(p.nn.ReLU),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ERRORS)

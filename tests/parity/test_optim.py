@@ -56,11 +56,11 @@ OPTIMIZERS = {
         {}, {"weight_decay": 0.1, "d": 2.0, "beta2_decay": -0.5}, {"maximize": True},
         {"eps": (1e-3, 1e-2)},
     ],
-}  # fmt: skip
+}
 CASES = [
     pytest.param(name, options, id=f"{name}-{i}")
     for name, all_options in OPTIMIZERS.items() for i, options in enumerate(all_options)
-]  # fmt: skip
+]
 TOLERANCE = {"float64": 1e-9, "float32": 2e-5}
 
 
@@ -79,12 +79,12 @@ def problem(seed=0):
 
 
 def train(package, module, optimizers, name, options, dtype, steps=20, start=0, state=None,
-          weights=None):  # fmt: skip
+          weights=None):
     first, xs, ys = problem()
     m = build(package, module, dtype, weights or first)
     groups = [
         {"params": m[0].parameters(), "lr": 0.03}, {"params": list(m[2].parameters())}
-    ]  # fmt: skip
+    ]
     optimizer = getattr(optimizers, name)(groups, lr=0.01, **options)
     if state is not None:
         optimizer.load_state_dict(state)
@@ -142,7 +142,7 @@ def test_pytorchs_state_continues_here(name, options):
     losses, _, _ = train(
         dt, nn, optim, name, options, "float64", start=10,
         state=_to_ours(toptimizer.state_dict()), weights=values(tm.state_dict()),
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(losses, expected[10:], 1e-9)
 
 
@@ -181,7 +181,7 @@ def matrices(package, module, optimizers, options, steps, dtype="float32", state
 MUON = [
     {}, {"nesterov": False, "momentum": 0.5}, {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 3},
     {"weight_decay": 0.0, "ns_coefficients": (3.0, -3.0, 1.0)},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", MUON, ids=str)
@@ -195,7 +195,7 @@ def test_muon(options):
     a, b = mine.state_dict()["state"][0], other.state_dict()["state"][0]
     assert list(a) == list(b)
     np.testing.assert_allclose(a["momentum_buffer"].numpy(), b["momentum_buffer"].numpy(), 1e-5,
-                               1e-6)  # fmt: skip
+                               1e-6)
     again, _ = matrices(dt, nn, optim, options, 1, state=(_to_ours(other.state_dict()), theirs))
     expected, _ = matrices(torch, tnn, toptim, options, 1, state=(other.state_dict(), theirs))
     np.testing.assert_allclose(again[0], expected[0], 0.02, 0.02)
@@ -227,7 +227,7 @@ LBFGS = [
     {"lr": 0.02}, {"lr": 0.1, "max_iter": 4, "history_size": 2},
     {"line_search_fn": "strong_wolfe"}, {"line_search_fn": "strong_wolfe", "max_iter": 3},
     {"line_search_fn": "strong_wolfe", "lr": 0.1, "max_eval": 5},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("dtype, rtol", [("float64", 1e-6), ("float32", 2e-2)])
@@ -272,7 +272,7 @@ AVERAGES = {
     "swa": lambda u: {}, "ema": lambda u: {"avg_fn": u.get_ema_avg_fn(0.9)},
     "multi_ema": lambda u: {"multi_avg_fn": u.get_ema_multi_avg_fn(0.9)},
     "multi_swa": lambda u: {"multi_avg_fn": u.get_swa_multi_avg_fn(), "use_buffers": True},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", AVERAGES)
@@ -414,7 +414,7 @@ PLATEAUS = {
     "max": {"mode": "max", "patience": 3, "threshold": 0.1},
     "abs": {"threshold_mode": "abs", "threshold": 0.05, "patience": 2, "min_lr": 1e-3},
     "max_abs": {"mode": "max", "threshold_mode": "abs", "patience": 1, "min_lr": [1e-2, 1e-4]},
-}  # fmt: skip
+}
 
 
 def two_groups(package, module, optimizers, name):
@@ -422,7 +422,7 @@ def two_groups(package, module, optimizers, name):
     p.grad, q.grad = package.ones(2), package.ones(2)
     options = {"momentum": 0.9} if name == "SGD" else {}
     return getattr(optimizers, name)([{"params": [p]}, {"params": [q], "lr": 0.3}], lr=0.1,
-                                     **options)  # fmt: skip
+                                     **options)
 
 
 def rates(package, module, optimizers, schedules, make, name, steps=30, state=None):
@@ -435,7 +435,7 @@ def rates(package, module, optimizers, schedules, make, name, steps=30, state=No
         seen.append([g["lr"] for g in optimizer.param_groups] + list(scheduler.get_last_lr()))
         seen[-1] += [g.get("momentum", g.get("betas", [0])) for g in optimizer.param_groups]
     return [list(map(float, itertools.chain(*([x] if np.isscalar(x) else x for x in row))))
-            for row in seen], scheduler, optimizer  # fmt: skip
+            for row in seen], scheduler, optimizer
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")

@@ -28,7 +28,7 @@ MODELS = {
     "conv_no_input_gradient": (lambda n: n.Conv1d(2, 5, 4, dilation=2), (3, 2, 20), False),
     "conv_transposed": (lambda n: n.ConvTranspose2d(4, 3, 3, stride=2), (2, 4, 5, 6), True),
     "attention": (lambda n: n.MultiheadAttention(8, 2, batch_first=True), (2, 5, 8), True),
-}  # fmt: skip
+}
 
 
 def flops_of(library, mode, nn, name, training):
@@ -56,7 +56,7 @@ def test_schedules():
     choices = (0, 1, 2), (0, 1), (1, 3), (0, 2), (0, 2)
     for wait, warmup, active, repeat, skip in itertools.product(*choices):
         options = {"wait": wait, "warmup": warmup, "active": active, "repeat": repeat,
-                   "skip_first": skip}  # fmt: skip
+                   "skip_first": skip}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # both advise to warm up
             a, b = ours(**options), theirs(**options)
@@ -66,7 +66,7 @@ def test_schedules():
 VALUES = {
     "normal": RNG.standard_normal(500), "one": np.array([3.0]), "same": np.zeros(4),
     "large": RNG.uniform(-1e6, 1e9, 50),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_pr_curve_and_text_and_scalar(theirs_summary):
 @pytest.mark.parametrize(("shape", "letters"), [
     ((3, 5, 7), "CHW"), ((5, 7, 3), "HWC"), ((5, 7), "HW"), ((10, 3, 4, 6), "NCHW"),
     ((9, 4, 6, 3), "NHWC"),
-])  # fmt: skip
+])
 def test_pictures(theirs_summary, shape, letters):
     pytest.importorskip("PIL")
     import io

@@ -38,7 +38,7 @@ def main():
         target = torch.roll(tokens, 1, dims=1).masked_fill(~valid, -100)
         target[:, 0] = -100
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.reshape(-1),
-                                                 ignore_index=-100)  # fmt: skip
+                                                 ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -10,7 +10,7 @@ def main():
     rng = np.random.default_rng(49)
     dtype = torch.get_default_dtype()
     params = {"w": torch.tensor(rng.standard_normal((3, 4)), dtype=dtype),
-              "b": torch.tensor(rng.standard_normal(3), dtype=dtype)}  # fmt: skip
+              "b": torch.tensor(rng.standard_normal(3), dtype=dtype)}
     x = torch.tensor(rng.standard_normal((6, 4)), dtype=dtype)
     y = torch.from_numpy(rng.standard_normal((6, 3))).to(dtype)
 
@@ -32,7 +32,7 @@ def main():
 
     out += [jacrev(curve)(point).numpy(),
             hessian(lambda t: (t[0] ** 2 * t[1]).exp())(point).numpy(),
-            vmap(lambda a, b: torch.dot(a, b))(x, x.flip(0)).numpy()]  # fmt: skip
+            vmap(lambda a, b: torch.dot(a, b))(x, x.flip(0)).numpy()]
     return out
 
 

@@ -6,6 +6,6 @@ from pathlib import Path
 # The folder that holds disttorch itself, wherever the new process was started
 sys.path.append(str(Path(__file__).resolve().parents[3]))
 
-from disttorch.as_torch import install  # noqa: E402
+from disttorch.as_torch import install
 
 install()

@@ -18,14 +18,14 @@ GradScaler = legacy_scaler("cuda", _GradScaler)
 @functools.wraps(_custom_fwd, assigned=("__doc__",), updated=())
 def custom_fwd(fwd=None, *, cast_inputs=None):
     deprecated("torch.cuda.amp.custom_fwd(args...)",
-               "torch.amp.custom_fwd(args..., device_type='cuda')")  # fmt: skip
+               "torch.amp.custom_fwd(args..., device_type='cuda')")
     return _custom_fwd(fwd, device_type="cuda", cast_inputs=cast_inputs)
 
 
 @functools.wraps(_custom_bwd, assigned=("__doc__",), updated=())
 def custom_bwd(bwd):
     deprecated("torch.cuda.amp.custom_bwd(args...)",
-               "torch.amp.custom_bwd(args..., device_type='cuda')")  # fmt: skip
+               "torch.amp.custom_bwd(args..., device_type='cuda')")
     return _custom_bwd(bwd, device_type="cuda")
 
 

@@ -190,7 +190,7 @@ class AffineTransform(Transform):
             bool(a == b) if isinstance(a, Number) and isinstance(b, Number)
             else bool((a == b).all())
             for a, b in ((self.loc, other.loc), (self.scale, other.scale))
-        )  # fmt: skip
+        )
 
     __hash__ = object.__hash__
 

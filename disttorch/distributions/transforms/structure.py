@@ -90,7 +90,7 @@ class CatTransform(_Parts):
         self.lengths = [1] * len(self.transforms) if lengths is None else list(lengths)
         if len(self.lengths) != len(self.transforms):
             raise AssertionError(f"lengths must have the length of tseq, got {len(self.lengths)} "
-                                 f"and {len(self.transforms)}")  # fmt: skip
+                                 f"and {len(self.transforms)}")
 
     @property
     def event_dim(self):
@@ -117,16 +117,16 @@ class CatTransform(_Parts):
     def _pieces(self, x):
         if not -x.dim() <= self.dim < x.dim() or x.size(self.dim) != self.length:
             raise ValueError(f"CatTransform needs size {self.length} at dim {self.dim}, "
-                             f"got a tensor of shape {tuple(x.shape)}")  # fmt: skip
+                             f"got a tensor of shape {tuple(x.shape)}")
         return x.split(self.lengths, self.dim)
 
     def _call(self, x):
         return ops.cat([t(p) for t, p in zip(self.transforms, self._pieces(x), strict=True)],
-                       self.dim)  # fmt: skip
+                       self.dim)
 
     def _inverse(self, y):
         return ops.cat([t.inv(p) for t, p in zip(self.transforms, self._pieces(y), strict=True)],
-                       self.dim)  # fmt: skip
+                       self.dim)
 
     def log_abs_det_jacobian(self, x, y):
         found = []
@@ -165,16 +165,16 @@ class StackTransform(_Parts):
     def _entries(self, x):
         if not -x.dim() <= self.dim < x.dim() or x.size(self.dim) != len(self.transforms):
             raise ValueError(f"StackTransform needs size {len(self.transforms)} at dim {self.dim}, "
-                             f"got a tensor of shape {tuple(x.shape)}")  # fmt: skip
+                             f"got a tensor of shape {tuple(x.shape)}")
         return x.unbind(self.dim)
 
     def _call(self, x):
         return ops.stack([t(v) for t, v in zip(self.transforms, self._entries(x), strict=True)],
-                         self.dim)  # fmt: skip
+                         self.dim)
 
     def _inverse(self, y):
         return ops.stack([t.inv(v) for t, v in zip(self.transforms, self._entries(y), strict=True)],
-                         self.dim)  # fmt: skip
+                         self.dim)
 
     def log_abs_det_jacobian(self, x, y):
         triples = zip(self.transforms, self._entries(x), self._entries(y), strict=True)

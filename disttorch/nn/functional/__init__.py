@@ -173,6 +173,6 @@ __all__ = [
     "rrelu", "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss",
     "softmax", "softmin", "softplus", "softshrink", "softsign", "tanh", "tanhshrink",
     "threshold", "unfold", "upsample", "upsample_bilinear", "upsample_nearest",
-]  # fmt: skip
+]
 
 globals().update(_points({name: globals()[name] for name in __all__}))

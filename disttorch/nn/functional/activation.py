@@ -144,7 +144,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 def rrelu(
     input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False,
     inplace: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Leaky relu whose slope is drawn from [lower, upper] in training, else their mean."""
     if not training:
         return leaky_relu(input, (lower + upper) / 2, inplace)

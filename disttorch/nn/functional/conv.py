@@ -85,4 +85,4 @@ def fold(input: Tensor, output_size, kernel_size, dilation=1, padding=0, stride=
 
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_tbc", "conv_transpose1d", "conv_transpose2d",
-           "conv_transpose3d", "fold", "unfold"]  # fmt: skip
+           "conv_transpose3d", "fold", "unfold"]

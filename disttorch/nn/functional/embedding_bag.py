@@ -19,7 +19,7 @@ def embedding_bag(
     norm_type: float = 2, scale_grad_by_freq: bool = False, mode: str = "mean",
     sparse: bool = False, per_sample_weights: Tensor | None = None,
     include_last_offset: bool = False, padding_idx: int | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The sum, mean or maximum of the table rows of each bag; 0 for an empty bag.
 
     Args:

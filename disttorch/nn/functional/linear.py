@@ -41,7 +41,7 @@ def bilinear(
 def embedding(
     input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
     norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Rows of ``weight`` picked by ``input``. Shapes: integer [...], [V, E] -> [..., E].
 
     Args:

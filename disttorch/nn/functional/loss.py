@@ -62,7 +62,7 @@ def _weighted(loss, weight, reduction):
 def cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None,
     ignore_index: int = -100, reduce=None, reduction: str = "mean", label_smoothing: float = 0.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Cross entropy between logits and classes.
 
     Args:
@@ -76,13 +76,13 @@ def cross_entropy(
         input, target, weight, ignore_index=ignore_index,
         reduction=legacy_reduction(size_average, reduce, reduction),
         label_smoothing=label_smoothing,
-    )  # fmt: skip
+    )
 
 
 def nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None,
     ignore_index: int = -100, reduce=None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Negative log-likelihood of class indices.
 
     Args:
@@ -94,14 +94,14 @@ def nll_loss(
     return ops.nll_loss(
         input, target, weight, ignore_index=ignore_index,
         reduction=legacy_reduction(size_average, reduce, reduction),
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------- distances
 def mse_loss(
     input: Tensor, target: Tensor, size_average=None, reduce=None, reduction: str = "mean",
     weight: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """(input − target)²."""
     reduction = legacy_reduction(size_average, reduce, reduction)
     _warn_of_broadcast(input, target)
@@ -112,7 +112,7 @@ def mse_loss(
 def l1_loss(
     input: Tensor, target: Tensor, size_average=None, reduce=None, reduction: str = "mean",
     weight: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """|input − target|."""
     reduction = legacy_reduction(size_average, reduce, reduction)
     _warn_of_broadcast(input, target)
@@ -122,7 +122,7 @@ def l1_loss(
 def smooth_l1_loss(
     input: Tensor, target: Tensor, size_average=None, reduce=None, reduction: str = "mean",
     beta: float = 1.0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Quadratic below ``beta``, linear above (Girshick, arXiv:1504.08083).
 
     Raises:
@@ -142,7 +142,7 @@ def smooth_l1_loss(
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0,
     weight: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Quadratic up to ``delta``, linear with slope delta above (Huber, 1964).
 
     Raises:
@@ -161,7 +161,7 @@ def huber_loss(
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None, reduce=None,
     reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """−(target·log(input) + (1 − target)·log(1 − input)), logs limited to −100 from below.
 
     Args:
@@ -208,7 +208,7 @@ class BinaryCrossEntropy(Function):
 def binary_cross_entropy_with_logits(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None, reduce=None,
     reduction: str = "mean", pos_weight: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Binary cross entropy of sigmoid(input), without overflow.
 
     Args:
@@ -234,7 +234,7 @@ def binary_cross_entropy_with_logits(
 def kl_div(
     input: Tensor, target: Tensor, size_average=None, reduce=None, reduction: str = "mean",
     log_target: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """target·(log(target) − input), elementwise.
 
     Args:

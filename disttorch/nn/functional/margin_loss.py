@@ -22,7 +22,7 @@ def _check_reduction(reduction: str) -> None:
 def hinge_embedding_loss(
     input: Tensor, target: Tensor, margin: float = 1.0, size_average=None, reduce=None,
     reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """input where target is 1, max(0, margin − input) where it is −1; shapes broadcast."""
     reduction = legacy_reduction(size_average, reduce, reduction)
     apart = ops.where(target != 1, (margin - input).clamp(min=0), 0.0)
@@ -32,7 +32,7 @@ def hinge_embedding_loss(
 def cosine_embedding_loss(
     input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average=None,
     reduce=None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """1 − cos where target is 1, max(0, cos − margin) where it is −1.
 
     Args:
@@ -62,7 +62,7 @@ def cosine_embedding_loss(
 def margin_ranking_loss(
     input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, size_average=None,
     reduce=None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """max(0, −target·(input1 − input2) + margin): which of two is to be ranked higher.
 
     Raises:
@@ -80,7 +80,7 @@ def margin_ranking_loss(
 def triplet_margin_loss(
     anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 1.0, p: float = 2,
     eps: float = 1e-6, swap: bool = False, size_average=None, reduce=None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """max(0, ‖anchor − positive‖ₚ − ‖anchor − negative‖ₚ + margin) (BMVC 2016, paper 119).
 
     Args:
@@ -94,13 +94,13 @@ def triplet_margin_loss(
     return triplet_margin_with_distance_loss(
         anchor, positive, negative, margin=margin, swap=swap, reduction=reduction,
         distance_function=lambda a, b: pairwise_distance(a, b, p, eps),
-    )  # fmt: skip
+    )
 
 
 def triplet_margin_with_distance_loss(
     anchor: Tensor, positive: Tensor, negative: Tensor, *, distance_function=None,
     margin: float = 1.0, swap: bool = False, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """``triplet_margin_loss`` with any function of two tensors as the distance."""
     _check_reduction(reduction)
     if margin <= 0:
@@ -122,7 +122,7 @@ def triplet_margin_with_distance_loss(
 def multi_margin_loss(
     input: Tensor, target: Tensor, p: int = 1, margin: float = 1.0, weight: Tensor | None = None,
     size_average=None, reduce=None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Σ over the other classes of max(0, margin − x[target] + x[i])ᵖ / C.
 
     Args:
@@ -206,7 +206,7 @@ def soft_margin_loss(
 def multilabel_soft_margin_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, size_average=None, reduce=None,
     reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The mean over classes (the last dim) of binary cross entropies of logits.
 
     Args:
@@ -225,7 +225,7 @@ def multilabel_soft_margin_loss(
 def poisson_nll_loss(
     input: Tensor, target: Tensor, log_input: bool = True, full: bool = False, size_average=None,
     eps: float = 1e-8, reduce=None, reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Negative log-likelihood of counts under Poisson distributions, without the constant.
 
     Args:
@@ -248,7 +248,7 @@ def poisson_nll_loss(
 def gaussian_nll_loss(
     input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6,
     reduction: str = "mean",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Negative log-likelihood of values under normal distributions (Nix & Weigend, ICNN 1994).
 
     Args:
@@ -287,7 +287,7 @@ def gaussian_nll_loss(
 def ctc_loss(
     log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor,
     blank: int = 0, reduction: str = "mean", zero_infinity: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The loss of label sequences without alignment: see ``ops.ctc_loss``."""
     _check_reduction(reduction)
     return ops.ctc_loss(
@@ -300,4 +300,4 @@ __all__ = [
     "margin_ranking_loss", "multi_margin_loss", "multilabel_margin_loss",
     "multilabel_soft_margin_loss", "poisson_nll_loss", "soft_margin_loss", "triplet_margin_loss",
     "triplet_margin_with_distance_loss",
-]  # fmt: skip
+]

@@ -11,7 +11,7 @@ from ...tensor import Tensor
 def layer_norm(
     input: Tensor, normalized_shape, weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Zero mean and unit variance over the trailing ``normalized_shape`` (arXiv:1607.06450)."""
     return ops.layer_norm(input, normalized_shape, weight, bias, eps)
 
@@ -58,7 +58,7 @@ def batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
     weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Zero mean and unit variance per channel of [N, C, ...] (arXiv:1502.03167).
 
     Args:
@@ -82,7 +82,7 @@ def instance_norm(
     input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
     weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True,
     momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Zero mean and unit variance per sample and channel of [N, C, ...] (arXiv:1607.08022).
 
     Raises:
@@ -105,7 +105,7 @@ def instance_norm(
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Zero mean and unit variance per sample and group of channels (arXiv:1803.08494).
 
     Raises:

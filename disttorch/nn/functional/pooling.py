@@ -14,7 +14,7 @@ def _max_pool(dims: int):
     def call(
         input: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False,
         return_indices: bool = False,
-    ):  # fmt: skip
+    ):
         values, indices = pool(input, kernel_size, stride, padding, dilation, ceil_mode)
         return (values, indices) if return_indices else values
 
@@ -39,7 +39,7 @@ def _max_pool_with_indices(dims: int):
     def call(
         input: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False,
         return_indices: bool = False,
-    ):  # fmt: skip
+    ):
         return pool(input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
     call.__name__ = call.__qualname__ = f"max_pool{dims}d_with_indices"
@@ -163,7 +163,7 @@ def _fractional(dims: int):
     def with_indices(
         input: Tensor, kernel_size, output_size=None, output_ratio=None,
         return_indices: bool = False, _random_samples: Tensor | None = None,
-    ):  # fmt: skip
+    ):
         name = f"fractional_max_pool{dims}d"
         if output_size is None and output_ratio is None:
             raise ValueError(f"{name} requires specifying either an output_size or an output_ratio")
@@ -185,7 +185,7 @@ def _fractional(dims: int):
     def call(
         input: Tensor, kernel_size, output_size=None, output_ratio=None,
         return_indices: bool = False, _random_samples: Tensor | None = None,
-    ):  # fmt: skip
+    ):
         both = with_indices(
             input, kernel_size, output_size, output_ratio, return_indices, _random_samples
         )
@@ -251,4 +251,4 @@ __all__ = [
     "fractional_max_pool3d_with_indices", "lp_pool1d", "lp_pool2d", "lp_pool3d", "max_pool1d",
     "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
     "max_pool3d_with_indices", "max_unpool1d", "max_unpool2d", "max_unpool3d",
-]  # fmt: skip
+]

@@ -19,7 +19,7 @@ from ...tensor import Tensor
 def upsample(
     input: Tensor, size=None, scale_factor=None, mode: str = "nearest",
     align_corners: bool | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """``interpolate`` under its old name."""
     warnings.warn(
         "`nn.functional.upsample` is deprecated. Use `nn.functional.interpolate` instead.",
@@ -49,4 +49,4 @@ def upsample_bilinear(input: Tensor, size=None, scale_factor=None) -> Tensor:
 __all__ = [
     "affine_grid", "channel_shuffle", "grid_sample", "interpolate", "native_channel_shuffle",
     "pad", "pixel_shuffle", "pixel_unshuffle", "upsample", "upsample_bilinear", "upsample_nearest",
-]  # fmt: skip
+]

@@ -117,10 +117,10 @@ class Hardtanh(Module):
     def __init__(
         self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False,
         min_value: float | None = None, max_value: float | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         for old, new, value in (("min_value", "min_val", min_value),
-                                ("max_value", "max_val", max_value)):  # fmt: skip
+                                ("max_value", "max_val", max_value)):
             if value is not None:
                 warnings.warn(
                     f"keyword argument `{old}` is deprecated and rename to `{new}`",
@@ -357,4 +357,4 @@ __all__ = [
     "RReLU", "ReLU", "ReLU6", "SELU",
     "SiLU", "Sigmoid", "Softmax", "Softmax2d", "Softmin", "Softplus", "Softshrink", "Softsign",
     "Tanh", "Tanhshrink", "Threshold",
-]  # fmt: skip
+]

@@ -37,7 +37,7 @@ class AdaptiveLogSoftmaxWithLoss(Module):
     def __init__(
         self, in_features: int, n_classes: int, cutoffs, div_value: float = 4.0,
         head_bias: bool = False, device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         cutoffs = list(cutoffs)
         if not cutoffs:
@@ -45,7 +45,7 @@ class AdaptiveLogSoftmaxWithLoss(Module):
         if (
             cutoffs != sorted(set(cutoffs)) or cutoffs[0] <= 0 or cutoffs[-1] > n_classes - 1
             or any(int(c) != c for c in cutoffs)
-        ):  # fmt: skip
+        ):
             raise ValueError(
                 "cutoffs should be a sequence of unique, positive integers sorted in an increasing "
                 "order, where each value is between 1 and n_classes-1"
@@ -63,7 +63,7 @@ class AdaptiveLogSoftmaxWithLoss(Module):
             self.tail.append(Sequential(
                 Linear(in_features, width, bias=False, **where),
                 Linear(width, high - low, bias=False, **where),
-            ))  # fmt: skip
+            ))
 
     def _clusters(self):
         return zip(self.cutoffs, self.cutoffs[1:])

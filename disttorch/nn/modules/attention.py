@@ -32,7 +32,7 @@ class MultiheadAttention(Module):
     def __init__(
         self, embed_dim, num_heads, dropout=0.0, bias=True, add_bias_kv=False,
         add_zero_attn=False, kdim=None, vdim=None, batch_first=False, device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         if embed_dim <= 0 or num_heads <= 0:
             raise ValueError(
                 "embed_dim and num_heads must be greater than 0, got "
@@ -80,7 +80,7 @@ class MultiheadAttention(Module):
     def forward(
         self, query, key, value, key_padding_mask=None, need_weights: bool = True, attn_mask=None,
         average_attn_weights: bool = True, is_causal: bool = False,
-    ):  # fmt: skip
+    ):
         """(output, attention weights or None): see ``F.multi_head_attention_forward``."""
         if self.batch_first and query.ndim == 3:
             query, key, value = _transposed(query, key, value)
@@ -91,7 +91,7 @@ class MultiheadAttention(Module):
             need_weights, attn_mask, not self._qkv_same_embed_dim, self.q_proj_weight,
             self.k_proj_weight, self.v_proj_weight, average_attn_weights=average_attn_weights,
             is_causal=is_causal,
-        )  # fmt: skip
+        )
         if self.batch_first and out.ndim == 3:
             out = out.transpose(0, 1)
         return out, weights

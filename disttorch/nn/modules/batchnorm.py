@@ -17,7 +17,7 @@ class _NormBase(Module):
     def __init__(
         self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True,
         device=None, dtype=None, *, bias=True,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
@@ -86,7 +86,7 @@ class _BatchNorm(_NormBase):
         return F.batch_norm(
             input, self.running_mean if keep else None, self.running_var if keep else None,
             self.weight, self.bias, batch, momentum, self.eps,
-        )  # fmt: skip
+        )
 
 
 class BatchNorm1d(_BatchNorm):
@@ -125,9 +125,9 @@ class _InstanceNorm(_NormBase):
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = False,
         track_running_stats: bool = False, device=None, dtype=None, *, bias: bool = True,
-    ):  # fmt: skip
+    ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype,
-                         bias=bias)  # fmt: skip
+                         bias=bias)
 
     def _no_batch_dim(self) -> int:
         raise NotImplementedError
@@ -151,7 +151,7 @@ class _InstanceNorm(_NormBase):
         return F.instance_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias,
             self.training or not self.track_running_stats, momentum, self.eps,
-        )  # fmt: skip
+        )
 
 
 def _warn_channels(dim):
@@ -217,7 +217,7 @@ class GroupNorm(Module):
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True,
         device=None, dtype=None, *, bias: bool = True,
-    ):  # fmt: skip
+    ):
         super().__init__()
         if num_channels % num_groups:
             raise ValueError(
@@ -295,4 +295,4 @@ class CrossMapLRN2d(Module):
 __all__ = [
     "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "CrossMapLRN2d", "GroupNorm", "InstanceNorm1d",
     "InstanceNorm2d", "InstanceNorm3d", "LocalResponseNorm",
-]  # fmt: skip
+]

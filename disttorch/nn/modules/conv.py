@@ -22,7 +22,7 @@ class _ConvNd(Module):
     """What convolutions and transposed convolutions share: options, parameters, text."""
 
     def __init__(self, dims, transposed, in_channels, out_channels, kernel_size, stride, padding,
-                 dilation, output_padding, groups, bias, padding_mode, device, dtype):  # fmt: skip
+                 dilation, output_padding, groups, bias, padding_mode, device, dtype):
         super().__init__()
         _check_channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
@@ -104,7 +104,7 @@ def _check_channels(in_channels, out_channels, groups):
     for label, n in (("in_channels", in_channels), ("out_channels", out_channels)):
         if n % groups:
             raise ValueError(f"{label} must be divisible by groups, but got {label}={n} and "
-                             f"groups={groups}")  # fmt: skip
+                             f"groups={groups}")
 
 
 class _Conv(_ConvNd):
@@ -142,9 +142,9 @@ class Conv1d(_Conv):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0, dilation=1,
         groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(1, False, in_channels, out_channels, kernel_size, stride, padding,
-                         dilation, 0, groups, bias, padding_mode, device, dtype)  # fmt: skip
+                         dilation, 0, groups, bias, padding_mode, device, dtype)
 
 
 class Conv2d(_Conv):
@@ -155,9 +155,9 @@ class Conv2d(_Conv):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0, dilation=1,
         groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(2, False, in_channels, out_channels, kernel_size, stride, padding,
-                         dilation, 0, groups, bias, padding_mode, device, dtype)  # fmt: skip
+                         dilation, 0, groups, bias, padding_mode, device, dtype)
 
 
 class Conv3d(_Conv):
@@ -168,23 +168,23 @@ class Conv3d(_Conv):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0, dilation=1,
         groups: int = 1, bias: bool = True, padding_mode: str = "zeros", device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(3, False, in_channels, out_channels, kernel_size, stride, padding,
-                         dilation, 0, groups, bias, padding_mode, device, dtype)  # fmt: skip
+                         dilation, 0, groups, bias, padding_mode, device, dtype)
 
 
 class _ConvTransposeNd(_ConvNd):
     """The adjoint of a cross-correlation; ``_function`` is the functional form."""
 
     def __init__(self, dims, in_channels, out_channels, kernel_size, stride, padding,
-                 output_padding, groups, bias, dilation, padding_mode, device, dtype):  # fmt: skip
+                 output_padding, groups, bias, dilation, padding_mode, device, dtype):
         if padding_mode != "zeros":
             raise ValueError(
                 f'Only "zeros" padding mode is supported for {type(self).__name__}'
             )
         super().__init__(dims, True, in_channels, out_channels, kernel_size, stride, padding,
                          dilation, output_padding, groups, bias, padding_mode, device,
-                         dtype)  # fmt: skip
+                         dtype)
 
     def _output_padding(self, input, output_size) -> tuple:
         """What to add at the ends to arrive at ``output_size`` (None: as configured)."""
@@ -203,7 +203,7 @@ class _ConvTransposeNd(_ConvNd):
             (n - 1) * s - 2 * p + d * (k - 1) + 1
             for n, s, p, d, k in zip(input.shape[-dims:], self.stride, self.padding, self.dilation,
                                      self.kernel_size)
-        ]  # fmt: skip
+        ]
         most = [n + s - 1 for n, s in zip(least, self.stride)]
         if any(not a <= n <= b for n, a, b in zip(size, least, most)):
             raise ValueError(
@@ -217,7 +217,7 @@ class _ConvTransposeNd(_ConvNd):
         return getattr(F, self._function)(
             input, self.weight, self.bias, self.stride, self.padding, extra, self.groups,
             self.dilation,
-        )  # fmt: skip
+        )
 
 
 class ConvTranspose1d(_ConvTransposeNd):
@@ -240,9 +240,9 @@ class ConvTranspose1d(_ConvTransposeNd):
         self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0,
         output_padding=0, groups: int = 1, bias: bool = True, dilation=1,
         padding_mode: str = "zeros", device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(1, in_channels, out_channels, kernel_size, stride, padding, output_padding,
-                         groups, bias, dilation, padding_mode, device, dtype)  # fmt: skip
+                         groups, bias, dilation, padding_mode, device, dtype)
 
 
 class ConvTranspose2d(_ConvTransposeNd):
@@ -254,9 +254,9 @@ class ConvTranspose2d(_ConvTransposeNd):
         self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0,
         output_padding=0, groups: int = 1, bias: bool = True, dilation=1,
         padding_mode: str = "zeros", device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(2, in_channels, out_channels, kernel_size, stride, padding, output_padding,
-                         groups, bias, dilation, padding_mode, device, dtype)  # fmt: skip
+                         groups, bias, dilation, padding_mode, device, dtype)
 
 
 class ConvTranspose3d(_ConvTransposeNd):
@@ -268,9 +268,9 @@ class ConvTranspose3d(_ConvTransposeNd):
         self, in_channels: int, out_channels: int, kernel_size, stride=1, padding=0,
         output_padding=0, groups: int = 1, bias: bool = True, dilation=1,
         padding_mode: str = "zeros", device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(3, in_channels, out_channels, kernel_size, stride, padding, output_padding,
-                         groups, bias, dilation, padding_mode, device, dtype)  # fmt: skip
+                         groups, bias, dilation, padding_mode, device, dtype)
 
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]

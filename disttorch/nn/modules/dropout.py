@@ -71,4 +71,4 @@ class FeatureAlphaDropout(_Dropout):
 
 __all__ = [
     "AlphaDropout", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout",
-]  # fmt: skip
+]

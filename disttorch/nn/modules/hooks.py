@@ -310,7 +310,7 @@ class _GradientWatch:
         self.plain_inputs = {
             i: a.detach() for i, a in enumerate(args) if isinstance(a, Tensor) and not (
                 a.requires_grad)
-        }  # fmt: skip
+        }
         args, self.inputs_watched, node = _identity(args)
         if node is not None:
             node.register_hook(self._inputs_done)

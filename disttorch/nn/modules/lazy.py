@@ -53,7 +53,7 @@ class LazyModuleMixin:
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         """Like Module's, with uninitialised entries as they are."""
         persistent = {n: b for n, b in self._buffers.items()
-                      if n not in self._non_persistent_buffers_set}  # fmt: skip
+                      if n not in self._non_persistent_buffers_set}
         for name, value in (self._parameters | persistent).items():
             if value is not None:
                 keep = keep_vars or is_lazy(value)
@@ -171,7 +171,7 @@ class _LazyPlainConv(_LazyConv):
     def __init__(
         self, out_channels: int, kernel_size, stride=1, padding=0, dilation=1, groups: int = 1,
         bias: bool = True, padding_mode: str = "zeros", device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(0, 0, kernel_size, stride, padding, dilation, groups, False, padding_mode)
         self._make_lazy(out_channels, bias, device, dtype)
 
@@ -181,9 +181,9 @@ class _LazyTransposedConv(_LazyConv):
         self, out_channels: int, kernel_size, stride=1, padding=0, output_padding=0,
         groups: int = 1, bias: bool = True, dilation=1, padding_mode: str = "zeros", device=None,
         dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(0, 0, kernel_size, stride, padding, output_padding, groups, False, dilation,
-                         padding_mode)  # fmt: skip
+                         padding_mode)
         self._make_lazy(out_channels, bias, device, dtype)
 
 
@@ -229,7 +229,7 @@ class _LazyNorm(_LazyLayer):
     def __init__(
         self, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, device=None,
         dtype=None, *, bias=True,
-    ):  # fmt: skip
+    ):
         # no parameters and buffers of size 0 first: they come uninitialised below
         super().__init__(0, eps, momentum, False, False)
         where = {"device": device, "dtype": dtype}
@@ -299,4 +299,4 @@ __all__ = [
     "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d", "LazyConv1d", "LazyConv2d",
     "LazyConv3d", "LazyConvTranspose1d", "LazyConvTranspose2d", "LazyConvTranspose3d",
     "LazyInstanceNorm1d", "LazyInstanceNorm2d", "LazyInstanceNorm3d", "LazyLinear",
-]  # fmt: skip
+]

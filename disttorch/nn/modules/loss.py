@@ -63,7 +63,7 @@ class NLLLoss(_WeightedLoss):
     def __init__(
         self, weight=None, size_average=None, ignore_index: int = -100, reduce=None,
         reduction: str = "mean",
-    ):  # fmt: skip
+    ):
         super().__init__(weight, size_average, reduce, reduction)
         self.ignore_index = ignore_index
 
@@ -79,7 +79,7 @@ class CrossEntropyLoss(_WeightedLoss):
     def __init__(
         self, weight=None, size_average=None, ignore_index: int = -100, reduce=None,
         reduction: str = "mean", label_smoothing: float = 0.0,
-    ):  # fmt: skip
+    ):
         super().__init__(weight, size_average, reduce, reduction)
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
 
@@ -87,7 +87,7 @@ class CrossEntropyLoss(_WeightedLoss):
         return F.cross_entropy(
             input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
             label_smoothing=self.label_smoothing,
-        )  # fmt: skip
+        )
 
 
 class BCELoss(_WeightedLoss):
@@ -129,7 +129,7 @@ class KLDivLoss(_Loss):
 __all__ = [
     "BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "HuberLoss", "KLDivLoss", "L1Loss",
     "MSELoss", "NLLLoss", "SmoothL1Loss",
-]  # fmt: skip
+]
 
 
 def __getattr__(name):  # the losses of ``margin_loss``, which itself builds on this file

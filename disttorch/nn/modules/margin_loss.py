@@ -62,7 +62,7 @@ class TripletMarginLoss(_Loss):
     def __init__(
         self, margin: float = 1.0, p: float = 2.0, eps: float = 1e-6, swap: bool = False,
         size_average=None, reduce=None, reduction: str = "mean",
-    ):  # fmt: skip
+    ):
         super().__init__(size_average, reduce, reduction)
         _check_margin(type(self), margin)
         self.margin, self.p, self.eps, self.swap = margin, p, eps, swap
@@ -71,7 +71,7 @@ class TripletMarginLoss(_Loss):
         return F.triplet_margin_loss(
             anchor, positive, negative, margin=self.margin, p=self.p, eps=self.eps,
             swap=self.swap, reduction=self.reduction,
-        )  # fmt: skip
+        )
 
 
 class TripletMarginWithDistanceLoss(_Loss):
@@ -84,7 +84,7 @@ class TripletMarginWithDistanceLoss(_Loss):
     def __init__(
         self, *, distance_function=None, margin: float = 1.0, swap: bool = False,
         reduction: str = "mean",
-    ):  # fmt: skip
+    ):
         super().__init__(None, None, reduction)
         _check_margin(type(self), margin)
         self.distance_function = PairwiseDistance() if distance_function is None else (
@@ -96,7 +96,7 @@ class TripletMarginWithDistanceLoss(_Loss):
         return F.triplet_margin_with_distance_loss(
             anchor, positive, negative, distance_function=self.distance_function,
             margin=self.margin, swap=self.swap, reduction=self.reduction,
-        )  # fmt: skip
+        )
 
 
 def _check_margin(cls, margin):
@@ -116,7 +116,7 @@ class MultiMarginLoss(_WeightedLoss):
     def __init__(
         self, p: int = 1, margin: float = 1.0, weight=None, size_average=None, reduce=None,
         reduction: str = "mean",
-    ):  # fmt: skip
+    ):
         super().__init__(weight, size_average, reduce, reduction)
         if p not in (1, 2):
             raise ValueError("only p == 1 and p == 2 supported")
@@ -131,7 +131,7 @@ class MultiMarginLoss(_WeightedLoss):
         return F.multi_margin_loss(
             input, target, p=self.p, margin=self.margin, weight=self.weight,
             reduction=self.reduction,
-        )  # fmt: skip
+        )
 
 
 class MultiLabelMarginLoss(_Loss):
@@ -163,7 +163,7 @@ class PoissonNLLLoss(_Loss):
     def __init__(
         self, log_input: bool = True, full: bool = False, size_average=None, eps: float = 1e-8,
         reduce=None, reduction: str = "mean",
-    ):  # fmt: skip
+    ):
         super().__init__(size_average, reduce, reduction)
         self.log_input, self.full, self.eps = log_input, full, eps
 
@@ -171,7 +171,7 @@ class PoissonNLLLoss(_Loss):
         return F.poisson_nll_loss(
             log_input, target, log_input=self.log_input, full=self.full, eps=self.eps,
             reduction=self.reduction,
-        )  # fmt: skip
+        )
 
 
 class GaussianNLLLoss(_Loss):
@@ -198,7 +198,7 @@ class CTCLoss(_Loss):
         return F.ctc_loss(
             log_probs, targets, input_lengths, target_lengths, self.blank, self.reduction,
             self.zero_infinity,
-        )  # fmt: skip
+        )
 
 
 class NLLLoss2d(NLLLoss):
@@ -209,4 +209,4 @@ __all__ = [
     "CTCLoss", "CosineEmbeddingLoss", "GaussianNLLLoss", "HingeEmbeddingLoss", "MarginRankingLoss",
     "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss", "MultiMarginLoss", "NLLLoss2d",
     "PoissonNLLLoss", "SoftMarginLoss", "TripletMarginLoss", "TripletMarginWithDistanceLoss",
-]  # fmt: skip
+]

@@ -22,7 +22,7 @@ _HOOK_DICTS = (
     "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
-)  # fmt: skip
+)
 
 
 # PyTorch's names of a tensor's type, by its dtype
@@ -31,7 +31,7 @@ TENSOR_TYPES = {
     "bfloat16": "BFloat16Tensor", "uint8": "ByteTensor", "int8": "CharTensor",
     "int16": "ShortTensor", "int32": "IntTensor", "int64": "LongTensor", "bool": "BoolTensor",
     "complex64": "ComplexFloatTensor", "complex128": "ComplexDoubleTensor",
-}  # fmt: skip
+}
 
 
 def typename(value) -> str:
@@ -92,7 +92,7 @@ class Module(StateDict, HookRegistration):
             d["_forward_hooks"] or d["_forward_pre_hooks"] or d["_backward_hooks"]
             or d["_backward_pre_hooks"] or hooks.global_forward_pre or hooks.global_forward
             or hooks.global_backward or hooks.global_backward_pre
-        ):  # fmt: skip
+        ):
             return call_with_hooks(self, args, kwargs)
         return self.forward(*args, **kwargs)
 

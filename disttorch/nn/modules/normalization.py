@@ -29,7 +29,7 @@ class LayerNorm(Module):
     def __init__(
         self, normalized_shape, eps: float = 1e-5, elementwise_affine: bool = True,
         bias: bool = True, device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.normalized_shape = _as_shape(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
@@ -67,7 +67,7 @@ class RMSNorm(Module):
     def __init__(
         self, normalized_shape, eps: float | None = None, elementwise_affine: bool = True,
         device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.normalized_shape = _as_shape(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine

@@ -11,7 +11,7 @@ class _MaxPoolNd(Module):
     def __init__(
         self, kernel_size, stride=None, padding=0, dilation=1, return_indices: bool = False,
         ceil_mode: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.kernel_size, self.padding, self.dilation = kernel_size, padding, dilation
         self.stride = stride if stride is not None else kernel_size
@@ -21,7 +21,7 @@ class _MaxPoolNd(Module):
         return getattr(F, self._function)(
             input, self.kernel_size, self.stride, self.padding, self.dilation,
             ceil_mode=self.ceil_mode, return_indices=self.return_indices,
-        )  # fmt: skip
+        )
 
     def extra_repr(self) -> str:
         return (
@@ -111,7 +111,7 @@ class AvgPool1d(_AvgPoolNd):
     def __init__(
         self, kernel_size, stride=None, padding=0, ceil_mode: bool = False,
         count_include_pad: bool = True,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.kernel_size = per_dim(kernel_size, 1)
         self.stride = per_dim(stride if stride is not None else kernel_size, 1)
@@ -120,14 +120,14 @@ class AvgPool1d(_AvgPoolNd):
 
     def forward(self, input):
         return F.avg_pool1d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
-                            self.count_include_pad)  # fmt: skip
+                            self.count_include_pad)
 
 
 class _AvgPoolWithDivisor(_AvgPoolNd):
     def __init__(
         self, kernel_size, stride=None, padding=0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.kernel_size, self.padding = kernel_size, padding
         self.stride = stride if stride is not None else kernel_size
@@ -138,7 +138,7 @@ class _AvgPoolWithDivisor(_AvgPoolNd):
         return getattr(F, self._function)(
             input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
             self.count_include_pad, self.divisor_override,
-        )  # fmt: skip
+        )
 
 
 class AvgPool2d(_AvgPoolWithDivisor):
@@ -225,7 +225,7 @@ class _FractionalMaxPoolNd(Module):
     def __init__(
         self, kernel_size, output_size=None, output_ratio=None, return_indices: bool = False,
         _random_samples=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         dims = int(self._function[-2])
         if output_size is None and output_ratio is None:
@@ -247,7 +247,7 @@ class _FractionalMaxPoolNd(Module):
         return getattr(F, self._function)(
             input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices,
             _random_samples=self._random_samples,
-        )  # fmt: skip
+        )
 
 
 class FractionalMaxPool2d(_FractionalMaxPoolNd):
@@ -313,4 +313,4 @@ __all__ = [
     "AdaptiveMaxPool2d", "AdaptiveMaxPool3d", "AvgPool1d", "AvgPool2d", "AvgPool3d",
     "FractionalMaxPool2d", "FractionalMaxPool3d", "LPPool1d", "LPPool2d", "LPPool3d", "MaxPool1d",
     "MaxPool2d", "MaxPool3d", "MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d",
-]  # fmt: skip
+]

@@ -46,7 +46,7 @@ class RNNBase(Module):
         self, mode: str, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
         proj_size: int = 0, device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         if mode not in _GATES:
             raise ValueError("Unrecognized RNN mode: " + mode)
@@ -320,7 +320,7 @@ class LSTM(RNNBase):
     def check_forward_args(self, input, hidden, batch_sizes) -> None:
         self.check_input(input, batch_sizes)
         sizes = (self.get_expected_hidden_size(input, batch_sizes),
-                 self.get_expected_cell_size(input, batch_sizes))  # fmt: skip
+                 self.get_expected_cell_size(input, batch_sizes))
         for i, (state, size) in enumerate(zip(hidden, sizes)):
             self.check_hidden_size(state, size, f"Expected hidden[{i}] size {{}}, got {{}}")
 
@@ -370,7 +370,7 @@ class RNNCellBase(Module):
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool, num_chunks: int, device=None,
         dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         where, rows = {"device": device, "dtype": dtype}, num_chunks * hidden_size
@@ -433,7 +433,7 @@ class RNNCell(RNNCellBase):
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh",
         device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__(input_size, hidden_size, bias, 1, device, dtype)
         self.nonlinearity = nonlinearity
 

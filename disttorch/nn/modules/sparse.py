@@ -30,7 +30,7 @@ class Embedding(Module):
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None,
         max_norm: float | None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False,
         sparse: bool = False, _weight=None, _freeze: bool = False, device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         if padding_idx is not None:
@@ -62,7 +62,7 @@ class Embedding(Module):
         return F.embedding(
             input, self.weight, self.padding_idx, self.max_norm, self.norm_type,
             self.scale_grad_by_freq, self.sparse,
-        )  # fmt: skip
+        )
 
     def extra_repr(self) -> str:
         text = f"{self.num_embeddings}, {self.embedding_dim}"
@@ -82,7 +82,7 @@ class Embedding(Module):
     def from_pretrained(
         cls, embeddings, freeze: bool = True, padding_idx=None, max_norm=None, norm_type=2.0,
         scale_grad_by_freq=False, sparse=False,
-    ) -> Embedding:  # fmt: skip
+    ) -> Embedding:
         """An Embedding over a given table [V, E], not trained unless ``freeze`` is false."""
         if embeddings.dim() != 2:
             raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
@@ -90,7 +90,7 @@ class Embedding(Module):
         return cls(
             rows, columns, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse,
             _weight=embeddings, _freeze=freeze,
-        )  # fmt: skip
+        )
 
 
 class EmbeddingBag(Module):
@@ -113,7 +113,7 @@ class EmbeddingBag(Module):
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, mode: str = "mean",
         sparse: bool = False, _weight=None, include_last_offset: bool = False,
         padding_idx: int | None = None, device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.max_norm, self.norm_type = max_norm, norm_type
@@ -147,7 +147,7 @@ class EmbeddingBag(Module):
             input, self.weight, offsets, self.max_norm, self.norm_type, self.scale_grad_by_freq,
             self.mode, self.sparse, per_sample_weights, self.include_last_offset,
             self.padding_idx,
-        )  # fmt: skip
+        )
 
     def extra_repr(self) -> str:
         text = f"{self.num_embeddings}, {self.embedding_dim}"
@@ -167,7 +167,7 @@ class EmbeddingBag(Module):
         cls, embeddings, freeze: bool = True, max_norm=None, norm_type=2.0,
         scale_grad_by_freq=False, mode="mean", sparse=False, include_last_offset=False,
         padding_idx=None,
-    ) -> EmbeddingBag:  # fmt: skip
+    ) -> EmbeddingBag:
         """An EmbeddingBag over a given table [V, E], not trained unless ``freeze`` is false."""
         if embeddings.dim() != 2:
             raise AssertionError("Embeddings parameter is expected to be 2-dimensional")
@@ -175,7 +175,7 @@ class EmbeddingBag(Module):
         bag = cls(
             rows, columns, max_norm, norm_type, scale_grad_by_freq, mode, sparse, embeddings,
             include_last_offset, padding_idx,
-        )  # fmt: skip
+        )
         bag.weight.requires_grad_(not freeze)
         return bag
 

@@ -165,7 +165,7 @@ class StateDict:
         """
         for hook in self._load_state_dict_pre_hooks.values():
             hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
-                 error_msgs)  # fmt: skip
+                 error_msgs)
         assign = local_metadata.get("assign_to_params_buffers", False)
         buffers = (
             (n, b) for n, b in self._buffers.items() if n not in self._non_persistent_buffers_set

@@ -59,7 +59,7 @@ class _Layer(Module):
         self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
         activation=F.relu, layer_norm_eps: float = 1e-5, batch_first: bool = False,
         norm_first: bool = False, bias: bool = True, device=None, dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         where = {"device": device, "dtype": dtype}
         for name in self.attentions:
@@ -116,7 +116,7 @@ class TransformerEncoderLayer(_Layer):
             return self.self_attn(
                 x, x, x, attn_mask=mask, key_padding_mask=padding, need_weights=False,
                 is_causal=is_causal,
-            )[0]  # fmt: skip
+            )[0]
 
         return self._run(src, attend, self._feed_forward)
 
@@ -132,19 +132,19 @@ class TransformerDecoderLayer(_Layer):
     def forward(
         self, tgt, memory, tgt_mask=None, memory_mask=None, tgt_key_padding_mask=None,
         memory_key_padding_mask=None, tgt_is_causal: bool = False, memory_is_causal: bool = False,
-    ):  # fmt: skip
+    ):
         def attend(x):
             return self.self_attn(
                 x, x, x, attn_mask=tgt_mask, key_padding_mask=tgt_key_padding_mask,
                 is_causal=tgt_is_causal, need_weights=False,
-            )[0]  # fmt: skip
+            )[0]
 
         def look_back(x):
             return self.multihead_attn(
                 x, memory, memory, attn_mask=memory_mask,
                 key_padding_mask=memory_key_padding_mask, is_causal=memory_is_causal,
                 need_weights=False,
-            )[0]  # fmt: skip
+            )[0]
 
         return self._run(tgt, attend, look_back, self._feed_forward)
 
@@ -162,7 +162,7 @@ class TransformerEncoder(Module):
     def __init__(
         self, encoder_layer, num_layers: int, norm: Module | None = None,
         enable_nested_tensor: bool = True, mask_check: bool = True,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.layers = _copies(encoder_layer, num_layers)
         self.num_layers, self.norm = num_layers, norm
@@ -198,7 +198,7 @@ class TransformerDecoder(Module):
         self, tgt, memory, tgt_mask=None, memory_mask=None, tgt_key_padding_mask=None,
         memory_key_padding_mask=None, tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
-    ):  # fmt: skip
+    ):
         first = getattr(getattr(self.layers[0], "self_attn", None), "batch_first", False)
         causal = _is_causal(tgt_mask, tgt_is_causal, tgt, first)
         for layer in self.layers:
@@ -207,7 +207,7 @@ class TransformerDecoder(Module):
                 tgt_key_padding_mask=tgt_key_padding_mask,
                 memory_key_padding_mask=memory_key_padding_mask, tgt_is_causal=causal,
                 memory_is_causal=memory_is_causal,
-            )  # fmt: skip
+            )
         return tgt if self.norm is None else self.norm(tgt)
 
 
@@ -227,11 +227,11 @@ class Transformer(Module):
         activation=F.relu, custom_encoder=None, custom_decoder=None, layer_norm_eps: float = 1e-5,
         batch_first: bool = False, norm_first: bool = False, bias: bool = True, device=None,
         dtype=None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         where = {"device": device, "dtype": dtype}
         options = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps,
-                   batch_first, norm_first, bias)  # fmt: skip
+                   batch_first, norm_first, bias)
 
         def norm():
             return LayerNorm(d_model, eps=layer_norm_eps, bias=bias, **where)
@@ -253,7 +253,7 @@ class Transformer(Module):
         self, src, tgt, src_mask=None, tgt_mask=None, memory_mask=None, src_key_padding_mask=None,
         tgt_key_padding_mask=None, memory_key_padding_mask=None, src_is_causal: bool | None = None,
         tgt_is_causal: bool | None = None, memory_is_causal: bool = False,
-    ):  # fmt: skip
+    ):
         """The decoder's output for ``tgt``, [T, B, E].
 
         Raises:
@@ -274,7 +274,7 @@ class Transformer(Module):
             tgt_key_padding_mask=tgt_key_padding_mask,
             memory_key_padding_mask=memory_key_padding_mask, tgt_is_causal=tgt_is_causal,
             memory_is_causal=memory_is_causal,
-        )  # fmt: skip
+        )
 
     @staticmethod
     def generate_square_subsequent_mask(sz: int, device=None, dtype=None):
@@ -285,4 +285,4 @@ class Transformer(Module):
 __all__ = [
     "Transformer", "TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder",
     "TransformerEncoderLayer",
-]  # fmt: skip
+]

@@ -20,7 +20,7 @@ class Upsample(Module):
     def __init__(
         self, size=None, scale_factor=None, mode: str = "nearest",
         align_corners: bool | None = None, recompute_scale_factor: bool | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.name = type(self).__name__
         self.size = size
@@ -34,7 +34,7 @@ class Upsample(Module):
 
     def forward(self, input):
         return F.interpolate(input, self.size, self.scale_factor, self.mode, self.align_corners,
-                             self.recompute_scale_factor)  # fmt: skip
+                             self.recompute_scale_factor)
 
     def extra_repr(self) -> str:
         if self.scale_factor is not None:
@@ -130,7 +130,7 @@ class Fold(Module):
 
     def forward(self, input):
         return F.fold(input, self.output_size, self.kernel_size, self.dilation, self.padding,
-                      self.stride)  # fmt: skip
+                      self.stride)
 
     def extra_repr(self) -> str:
         return (
@@ -164,4 +164,4 @@ class PairwiseDistance(Module):
 __all__ = [
     "ChannelShuffle", "CosineSimilarity", "Fold", "PairwiseDistance", "PixelShuffle",
     "PixelUnshuffle", "Unfold", "Upsample", "UpsamplingBilinear2d", "UpsamplingNearest2d",
-]  # fmt: skip
+]

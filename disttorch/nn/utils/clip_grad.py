@@ -23,7 +23,7 @@ def _grads(parameters) -> list[Tensor]:
 def get_total_norm(
     tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False,
     foreach: bool | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The norm of all tensors seen as one vector.
 
     Args:
@@ -59,7 +59,7 @@ def get_total_norm(
 def clip_grads_with_norm_(
     parameters: Tensor | Iterable[Tensor], max_norm: float, total_norm: Tensor,
     foreach: bool | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Scale gradients by max_norm / total_norm where that is below 1, in place."""
     coefficient = (float(max_norm) / (total_norm + 1e-6)).clamp(max=1.0)
     for grad in _grads(parameters):
@@ -69,7 +69,7 @@ def clip_grads_with_norm_(
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0,
     error_if_nonfinite: bool = False, foreach: bool | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Scale all gradients together so that their common norm is at most ``max_norm``, in place.
 
     Arguments as of ``get_total_norm``.
@@ -96,7 +96,7 @@ def clip_grad_value_(
 def clip_grad_norm(
     parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0,
     error_if_nonfinite: bool = False, foreach: bool | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The older name of ``clip_grad_norm_``."""
     warnings.warn(
         "`torch.nn.utils.clip_grad_norm` is now deprecated in favor of "

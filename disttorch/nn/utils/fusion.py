@@ -61,7 +61,7 @@ def fuse_conv_bn_eval(conv, bn, transpose: bool = False):
     fused.weight, fused.bias = fuse_conv_bn_weights(
         fused.weight, fused.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias,
         transpose,
-    )  # fmt: skip
+    )
     return fused
 
 
@@ -86,4 +86,4 @@ def fuse_linear_bn_eval(linear, bn):
 
 __all__ = [
     "fuse_conv_bn_eval", "fuse_conv_bn_weights", "fuse_linear_bn_eval", "fuse_linear_bn_weights",
-]  # fmt: skip
+]

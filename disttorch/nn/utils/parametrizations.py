@@ -113,7 +113,7 @@ class _SpectralNorm(Module):
 def spectral_norm(
     module: Module, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12,
     dim: int | None = None,
-) -> Module:  # fmt: skip
+) -> Module:
     """Divide a weight by its largest singular value (Miyato et al., arXiv:1802.05957).
 
     Args:
@@ -241,7 +241,7 @@ class _Orthogonal(Module):
 def orthogonal(
     module: Module, name: str = "weight", orthogonal_map: str | None = None, *,
     use_trivialization: bool = True,
-) -> Module:  # fmt: skip
+) -> Module:
     """Keep a matrix orthogonal: its columns, or rows if there are fewer, orthonormal.
 
     Args:

@@ -318,4 +318,4 @@ __all__ = [
     "ParametrizationList", "cached", "is_parametrized", "register_parametrization",
     "remove_parametrizations", "transfer_parametrizations_and_params",
     "type_before_parametrizations",
-]  # fmt: skip
+]

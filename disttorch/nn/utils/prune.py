@@ -52,7 +52,7 @@ class BasePruningMethod(ABC):
         method = cls(*args, **kwargs)
         method._tensor_name = name
         earlier = [(k, h) for k, h in module._forward_pre_hooks.items()
-                   if isinstance(h, BasePruningMethod) and h._tensor_name == name]  # fmt: skip
+                   if isinstance(h, BasePruningMethod) and h._tensor_name == name]
         before = getattr(module, name)
         scores = before if importance_scores is None else importance_scores
         if scores.shape != before.shape:
@@ -404,4 +404,4 @@ __all__ = [
     "PruningContainer", "RandomStructured", "RandomUnstructured", "custom_from_mask",
     "global_unstructured", "identity", "is_pruned", "l1_unstructured", "ln_structured",
     "random_structured", "random_unstructured", "remove",
-]  # fmt: skip
+]

@@ -99,7 +99,7 @@ def _conversion(name, dtype):
 
 for _name, _dtype in (("double", "float64"), ("float", "float32"), ("half", "float16"),
                       ("long", "int64"), ("int", "int32"), ("short", "int16"), ("char", "int8"),
-                      ("byte", "uint8")):  # fmt: skip
+                      ("byte", "uint8")):
     setattr(PackedSequence, _name, _conversion(_name, _dtype))
 
 
@@ -175,7 +175,7 @@ def _int64():
 def pad_packed_sequence(
     sequence: PackedSequence, batch_first: bool = False, padding_value: float = 0.0,
     total_length: int | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """The inverse of ``pack_padded_sequence``.
 
     Args:
@@ -264,4 +264,4 @@ def unpack_sequence(packed_sequences: PackedSequence) -> list[Tensor]:
 __all__ = [
     "PackedSequence", "invert_permutation", "pack_padded_sequence", "pack_sequence",
     "pad_packed_sequence", "pad_sequence", "unpack_sequence", "unpad_sequence",
-]  # fmt: skip
+]

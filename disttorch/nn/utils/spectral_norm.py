@@ -40,7 +40,7 @@ class SpectralNorm:
 def spectral_norm(
     module: Module, name: str = "weight", n_power_iterations: int = 1, eps: float = 1e-12,
     dim: int | None = None,
-) -> Module:  # fmt: skip
+) -> Module:
     """Divide a weight by its largest singular value (Miyato et al., arXiv:1802.05957).
 
     ``parametrizations.spectral_norm`` is the newer way.

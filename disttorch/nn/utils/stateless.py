@@ -8,7 +8,7 @@ import warnings
 def functional_call(
     module, parameters_and_buffers, args=None, kwargs=None, *, tie_weights: bool = True,
     strict: bool = False,
-):  # fmt: skip
+):
     """As ``disttorch.func.functional_call``."""
     from ...func import functional_call as call
 

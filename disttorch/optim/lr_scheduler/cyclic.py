@@ -54,7 +54,7 @@ class OneCycleLR(LRScheduler):
         cycle_momentum: bool = True, base_momentum=0.85, max_momentum=0.95,
         div_factor: float = 25.0, final_div_factor: float = 1e4, three_phase: bool = False,
         last_epoch: int = -1,
-    ):  # fmt: skip
+    ):
         check_optimizer(optimizer)
         self.total_steps = self._length(total_steps, epochs, steps_per_epoch)
         self._schedule_phases = self._phases(pct_start, three_phase)
@@ -86,7 +86,7 @@ class OneCycleLR(LRScheduler):
             raise ValueError("You must define either total_steps OR (epochs AND steps_per_epoch)")
         given = {"total_steps": total_steps} if total_steps is not None else {
             "epochs": epochs, "steps_per_epoch": steps_per_epoch
-        }  # fmt: skip
+        }
         for name, value in given.items():
             if value <= 0 or not isinstance(value, int):
                 raise ValueError(f"Expected positive integer {name}, but got {value}")
@@ -103,7 +103,7 @@ class OneCycleLR(LRScheduler):
             _phase(float(2 * share * self.total_steps) - 2, ("max_lr", "initial_lr"),
                    ("base_momentum", "max_momentum")),
             _phase(last, ("initial_lr", "min_lr"), ("max_momentum", "max_momentum")),
-        ]  # fmt: skip
+        ]
 
     def get_lr(self):
         self._present()
@@ -168,7 +168,7 @@ class CyclicLR(LRScheduler):
         step_size_down: int | None = None, mode: str = "triangular", gamma: float = 1.0,
         scale_fn=None, scale_mode: str = "cycle", cycle_momentum: bool = True,
         base_momentum=0.8, max_momentum=0.9, last_epoch: int = -1,
-    ):  # fmt: skip
+    ):
         check_optimizer(optimizer)
         base_lrs = per_group("base_lr", optimizer, base_lr)
         if last_epoch == -1:
@@ -190,7 +190,7 @@ class CyclicLR(LRScheduler):
             self.base_momentums = per_group("base_momentum", optimizer, base_momentum)
             self.max_momentums = per_group("max_momentum", optimizer, max_momentum)
             _set_momentum_range(optimizer, self.base_momentums, self.max_momentums,
-                                self.use_beta1, last_epoch == -1)  # fmt: skip
+                                self.use_beta1, last_epoch == -1)
         super().__init__(optimizer, last_epoch)
         self.base_lrs = base_lrs
 

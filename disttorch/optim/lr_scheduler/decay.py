@@ -145,7 +145,7 @@ class LinearLR(LRScheduler):
     def __init__(
         self, optimizer, start_factor: float = 1.0 / 3, end_factor: float = 1.0,
         total_iters: int = 5, last_epoch: int = -1,
-    ):  # fmt: skip
+    ):
         if start_factor > 1.0 or start_factor <= 0:
             raise ValueError(
                 "Starting multiplicative factor expected to be greater than 0 and less or equal "

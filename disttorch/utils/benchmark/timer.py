@@ -104,7 +104,7 @@ class Timer:
     def __init__(self, stmt: str = "pass", setup: str = "pass", global_setup: str = "",
                  timer=timer, globals: dict | None = None, label: str | None = None,
                  sub_label: str | None = None, description: str | None = None,
-                 env: str | None = None, num_threads: int = 1, language: str = "python"):  # fmt: skip
+                 env: str | None = None, num_threads: int = 1, language: str = "python"):
         import disttorch
 
         if str(getattr(language, "value", language)).lower() not in ("python", "py", "0"):
@@ -116,7 +116,7 @@ class Timer:
         self._timer = timeit.Timer(stmt, setup, timer, names)
         self._torch, self.num_threads = disttorch, num_threads
         self._names = {"stmt": stmt, "label": label, "sub_label": sub_label,
-                       "description": description, "env": env}  # fmt: skip
+                       "description": description, "env": env}
 
     def _measured(self, number: int, times: list[float]) -> Measurement:
         return Measurement(number, times, num_threads=self.num_threads, **self._names)
@@ -146,7 +146,7 @@ class Timer:
         return self._measured(number, times)
 
     def adaptive_autorange(self, threshold: float = 0.1, *, min_run_time: float = 0.01,
-                           max_run_time: float = 10.0, callback=None) -> Measurement:  # fmt: skip
+                           max_run_time: float = 10.0, callback=None) -> Measurement:
         """Measure until the quartiles are closer than ``threshold`` of the median."""
         with self._threads():
             number = self._block_size(min_run_time)
@@ -210,7 +210,7 @@ class Compare:
             times = {
                 r.description or "": in_seconds(r.median) for r in mine
                 if (r.num_threads, r.sub_label or r.stmt) == (threads, name)
-            }  # fmt: skip
+            }
             cells.append([name, str(threads), *(times.get(c, "") for c in columns)])
         widths = [max(map(len, column)) for column in zip(*cells)]
         return "\n".join(

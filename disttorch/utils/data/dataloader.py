@@ -59,7 +59,7 @@ class DataLoader(Generic[T_co]):
 
     _FIXED = (
         "batch_size", "batch_sampler", "sampler", "drop_last", "dataset", "persistent_workers",
-    )  # fmt: skip
+    )
     _initialized = False
 
     def __init__(
@@ -68,7 +68,7 @@ class DataLoader(Generic[T_co]):
         drop_last: bool = False, timeout: float = 0, worker_init_fn=None,
         multiprocessing_context=None, generator=None, *, prefetch_factor: int | None = None,
         persistent_workers: bool = False, pin_memory_device: str = "", in_order: bool = True,
-    ):  # fmt: skip
+    ):
         prefetch_factor = self._check_workers(
             num_workers, timeout, prefetch_factor, persistent_workers
         )
@@ -204,11 +204,11 @@ class DataLoader(Generic[T_co]):
         plan = Plan(
             self.dataset, self.batch_sampler is not None, self.collate_fn, self.drop_last,
             base_seed, self.worker_init_fn, self.num_workers,
-        )  # fmt: skip
+        )
         return WorkersIterator(
             self.multiprocessing_context, plan, prefetch=self.prefetch_factor,
             timeout=self.timeout, in_order=self.in_order, keep=self.persistent_workers,
-        )  # fmt: skip
+        )
 
     # ---------------------------------------------------------------- saving a pass
     def _resumable(self):

@@ -226,4 +226,4 @@ def _whole_sizes(fractions, n: int) -> list[int]:
 __all__ = [
     "ChainDataset", "ConcatDataset", "Dataset", "IterableDataset", "StackDataset", "Subset",
     "TensorDataset", "random_split",
-]  # fmt: skip
+]

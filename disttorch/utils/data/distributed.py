@@ -34,7 +34,7 @@ class DistributedSampler(Sampler[int]):
     def __init__(
         self, dataset, num_replicas: int | None = None, rank: int | None = None,
         shuffle: bool = True, seed: int = 0, drop_last: bool = False, *, exact: bool = False,
-    ):  # fmt: skip
+    ):
         if num_replicas is None or rank is None:
             from ... import distributed
 
@@ -99,7 +99,7 @@ class DistributedSampler(Sampler[int]):
         return {
             "epoch": self.epoch, "seed": self.seed, "shuffle": self.shuffle,
             "consumed": min(used, len(self.dataset)), "length": len(self.dataset),
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go on, in the next pass, with what the saved one had left, at any number of ranks.

@@ -233,4 +233,4 @@ class BatchSampler(Sampler[list[int]]):
 __all__ = [
     "BatchSampler", "RandomSampler", "Sampler", "SequentialSampler", "SubsetRandomSampler",
     "WeightedRandomSampler",
-]  # fmt: skip
+]

@@ -57,7 +57,7 @@ def worth_sharing(tensors) -> bool:
         t._data.__class__ is first.__class__ is ndarray and t._data.shape == first.shape
         and t._data.dtype == first.dtype and not t._rg
         for t in tensors
-    )  # fmt: skip
+    )
 
 
 def shared_stack(arrays):
@@ -81,7 +81,7 @@ class WorkerError:
 
     def __reduce__(self):
         return _rebuild_error, (_kind_or_none(self.kind), self.kind.__name__, self.text,
-                                self.worker_id)  # fmt: skip
+                                self.worker_id)
 
     def reraise(self) -> None:
         """Raise it here, with where it came from and the worker's traceback as its message."""

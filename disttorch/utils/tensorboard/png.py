@@ -26,7 +26,7 @@ def encode_png(pixels: bytes, height: int, width: int, channels: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines))
         + _chunk(b"IEND", b"")
-    )  # fmt: skip
+    )
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

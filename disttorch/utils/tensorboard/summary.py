@@ -83,7 +83,7 @@ def text(tag: str, value: str):
         dtype="DT_STRING", string_val=[value.encode()], tensor_shape=shape
     )
     return _summary(tag=f"{tag}/text_summary", metadata=_metadata("text", b"\x08\x00"),
-                    tensor=tensor)  # fmt: skip
+                    tensor=tensor)
 
 
 # ---------------------------------------------------------------- distributions
@@ -123,7 +123,7 @@ def histogram(tag: str, values, bins="tensorflow", max_bins: int | None = None):
         limits = [float(b) for b in bins]
     counts, limits = _counted(t, limits, max_bins)
     return histogram_raw(tag, low, high, t.numel(), t.sum().item(), t.square().sum().item(),
-                         limits, counts)  # fmt: skip
+                         limits, counts)
 
 
 def _counted(t, limits: list[float], max_bins):
@@ -156,7 +156,7 @@ def histogram_raw(tag, min, max, num, sum, sum_squares, bucket_limits, bucket_co
     histo = summary_pb2.HistogramProto(
         min=min, max=max, num=num, sum=sum, sum_squares=sum_squares,
         bucket_limit=list(bucket_limits), bucket=list(bucket_counts),
-    )  # fmt: skip
+    )
     return _summary(tag=tag, histo=histo)
 
 
@@ -227,7 +227,7 @@ def audio(tag: str, sound, sample_rate: int = 44100):
     encoded = summary_pb2.Summary.Audio(
         sample_rate=sample_rate, num_channels=1, length_frames=len(samples),
         encoded_audio_string=file.getvalue(), content_type="audio/wav",
-    )  # fmt: skip
+    )
     return _summary(tag=tag, audio=encoded)
 
 
@@ -257,7 +257,7 @@ def pr_curve(tag: str, labels, predictions, num_thresholds: int = 127, weights=N
     tensor = tensor_pb2.TensorProto(
         dtype="DT_FLOAT", float_val=PUBLIC["cat"](rows).tolist(),
         tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims),
-    )  # fmt: skip
+    )
     return _summary(tag=tag, metadata=_metadata("pr_curves", content), tensor=tensor)
 
 
@@ -297,7 +297,7 @@ def hparams(settings: dict, metrics: dict, domains: dict | None = None) -> tuple
         for tag, data in (
             ("experiment", experiment), ("session_start_info", start), ("session_end_info", end)
         )
-    )  # fmt: skip
+    )
 
 
 _KINDS = {"bool": "BOOL", "number": "FLOAT64", "string": "STRING"}

@@ -50,7 +50,7 @@ class SummaryWriter:
     """
 
     def __init__(self, log_dir=None, comment: str = "", purge_step: int | None = None,
-                 max_queue: int = 10, flush_secs: int = 120, filename_suffix: str = ""):  # fmt: skip
+                 max_queue: int = 10, flush_secs: int = 120, filename_suffix: str = ""):
         if not log_dir:
             now = datetime.now().strftime("%b%d_%H-%M-%S")
             log_dir = os.path.join("runs", f"{now}_{socket.gethostname()}{comment}")
@@ -63,7 +63,7 @@ class SummaryWriter:
 
             events._writer.add_event(event_pb2.Event(
                 step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            ))  # fmt: skip
+            ))
 
     def _events(self, folder: str | None = None) -> _Events:
         """The file of a folder (default the writer's own), made when it is first written to."""
@@ -81,7 +81,7 @@ class SummaryWriter:
 
     # ------------------------------------------------------------- numbers
     def add_scalar(self, tag, scalar_value, global_step=None, walltime=None, new_style=False,
-                   double_precision=False) -> None:  # fmt: skip
+                   double_precision=False) -> None:
         """Log one number (a tensor with one element, or a Python number)."""
         message = summary.scalar(tag, scalar_value, new_style, double_precision)
         self._add(message, global_step, walltime)
@@ -91,15 +91,15 @@ class SummaryWriter:
         for tag, value in tag_scalar_dict.items():
             name = f"{main_tag.replace('/', '_')}_{tag}"
             self._add(summary.scalar(main_tag, value), global_step, walltime,
-                      os.path.join(self.log_dir, name))  # fmt: skip
+                      os.path.join(self.log_dir, name))
 
     def add_histogram(self, tag, values, global_step=None, bins="tensorflow", walltime=None,
-                      max_bins=None) -> None:  # fmt: skip
+                      max_bins=None) -> None:
         """Log how values are distributed; see ``summary.histogram``."""
         self._add(summary.histogram(tag, values, bins, max_bins), global_step, walltime)
 
     def add_histogram_raw(self, tag, min, max, num, sum, sum_squares, bucket_limits,
-                          bucket_counts, global_step=None, walltime=None) -> None:  # fmt: skip
+                          bucket_counts, global_step=None, walltime=None) -> None:
         """Log a histogram that was counted before."""
         message = summary.histogram_raw(
             tag, min, max, num, sum, sum_squares, bucket_limits, bucket_counts
@@ -107,13 +107,13 @@ class SummaryWriter:
         self._add(message, global_step, walltime)
 
     def add_pr_curve(self, tag, labels, predictions, global_step=None, num_thresholds=127,
-                     weights=None, walltime=None) -> None:  # fmt: skip
+                     weights=None, walltime=None) -> None:
         """Log a precision-recall curve of labels (0 or 1) and predictions in [0, 1]."""
         message = summary.pr_curve(tag, labels, predictions, num_thresholds, weights)
         self._add(message, global_step, walltime)
 
     def add_hparams(self, hparam_dict, metric_dict, hparam_domain_discrete=None, run_name=None,
-                    global_step=None) -> None:  # fmt: skip
+                    global_step=None) -> None:
         """Log the settings of a run and what came of it, into a sub-folder ``run_name``."""
         messages = summary.hparams(hparam_dict, metric_dict, hparam_domain_discrete)
         folder = os.path.join(self.log_dir, run_name or str(time.time()))
@@ -125,12 +125,12 @@ class SummaryWriter:
 
     # ------------------------------------------------------------- pictures, sound, text
     def add_image(self, tag, img_tensor, global_step=None, walltime=None,
-                  dataformats="CHW") -> None:  # fmt: skip
+                  dataformats="CHW") -> None:
         """Log a picture: floats in [0, 1] or uint8."""
         self._add(summary.image(tag, img_tensor, dataformats), global_step, walltime)
 
     def add_images(self, tag, img_tensor, global_step=None, walltime=None,
-                   dataformats="NCHW") -> None:  # fmt: skip
+                   dataformats="NCHW") -> None:
         """Log a batch of pictures, laid out in rows of eight."""
         self._add(summary.image(tag, img_tensor, dataformats), global_step, walltime)
 
@@ -157,7 +157,7 @@ class SummaryWriter:
             self.add_images(tag, PUBLIC["stack"](pictures), global_step, walltime, "NHWC")
 
     def add_audio(self, tag, snd_tensor, global_step=None, sample_rate=44100,
-                  walltime=None) -> None:  # fmt: skip
+                  walltime=None) -> None:
         """Log mono sound in [-1, 1]."""
         self._add(summary.audio(tag, snd_tensor, sample_rate), global_step, walltime)
 
@@ -174,7 +174,7 @@ class SummaryWriter:
         )
 
     def add_embedding(self, mat, metadata=None, label_img=None, global_step=None, tag="default",
-                      metadata_header=None):  # fmt: skip
+                      metadata_header=None):
         """Not built."""
         raise NotImplementedError(
             "add_embedding is not built; project the vectors with torch.pca_lowrank and log a "
@@ -186,7 +186,7 @@ class SummaryWriter:
         raise NotImplementedError("add_video is not built; log the frames with add_images")
 
     def add_mesh(self, tag, vertices, colors=None, faces=None, config_dict=None, global_step=None,
-                 walltime=None):  # fmt: skip
+                 walltime=None):
         """Not built."""
         raise NotImplementedError("add_mesh is not built; log a 3-D plot with add_figure")
 
