@@ -115,8 +115,8 @@ class Timer:
             exec(global_setup, names)
         self._timer = timeit.Timer(stmt, setup, timer, names)
         self._torch, self.num_threads = disttorch, num_threads
-        self._names = {"stmt": stmt, "label": label, "sub_label": sub_label,
-                       "description": description, "env": env}
+        self._names: dict = {"stmt": stmt, "label": label, "sub_label": sub_label,
+                             "description": description, "env": env}
 
     def _measured(self, number: int, times: list[float]) -> Measurement:
         return Measurement(number, times, num_threads=self.num_threads, **self._names)
