@@ -144,6 +144,7 @@ def worker_main(connection, plan: Plan, worker_id: int) -> None:
     batch or WorkerError or StreamEnd)``, in the same order.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loader's: it ends its workers
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held back since our start
     channel, inbox = Channel(connection), _Inbox()
     threading.Thread(target=_receive, args=(channel, inbox), daemon=True).start()
     failure = fetch = None

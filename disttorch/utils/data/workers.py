@@ -19,6 +19,16 @@ from .worker import Plan, StreamEnd, WorkerError, worker_main
 _PATIENCE = 5.0  # seconds that a worker has to end by itself
 
 
+@contextlib.contextmanager
+def _interrupts_held():
+    """Hold Ctrl-C back; a process started meanwhile inherits that, until it has said whose it is."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Worker:
     """One process, this end of its channel, and how many answers it owes."""
 
@@ -28,7 +38,7 @@ class _Worker:
             target=worker_main, args=(theirs, plan, worker_id), daemon=True
         )
         try:
-            with warnings.catch_warnings():
+            with _interrupts_held(), warnings.catch_warnings():
                 # Python warns of forks beside threads, which may hold locks for ever in the child.
                 # Here they are BLAS's, which sees to it (pthread_atfork), and the user's own.
                 warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
