@@ -82,7 +82,8 @@ def test_ranks_and_least_squares():
     a = np.random.default_rng(2).normal(size=(4, 3))
     a[:, 2] = a[:, 0]
     b = np.ones((4, 2))
-    for driver in ("gelsy", "gelsd"):
+    # not gelsy: for deficient ranks PyTorch's answer changes from run to run
+    for driver in ("gelsd", "gelss"):
         ours = dt.linalg.lstsq(dt.tensor(a), dt.tensor(b), driver=driver)
         theirs = torch.linalg.lstsq(torch.tensor(a), torch.tensor(b), driver=driver)
         for x, y in zip(ours, theirs):
