@@ -37,9 +37,12 @@ class Finder(importlib.abc.MetaPathFinder):
     """Finds ``torch`` and all below it in disttorch."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != "torch" and not fullname.startswith("torch."):
+        if fullname == "safetensors.torch":  # the library's own takes tensors apart in C
+            module = importlib.import_module(f"{_OURS}.serialization.safetensors")
+        elif fullname == "torch" or fullname.startswith("torch."):
+            module = _module(fullname, _OURS + fullname[len("torch"):])
+        else:
             return None
-        module = _module(fullname, _OURS + fullname[len("torch"):])
         return importlib.machinery.ModuleSpec(
             fullname, _Loader(module), is_package=hasattr(module, "__path__")
         )

@@ -34,10 +34,13 @@ def namespace_for(device: devices.device):
     """The namespace that makes arrays on ``device``.
 
     Raises:
-        RuntimeError: if the device is a GPU and CuPy or a GPU is missing.
+        RuntimeError: if the device is a GPU and CuPy or a GPU is missing, or of a kind that
+            holds no tensors here.
     """
     if device.type == "cpu":
         return CPU
+    if device.type != "cuda":
+        raise RuntimeError(f"disttorch has the devices cpu and cuda, not {device.type!r}")
     from .cupy_backend import gpu
 
     return gpu(device)

@@ -10,8 +10,10 @@ _FORM = re.compile(r"^(cpu|cuda|meta|mps|xpu)(?::(\d+))?$")
 class device:
     """A place for tensors: ``device("cpu")``, ``device("cuda")``, ``device("cuda", 1)``.
 
+    ``mps``, ``xpu`` and ``meta`` can be named and compared, but hold no tensors.
+
     Raises:
-        RuntimeError: if the text names no device kind, or one that disttorch lacks.
+        RuntimeError: if the text names no device kind.
     """
 
     __slots__ = ("type", "index")
@@ -33,8 +35,6 @@ class device:
             raise RuntimeError(
                 f"Expected one of cpu, cuda, cuda:N as the device, got {type!r}"
             )
-        if found[1] not in ("cpu", "cuda"):
-            raise RuntimeError(f"disttorch has the devices cpu and cuda, not {found[1]!r}")
         if found[2] is not None and index is not None:
             raise RuntimeError(
                 f"type (string) must not include an index because index was passed "
