@@ -56,7 +56,7 @@ def save_file(
 ) -> None:
     """Write named tensors to a file, whole or not at all. Arguments and errors as ``save``."""
     data = save(tensors, metadata)
-    with atomic_file(filename) as file:
+    with atomic_file(os.fspath(filename)) as file:
         file.write(data)
 
 
