@@ -299,9 +299,53 @@ def test_pruned_elements_stay_zero_in_training(method, args, zeros):
     assert [n for n, _ in layer.named_parameters()] == ["bias", "weight"]
 
 
-def test_data_parallel_of_several_devices_says_what_to_do():
-    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
-        nn.DataParallel(nn.Linear(2, 2), device_ids=[0, 1])
+class TwoResults(nn.Module):
+    """Counts its calls, sees how many rows each gets, and returns containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.rows = nn.Linear(3, 2), []
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, scale=1.0, extra=None):
+        self.rows.append(len(x))
+        self.calls += 1
+        y = self.layer(x) * scale
+        return {"y": y, "pair": (y.square(), None)}
+
+
+@pytest.mark.parametrize("rows", [7, 2, 1])
+def test_data_parallel_cuts_the_batch_and_adds_the_gradients(rows):
+    model = TwoResults()
+    twin = copy.deepcopy(model)
+    x = normal(rows, 3, dtype=torch.float32)
+    wrapped = nn.DataParallel(model, device_ids=["cpu", "cpu", "cpu"])
+    assert list(wrapped.state_dict()) == ["module." + k for k in twin.state_dict()]
+    got, want = wrapped(x, scale=2.0, extra="as it is"), twin(x, scale=2.0)
+    assert model.rows == [len(part) for part in x.chunk(3)] and sum(model.rows) == rows
+    assert torch.allclose(got["y"], want["y"]) and got["pair"][1] is None
+    got["pair"][0].sum().backward()
+    want["pair"][0].sum().backward()
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad)
+    assert model.calls.item() == len(model.rows)
+
+
+def test_data_parallel_gathers_scalars_as_a_vector():
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean()
+
+    x = torch.arange(4.0)
+    with pytest.warns(UserWarning, match="scalars"):
+        got = nn.DataParallel(Mean(), device_ids=["cpu", "cpu"])(x)
+    assert got.tolist() == [0.5, 2.5]
+
+
+def test_data_parallel_without_that_gpu_is_an_error():
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError):
+            nn.DataParallel(nn.Linear(2, 2), device_ids=[0, 1])
 
 
 def test_skip_init_keeps_shapes():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .data_parallel import DataParallel, data_parallel
+from .data_parallel import DataParallel, data_parallel, gather, scatter
 
-__all__ = ["DataParallel", "DistributedDataParallel", "data_parallel"]
+__all__ = ["DataParallel", "DistributedDataParallel", "data_parallel", "gather", "scatter"]
 
 
 def __getattr__(name):
