@@ -50,18 +50,10 @@ class _Execution:
                 self.capture_leaves.setdefault(id(t), []).append(index)
             else:
                 self.capture_nodes.setdefault(node, []).append((t._out_nr, index))
-        needed = set()
+        self.only = set()
         for node in reversed(self.nodes):  # oldest first: the inputs of a node come before it
-            if node in self.capture_nodes:
-                needed.add(node)
-                continue
-            for target, _ in node.edges:
-                if target in needed if not isinstance(target, Tensor) else (
-                    id(target) in self.capture_leaves
-                ):
-                    needed.add(node)
-                    break
-        self.only = needed
+            if node in self.capture_nodes or any(self._leads_on(t) for t, _ in node.edges):
+                self.only.add(node)
 
     # ------------------------------------------------------------- the walk
     def run(self):
@@ -82,8 +74,7 @@ class _Execution:
         for node in self.nodes:
             g = pending.pop(node, None)
             if g is None or only is not None and node not in only:
-                for target, _ in node.edges:
-                    self._leaf_done(target)
+                self._skip(node)
             elif plain and only is None and node.metas is None and node.is_plain():
                 # the frequent case, without the calls that the general one needs
                 owned = self.owned.pop(node, False)
@@ -266,10 +257,7 @@ class _Execution:
             for nr, ref in node.retain.items():
                 t = ref()
                 if t is not None and grads[nr] is not None:
-                    t._grad = self._as_tensor(
-                        grads[nr] if self.create_graph else grads[nr].copy()
-                    ) if t._grad is None else self._as_tensor(self._sum(
-                        t._grad if self.create_graph else t._grad._data, grads[nr], False))
+                    self._keep(t, grads[nr])
         if node.pre_hooks:
             tensors = tuple(None if x is None else self._as_tensor(x) for x in grads)
             for hook in list(node.pre_hooks.values()):
@@ -281,15 +269,16 @@ class _Execution:
             if grads[nr] is not None:
                 self.captured[index] = self._as_tensor(grads[nr])
                 if self.accumulate:
-                    self._keep_on(index, grads[nr])
+                    self._keep(self.input_tensors[index], grads[nr])
         return grads[0] if node.metas is None else tuple(grads)
 
-    def _keep_on(self, index, g):
-        t = self.input_tensors[index]
-        g = self._as_tensor(g if self.create_graph else g.copy())
-        t._grad = g if t._grad is None else self._as_tensor(
-            self._sum(t._grad if self.create_graph else t._grad._data,
-                      g if self.create_graph else g._data, False))
+    def _keep(self, t, g):
+        """Add ``g``, which travels on, to the ``.grad`` of a tensor inside the graph."""
+        before = t._grad
+        if self.create_graph:
+            t._grad = g if before is None else self._sum(before, g, False)
+        else:
+            t._grad = wrap(g.copy() if before is None else self._sum(before._data, g, False))
 
     input_tensors: tuple = ()
 

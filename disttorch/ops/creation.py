@@ -233,17 +233,12 @@ def _filled(name, fill):
     def make(*size, out=None, dtype=None, layout=None, device=None, requires_grad=False,
              pin_memory=False, memory_format=None):
         _check_options(layout, pin_memory)
-        if "size" in extra(size):
-            size = size[0]
         shape = _checked(sizes(size), name)
         xp = namespace_for(_place(device))
         array = getattr(xp, fill)(shape, _dtype(dtype, name).np)
         if out is not None:
             return write_out(wrap(array), out, name)
         return _finish(wrap(array), requires_grad)
-
-    def extra(size):
-        return ()
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"A tensor of the given size{'' if fill == 'empty' else f', filled with {name}'}."

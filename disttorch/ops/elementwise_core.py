@@ -142,13 +142,16 @@ class BinaryOp(ElementwiseOp):
 
     def _make_call(self):
         apply, function = self.apply, getattr(CPU, self.ufunc) if self.ufunc else None
-        plans, rules_at = self.plans, self
+        plans, owner = self.plans, self
         takes_numbers = "other" not in self._tensor_only
+
+        def general(input, other, out):
+            result = apply((input, other))
+            return result if out is None else write_out(result, out, owner.name)
 
         def call(input, other, *, out=None):
             if input.__class__ is not Tensor and not isinstance(input, Tensor):
-                result = apply((input, other))
-                return result if out is None else write_out(result, out, self.name)
+                return general(input, other, out)
             a = input._data
             dtype = a.dtype
             if other.__class__ is Tensor or isinstance(other, Tensor):
@@ -157,8 +160,7 @@ class BinaryOp(ElementwiseOp):
                     b.dtype is not dtype or dtype not in FAST or out is not None
                     or a.__class__ is not ndarray or b.__class__ is not ndarray
                 ):
-                    result = apply((input, other))
-                    return result if out is None else write_out(result, out, self.name)
+                    return general(input, other, out)
                 mask = 2 if other._rg or other._base is not None and other._base._rg else 0
             elif (
                 (other.__class__ is float or other.__class__ is int)
@@ -167,8 +169,7 @@ class BinaryOp(ElementwiseOp):
             ):
                 b, mask = other, 0
             else:
-                result = apply((input, other))
-                return result if out is None else write_out(result, out, self.name)
+                return general(input, other, out)
             if function is None or state.inference or autocast.on:
                 return apply((input, other))
             try:
@@ -181,10 +182,10 @@ class BinaryOp(ElementwiseOp):
             result._data = r
             if input._rg or input._base is not None and input._base._rg:
                 mask |= 1
-            if mask and state.enabled and rules_at.rule_slots:
+            if mask and state.enabled and owner.rule_slots:
                 plan = plans.get(mask)
                 if plan is None:
-                    plan = plans[mask] = Plan(rules_at, mask)
+                    plan = plans[mask] = Plan(owner, mask)
                 result._node = make_node(plan, (input, other), result, r, None)
                 result._rg = True
             return result
