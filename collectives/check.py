@@ -1,0 +1,77 @@
+"""Whether the ranks of a group made the same call, and the sentence that says who did not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from .backend import Counts
+from .call import Call
+from .work import MismatchError
+
+
+def same(group: str, calls: Mapping[int, Call]) -> None:
+    """Raise MismatchError where ranks made different calls.
+
+    Args:
+        group: its name.
+        calls: of every rank of the group.
+    """
+    if len({call.fingerprint for call in calls.values()}) > 1:
+        number = next(iter(calls.values())).number
+        raise mismatch(group, number, {rank: str(call) for rank, call in calls.items()})
+
+
+def mismatch(group: str, number: int, calls: Mapping[int, str]) -> MismatchError:
+    """The error that every rank raises.
+
+    Args:
+        group: its name.
+        number: of the call in the group.
+        calls: each rank's call as text. Texts that differ only in the place of the call are the
+            same call.
+    """
+    kinds = Counter(_without_place(text) for text in calls.values())
+    ((most, times), *_) = kinds.most_common(1)
+    blame = ""
+    if 2 * times > len(calls) and len(kinds) > 1:
+        odd = [rank for rank, text in calls.items() if _without_place(text) != most]
+        blame = f" ({rank_list(odd)} {'differs' if len(odd) == 1 else 'differ'} from the others)"
+    by_text: dict[str, list[int]] = {}
+    for rank in sorted(calls):
+        by_text.setdefault(calls[rank], []).append(rank)
+    each = "; ".join(f"{rank_list(ranks)}: {text}" for text, ranks in by_text.items())
+    return MismatchError(f"ranks of group {group!r} made different calls as call {number}{blame}: {each}")
+
+
+def fits(group: str, number: int, sent: Sequence[Counts], expected: Sequence[Counts]) -> None:
+    """Raise MismatchError where a rank expects another count than is sent to it.
+
+    Args:
+        sent: of every rank, the elements that it sends to each rank.
+        expected: of every rank, the elements that it expects from each rank.
+    """
+    for source, row in enumerate(sent):
+        for target, column in enumerate(expected):
+            if row is not None and column is not None and row[target] != column[source]:
+                raise unfit(group, number, source, target, row[target], column[source])
+
+
+def unfit(group: str, number: int, source: int, target: int, sent: int, expected: int) -> MismatchError:
+    """The error of an exchange whose two sides disagree on a size."""
+    return MismatchError(
+        f"all_to_all as call {number} of group {group!r}: rank {source} sends {sent} elements to "
+        f"rank {target}, which expects {expected} from it"
+    )
+
+
+def rank_list(ranks: Sequence[int]) -> str:
+    """ "rank 2", "ranks 0, 1 and 3"."""
+    names = [str(rank) for rank in ranks]
+    if len(names) == 1:
+        return f"rank {names[0]}"
+    return f"ranks {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _without_place(text: str) -> str:
+    return text.rpartition(" at ")[0] or text
