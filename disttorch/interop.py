@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .autograd.modes import no_grad
 from .backend import CPU, dtypes, namespace_of
+from .backend.storage import is_writeable
 from .tensor import Tensor, current_node, wrap
 
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
@@ -83,7 +84,7 @@ def dlpack_capsule(self, *, stream=None, max_version=None, dl_device=None, copy=
     array = self._data
     if array.dtype == dtypes.bfloat16.np and isinstance(array, CPU.ndarray):
         raise BufferError("NumPy's DLPack has no bfloat16; use .float() or .view(torch.int16)")
-    if not array.flags.writeable:  # an expanded tensor; NumPy exports writeable arrays only
+    if not is_writeable(array):  # an expanded tensor; NumPy exports writeable arrays only
         raise BufferError("this tensor is a view whose elements share memory; use .clone()")
     return array.__dlpack__(**{k: v for k, v in options.items() if v is not None})
 

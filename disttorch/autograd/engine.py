@@ -13,6 +13,7 @@ import threading
 from operator import attrgetter
 
 from ..backend import namespace_of, ndarray
+from ..backend.storage import is_writeable
 from ..tensor import Tensor, current_node, wrap
 from .graph import PackedTensor, bump_version
 from .modes import state
@@ -215,7 +216,7 @@ class _Execution:
                 # Someone else holds this memory, and optimizers change gradients in place
                 g = namespace_of(g).contiguous_copy(g)
             leaf._grad = wrap(g)
-        elif grad._data.flags.writeable:
+        elif is_writeable(grad._data):
             xp = namespace_of(g)
             xp.add(grad._data, g, out=grad._data)
             bump_version(grad)

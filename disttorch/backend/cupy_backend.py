@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from . import (
     batchnorm_kernels,
     bessel_kernels,
@@ -97,6 +99,39 @@ class GpuGenerator(Generator):
         return self._deliver(super().bernoulli_mask(keep, shape))
 
 
+class _Linalg:
+    """``cupy.linalg``, with NumPy's broadcasting and NumPy's error for a singular matrix."""
+
+    def __init__(self, cupy):
+        self._cupy = cupy
+
+    def __getattr__(self, name):
+        function = getattr(self._cupy.linalg, name)
+        if not callable(function) or isinstance(function, type):
+            return function
+        from cupyx import errstate
+
+        @functools.wraps(function)
+        def checked(*args, **kwargs):
+            with errstate(linalg="raise"):  # CuPy's default is to return nonsense quietly
+                return function(*args, **kwargs)
+
+        setattr(self, name, checked)
+        return checked
+
+    def solve(self, a, b):
+        """X of aX = b. a: *×N×N, b: *×N×M."""
+        cp = self._cupy
+        lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        a, b = cp.broadcast_to(a, lead + a.shape[-2:]), cp.broadcast_to(b, lead + b.shape[-2:])
+        if b.size == 0:
+            return cp.zeros(b.shape, np.result_type(a.dtype, b.dtype))
+        from cupyx import errstate
+
+        with errstate(linalg="raise"):
+            return cp.linalg.solve(a, b)
+
+
 class CupyNamespace:
     """CuPy's functions on one device; what an op's forward receives as ``xp``."""
 
@@ -113,6 +148,7 @@ class CupyNamespace:
         self.index, self.device = index, self.cupy.cuda.Device(index)
         self.ndarray = self.cupy.ndarray
         self.array_types = (self.cupy.ndarray,)
+        self.linalg = _Linalg(self.cupy)
         bind_kernels(self, plain_kernels, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
@@ -128,6 +164,20 @@ class CupyNamespace:
         from cupyx.scipy.special import erf
 
         return erf(x)
+
+    def indices(self, dimensions, dtype=int, sparse=False):
+        """``numpy.indices``, of which CuPy lacks the sparse form."""
+        if not sparse:
+            return self.cupy.indices(dimensions, dtype)
+        rank = len(dimensions)
+        return tuple(
+            self.cupy.arange(n, dtype=dtype).reshape((1,) * i + (n,) + (1,) * (rank - i - 1))
+            for i, n in enumerate(dimensions)
+        )
+
+    def broadcast_arrays(self, *arrays):
+        """``numpy.broadcast_arrays``: numbers become arrays, too."""
+        return self.cupy.broadcast_arrays(*map(self.cupy.asarray, arrays))
 
     @staticmethod
     def device_of(array) -> devices.device:

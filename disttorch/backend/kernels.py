@@ -405,6 +405,11 @@ def reversed_cumsum(xp, a, axis):
     return out
 
 
+def running(xp, ufunc, a, axis):
+    """``ufunc`` (its name) of the elements up to each one along ``axis``."""
+    return getattr(np, ufunc).accumulate(a, axis=axis)
+
+
 def top_k(xp, a, k, largest):
     """Positions (…×k) of the k largest (or smallest) along the last axis of ``a``, best first.
 

@@ -33,12 +33,16 @@ def softmax(xp, x, axis):
     """exp(x − max) / sum along ``axis``."""
     if x.size == 0:
         return xp.empty_like(x)
+    if x.ndim == 0:
+        return softmax(xp, x.reshape(1), 0).reshape(())
     e = xp.exp(x - x.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
 
 
 def softmax_backward(xp, g, out, axis):
     """out·(g − Σ g·out)."""
+    if out.ndim == 0:
+        return xp.zeros_like(out)
     return out * (g - (g * out).sum(axis=axis, keepdims=True))
 
 
@@ -46,12 +50,16 @@ def log_softmax(xp, x, axis):
     """x − max − log Σ exp(x − max) along ``axis``."""
     if x.size == 0:
         return xp.empty_like(x)
+    if x.ndim == 0:
+        return log_softmax(xp, x.reshape(1), 0).reshape(())
     shifted = x - x.max(axis=axis, keepdims=True)
     return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
 
 
 def log_softmax_backward(xp, g, out, axis):
     """g − exp(out)·Σ g."""
+    if out.ndim == 0:
+        return xp.zeros_like(out)
     return g - xp.exp(out) * g.sum(axis=axis, keepdims=True)
 
 
@@ -100,6 +108,21 @@ def contiguous_copy(xp, a):
 def reversed_cumsum(xp, a, axis):
     """Sums from each element to the end along ``axis``."""
     return xp.flip(xp.cumsum(xp.flip(a, axis), axis), axis)
+
+
+def running(xp, ufunc, a, axis):
+    """``ufunc`` (its name) of the elements up to each one along ``axis``.
+
+    Hillis and Steele's scan: after the step of distance d every element holds the last 2d ones.
+    """
+    function, distance = getattr(xp, ufunc), 1
+    lead = (slice(None),) * (axis % a.ndim)
+    out = a.copy()
+    while distance < a.shape[axis]:
+        later, earlier = (*lead, slice(distance, None)), (*lead, slice(None, -distance))
+        out[later] = function(out[later], out[earlier])
+        distance *= 2
+    return out
 
 
 def top_k(xp, a, k, largest):

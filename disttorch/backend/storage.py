@@ -61,6 +61,16 @@ def _address(array) -> int:
     return array.data.ptr
 
 
+def is_writeable(array) -> bool:
+    """Whether it may be written: not read-only, and no element stands for several.
+
+    CuPy knows no read-only arrays, so there an expanded one is told by its strides.
+    """
+    if array.__class__ is np.ndarray:
+        return array.flags.writeable
+    return not any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape))
+
+
 def memory_key(xp, flat):
     """What tells two storages apart: address, length and element type."""
     return (_address(flat), flat.nbytes, flat.dtype.str, flat.dtype.name)

@@ -87,7 +87,7 @@ def logcumsumexp(xp, input, dim):
     if input.dtype.kind in "biu":
         raise no_kernel("logcumsumexp_out", dtypes.FROM_NP[input.dtype])
     dim = wrap_dim(dim, input.ndim)
-    return xp.logaddexp.accumulate(input, axis=dim) if input.ndim else input.copy()
+    return xp.running("logaddexp", input, dim) if input.ndim else input.copy()
 
 
 @logcumsumexp.grad("input")
@@ -131,12 +131,12 @@ def _running_extreme(name, ufunc, doc):
         dim = wrap_dim(dim, input.ndim)
         if input.ndim == 0:
             return input.copy(), xp.zeros((), dtypes.int64.np)
-        values = getattr(xp, ufunc).accumulate(input, axis=dim)
+        values = xp.running(ufunc, input, dim)
         # the newest of equal elements holds the record; after a NaN only another NaN does
         hit = (input == values) | (input != input)
         place = xp.arange(input.shape[dim]).reshape([-1 if i == dim else 1
                                                      for i in range(input.ndim)])
-        index = xp.maximum.accumulate(xp.where(hit, place, 0), axis=dim)
+        index = xp.running("maximum", xp.where(hit, place, 0), dim)
         return values, index.astype(dtypes.int64.np, copy=False)
 
     made = Op(forward, name=f"{name}_pair", node_name=name.capitalize(), method=False, nout=2,

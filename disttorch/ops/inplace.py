@@ -11,6 +11,7 @@ from __future__ import annotations
 from ..autograd.graph import Node, PackedNode, edge_to, next_seq, share_version
 from ..autograd.modes import state
 from ..backend import CPU, namespace_of, ndarray
+from ..backend.storage import is_writeable
 from ..tensor import Tensor, wrap
 from .core import REGISTRY, Op, Plan, check_castable, make_node, op
 from .elementwise_core import FAST, ElementwiseOp, expand_error
@@ -24,7 +25,7 @@ def check_inplace(t: Tensor, name: str) -> None:
             "Inplace update to inference tensor outside InferenceMode is not allowed. You can make "
             "a clone to get a normal tensor before doing inplace update."
         )
-    if not t._data.flags.writeable and not _reopened(t._data):
+    if not is_writeable(t._data) and not _reopened(t._data):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a "
             "single memory location. Please clone() the tensor before performing the operation "
@@ -263,7 +264,7 @@ def view_scatter(xp, input, src, view_ops):
     """``input`` with the part that the views lead to replaced by ``src``."""
     out = xp.array(input, copy=True, order="C")
     part = replay_arrays(xp, out, view_ops)
-    if not part.flags.writeable:
+    if not is_writeable(part):
         _reopened(part)  # what could be written in the forward repeats no element
     part[...] = src
     return out

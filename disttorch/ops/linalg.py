@@ -304,7 +304,8 @@ def cutoff(xp, A, size, atol, rtol):
         eps = float(xp.finfo(A.dtype).eps) * max(A.shape[-2:])
         rtol = eps if atol is None else xp.where(xp.asarray(_array(atol)) > 0, 0.0, eps)
     atol = 0.0 if atol is None else _array(atol)
-    return xp.maximum(xp.asarray(atol), xp.asarray(_array(rtol)) * size.max(-1, initial=0))
+    largest = size.max(-1) if size.shape[-1] else xp.zeros(size.shape[:-1], size.dtype)
+    return xp.maximum(xp.asarray(atol), xp.asarray(_array(rtol)) * largest)
 
 
 def _array(value):

@@ -200,7 +200,7 @@ def _most_frequent(xp, a, dim):
     new = xp.concatenate([xp.ones((*ordered.shape[:-1], 1), bool),
                           ordered[..., 1:] != ordered[..., :-1]], axis=-1)
     steps = xp.arange(n)
-    start = xp.maximum.accumulate(xp.where(new, steps, 0), axis=-1)
+    start = xp.running("maximum", xp.where(new, steps, 0), -1)
     last = xp.argmax(steps - start, axis=-1)[..., None]  # the first longest run's last place
     return _at(xp, order, xp.moveaxis(last, -1, dim), dim)
 
