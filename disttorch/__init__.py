@@ -63,6 +63,9 @@ for _part in (interop, legacy_types, storage):
     for _name, _method in _part.METHODS.items():
         setattr(Tensor, _name, _method)
 
+interop.send_by_memory(Tensor, storage.UntypedStorage, storage.TypedStorage,
+                       *(getattr(storage, _name) for _name in storage.STORAGE_NAMES))
+
 # Sub-packages and single names that load when first used
 _LAZY = {
     "nn", "optim", "utils", "distributed", "cuda", "serialization", "random", "special", "linalg",

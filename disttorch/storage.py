@@ -92,11 +92,12 @@ class UntypedStorage:
         return UntypedStorage(_flat=wrap(self._bytes()).cpu()._data)
 
     def is_shared(self) -> bool:
-        """Whether other processes can see it: never."""
-        return False
+        """Whether it lies in memory that other processes can see."""
+        return is_shared(self)
 
     def share_memory_(self):
-        raise NotImplementedError(SHARING)
+        """Move it to shared memory, with all tensors over it; returns itself."""
+        return share_memory_(self)
 
     def resize_(self, size: int):
         raise NotImplementedError(
@@ -182,11 +183,12 @@ class TypedStorage:
         return self
 
     def is_shared(self) -> bool:
-        """Whether other processes can see it: never."""
-        return False
+        """Whether it lies in memory that other processes can see."""
+        return is_shared(self)
 
     def share_memory_(self):
-        raise NotImplementedError(SHARING)
+        """Move it to shared memory, with all tensors over it; returns itself."""
+        return share_memory_(self)
 
     def __repr__(self):
         lines = "".join(f" {v}\n" for v in self.tolist())
@@ -196,10 +198,6 @@ class TypedStorage:
         )
 
 
-SHARING = (
-    "tensors cannot be moved to memory shared between processes; send them with torch.distributed, "
-    "or let each process load its own"
-)
 STORAGE_NAMES = {
     "FloatStorage": dtypes.float32, "DoubleStorage": dtypes.float64, "HalfStorage": dtypes.float16,
     "BFloat16Storage": dtypes.bfloat16, "LongStorage": dtypes.int64, "IntStorage": dtypes.int32,
@@ -237,13 +235,25 @@ def is_set_to(self, tensor: Tensor) -> bool:
 
 
 def is_shared(self) -> bool:
-    """Whether other processes can see the memory: never."""
-    return False
+    """Whether it lies in memory that other processes can see; a GPU's always does."""
+    from .multiprocessing import memory
+
+    return memory.is_shared(self)
 
 
 def share_memory_(self):
-    """Not supported; raises NotImplementedError."""
-    raise NotImplementedError(SHARING)
+    """Move it to memory that processes share, with all views of it; returns itself.
+
+    It stays one memory in this process and in those that it is sent to or that are forked. Nothing
+    happens if it is there already or on a GPU.
+
+    Raises:
+        OSError: if no more shared memory can be made.
+    """
+    from .multiprocessing import memory
+
+    memory.share(self)
+    return self
 
 
 def pin_memory(self, device=None) -> Tensor:

@@ -31,7 +31,7 @@ LAYERS = (
     ("optim",),
     ("serialization",),
     ("utils",),
-    ("func", "profiler", "debug"),
+    ("func", "profiler", "debug", "multiprocessing"),
     ("distributed",),
     ("",),  # disttorch/__init__.py gathers them all
     ("as_torch", "models"),

@@ -438,8 +438,14 @@ class Module(StateDict, HookRegistration):
         return self._apply(convert)
 
     def share_memory(self):
-        """Move parameters and buffers to memory that child processes share, in place."""
-        return self._apply(lambda t: t.share_memory_())
+        """Move parameters, gradients and buffers to memory that processes share, in place."""
+        from ...multiprocessing import memory
+        from ..parameter import is_lazy
+
+        params = [p for p in self.parameters() if not is_lazy(p)]
+        grads = [p.grad for p in params if p.grad is not None]
+        memory.share(*params, *grads, *(b for b in self.buffers() if not is_lazy(b)))
+        return self
 
     def compile(self, *args, **kwargs) -> None:
         """As ``disttorch.compile`` of this module, for its calls; takes the same arguments."""
