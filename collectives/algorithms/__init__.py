@@ -59,4 +59,7 @@ UNEQUAL: dict[str, tuple[str, ...]] = {
     "all_to_all": ("pairwise",),
 }
 
-__all__ = ["ALGORITHMS", "FIXED_TREE", "UNEQUAL", "Transport"]
+#: Those that need a power of two of ranks.
+POWER_OF_TWO: dict[str, tuple[str, ...]] = {"all_gather": ("recursive_doubling",)}
+
+__all__ = ["ALGORITHMS", "FIXED_TREE", "POWER_OF_TWO", "UNEQUAL", "Transport"]

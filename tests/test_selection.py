@@ -1,0 +1,119 @@
+"""The table that chooses how a collective is carried out, and its file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from collectives import selection
+from collectives.algorithms import ALGORITHMS, FIXED_TREE, POWER_OF_TWO, UNEQUAL
+from collectives.selection import select
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """No table of this machine's user takes part, and none is left behind."""
+    monkeypatch.delenv("DISTTORCH_TUNING", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(selection, "_tuned", None)
+    selection._select.cache_clear()
+    yield
+    selection._select.cache_clear()
+
+
+@pytest.mark.parametrize("call", ALGORITHMS)
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_what_is_chosen_can_be_taken(call, deterministic, unequal):
+    if unequal and call not in UNEQUAL:
+        return
+    for n in range(1, 20):
+        for nbytes in (0, 8, 4096, 1 << 16, 1 << 24, 1 << 40):
+            way = select(call, nbytes, n, deterministic, unequal=unequal)
+            assert way in ALGORITHMS[call]
+            assert n & (n - 1) == 0 or way not in POWER_OF_TWO.get(call, ())
+            assert not unequal or way in UNEQUAL[call]
+            if deterministic and call in FIXED_TREE and n & (n - 1):
+                assert way in FIXED_TREE[call]
+
+
+def test_small_and_large():
+    assert select("all_reduce", 8, 4) == "recursive_doubling"
+    assert select("all_reduce", 1 << 28, 6) == "ring"
+    assert select("all_reduce", 1 << 28, 6, deterministic=True) == "direct"
+    assert select("all_reduce", 8, 6, deterministic=True) == "tree"
+
+
+def test_offers():
+    assert select("all_reduce", 8, 2, offers=("native", "shm")) == "shm"
+    assert select("all_reduce", 8, 2, offers=("native",)) == "native"
+    assert select("all_reduce", 1 << 20, 3, True, ("native", "hierarchy")) == "direct"
+    assert select("all_reduce", 1 << 20, 3, True, ("native", "shm")) == "shm"
+    assert select("broadcast", 1 << 20, 3, True, ("native",)) == "native"
+
+
+def test_tuned_rows_come_first(tmp_path, monkeypatch):
+    file = selection.save_table(
+        {"all_reduce": {2: [[4096, "native"], [65536, "direct"]], "4": [[None, "shm"]]}},
+        tmp_path / "deep" / "table.json",
+    )
+    assert json.loads(file.read_text()) == {
+        "all_reduce": {"2": [[4096, "native"], [65536, "direct"]], "4": [[None, "shm"]]}
+    }
+    assert [path.name for path in file.parent.iterdir()] == ["table.json"]
+    monkeypatch.setenv("DISTTORCH_TUNING", str(file))
+    both = ("shm", "native")
+    assert select("all_reduce", 4096, 2, offers=both) == "native"
+    assert select("all_reduce", 4097, 3, offers=both) == "direct"  # 3 ranks: as 2
+    assert select("all_reduce", 65537, 3, offers=both) == "shm"  # no row: the built-in
+    assert select("all_reduce", 8, 2) == "direct"  # not offered: the next row
+    assert select("all_reduce", 8, 9, offers=both) == "shm"
+    assert select("all_reduce", 8, 1, offers=("native",)) == "native"
+    assert select("broadcast", 8, 2) == "binomial"
+    selection.use({})
+    assert select("all_reduce", 4097, 3, offers=both) == "shm"
+
+
+def test_default_file(tmp_path):
+    assert selection.load_table() == {}
+    file = selection.save_table({"reduce": {"2": [[None, "tree"]]}})
+    assert file == tmp_path / ".cache" / "disttorch" / "tuning.json"
+    assert select("reduce", 8, 2) == "tree"
+    assert selection.table() == {"reduce": {2: [(float("inf"), "tree")]}}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "must be an object of calls, not list"),
+        ({"allreduce": {}}, "unknown call 'allreduce'; known are all_reduce, reduce"),
+        ({"reduce": [8]}, r"reduce: must be an object of numbers of ranks, got \[8\]"),
+        ({"reduce": {"two": []}}, "reduce: 'two' is no number of ranks"),
+        ({"reduce": {"0": []}}, "reduce: '0' is no number of ranks"),
+        ({"reduce": {"2": "tree"}}, "reduce, 2 ranks: must be a list"),
+        ({"reduce": {"2": [["tree"]]}}, r"\['tree'\] is not \[max_bytes, way\]"),
+        ({"reduce": {"2": [["8", "tree"]]}}, "max_bytes must be a number from 0, or null, got '8'"),
+        ({"reduce": {"2": [[-1, "tree"]]}}, "max_bytes must be a number from 0, or null, got -1"),
+        ({"reduce": {"2": [[8, "tree"], [8, "shm"]]}}, "max_bytes must grow, got 8 after 8"),
+        ({"reduce": {"2": [[8, "ring"]]}}, "unknown way 'ring'; known are binomial, tree, direct, shm"),
+    ],
+)
+def test_refused_tables(value, message, tmp_path):
+    file = tmp_path / "table.json"
+    with pytest.raises(ValueError, match=message):
+        selection.save_table(value, file)
+    assert not file.exists()
+    file.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=f"table.json: .*{message}.*correct or remove"):
+        selection.load_table(file)
+
+
+def test_refused_files(tmp_path, monkeypatch):
+    file = tmp_path / "table.json"
+    monkeypatch.setenv("DISTTORCH_TUNING", str(file))
+    with pytest.raises(FileNotFoundError, match="no tuning table at .*correct or unset DISTTORCH_TUNING"):
+        select("reduce", 8, 2)
+    file.write_text("{")
+    with pytest.raises(ValueError, match="tuning table .*correct or remove"):
+        select("reduce", 8, 2)
