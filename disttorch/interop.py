@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from .autograd.modes import no_grad
 from .backend import CPU, dtypes, namespace_of
 from .backend.storage import is_writeable
@@ -12,8 +14,8 @@ _DLPACK_CPU, _DLPACK_CUDA = 1, 2
 
 # ---------------------------------------------------------------- pickles and copies
 def rebuild_tensor(cls, array, requires_grad, attributes):
-    """What a pickled tensor is made of."""
-    t = wrap(array)
+    """What a pickled tensor is made of; ``array`` may itself be a tensor, of the plain class."""
+    t = array if isinstance(array, Tensor) else wrap(array)
     if cls is not Tensor:
         t.__class__ = cls
     t._rg = requires_grad
@@ -31,7 +33,8 @@ def _refuse_results(t: Tensor, what: str) -> None:
 
 def reduce_tensor(t: Tensor):
     _refuse_results(t, "in a pickle")
-    array = namespace_of(t._data).to_host(t._data)
+    # multiprocessing knows the plain class and sends its memory, not its values
+    array = namespace_of(t._data).to_host(t._data) if type(t) is Tensor else wrap(t._data)
     return rebuild_tensor, (type(t), array, t._rg, user_attributes(t))
 
 
@@ -67,6 +70,37 @@ def deepcopy_tensor(t: Tensor, memo: dict) -> Tensor:
         memo[id(t)] = twin
         twin.__dict__.update(copy.deepcopy(user_attributes(t), memo))
     return twin
+
+
+# ---------------------------------------------------------------- other processes
+def send_by_memory(*kinds) -> None:
+    """Have Python's ``multiprocessing`` send objects of these classes by shared memory."""
+    from multiprocessing import util
+    from multiprocessing.reduction import ForkingPickler
+
+    for kind in kinds:
+        ForkingPickler.register(kind, _first_reduction)
+    _prepare_end()
+    util.register_after_fork(Tensor, _prepare_end)  # a child starts with its finalizers forgotten
+
+
+def _first_reduction(obj):
+    from .multiprocessing import reductions  # takes over from here
+
+    return (reductions.reduce_tensor if isinstance(obj, Tensor) else reductions.reduce_storage)(obj)
+
+
+def _prepare_end(_=None) -> None:
+    from multiprocessing import util
+
+    # after the queues have sent what is in them (-5), which may be this process's first tensor
+    util.Finalize(None, _hand_over, exitpriority=-10)
+
+
+def _hand_over() -> None:
+    descriptors = sys.modules.get(f"{__package__}.multiprocessing.descriptors")
+    if descriptors is not None:
+        descriptors.hand_over()
 
 
 # ---------------------------------------------------------------- shared memory
