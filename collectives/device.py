@@ -55,7 +55,8 @@ class HostBridge:
             self._produced.synchronize()
             if read and array.size:
                 with cupy.cuda.Stream(non_blocking=True) as stream:
-                    cupy.ascontiguousarray(array).get(out=host)
+                    # (a 0-dim array would come back as 1-dim)
+                    cupy.ascontiguousarray(array).reshape(array.shape).get(out=host)
                     stream.synchronize()
         return host
 

@@ -14,6 +14,7 @@ from . import (
     batchnorm_kernels,
     bessel_kernels,
     conv_kernels,
+    cupy_scatter,
     devices,
     gamma_kernels,
     optim_kernels,
@@ -99,6 +100,10 @@ class GpuGenerator(Generator):
         return self._deliver(super().bernoulli_mask(keep, shape))
 
 
+def _sortable(a):
+    return a.astype(np.float32) if a.dtype.name == "bfloat16" else a
+
+
 class _Linalg:
     """``cupy.linalg``, with NumPy's broadcasting and NumPy's error for a singular matrix."""
 
@@ -152,7 +157,7 @@ class CupyNamespace:
         bind_kernels(self, plain_kernels, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels)
+                     batchnorm_kernels, resample_kernels, cupy_scatter)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)
@@ -178,6 +183,30 @@ class CupyNamespace:
     def broadcast_arrays(self, *arrays):
         """``numpy.broadcast_arrays``: numbers become arrays, too."""
         return self.cupy.broadcast_arrays(*map(self.cupy.asarray, arrays))
+
+    def tril(self, a, k=0):
+        """``numpy.tril``, also of 16-bit brain floats (CuPy's returns float32)."""
+        return self.cupy.tril(a, k).astype(a.dtype, copy=False)
+
+    def triu(self, a, k=0):
+        """``numpy.triu``; see ``tril``."""
+        return self.cupy.triu(a, k).astype(a.dtype, copy=False)
+
+    def sort(self, a, axis=-1, kind=None):
+        """``numpy.sort``; CuPy sorts no 16-bit brain floats, and float32 orders them alike."""
+        return self.cupy.sort(_sortable(a), axis, kind).astype(a.dtype, copy=False)
+
+    def argsort(self, a, axis=-1, kind=None):
+        """``numpy.argsort``; see ``sort``."""
+        return self.cupy.argsort(_sortable(a), axis, kind)
+
+    def partition(self, a, kth, axis=-1):
+        """``numpy.partition``; see ``sort``."""
+        return self.cupy.partition(_sortable(a), kth, axis).astype(a.dtype, copy=False)
+
+    def argpartition(self, a, kth, axis=-1):
+        """``numpy.argpartition``; see ``sort``."""
+        return self.cupy.argpartition(_sortable(a), kth, axis)
 
     @staticmethod
     def device_of(array) -> devices.device:

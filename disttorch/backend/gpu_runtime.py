@@ -26,9 +26,10 @@ def synchronize(index: int) -> None:
 
 
 def properties(index: int) -> dict:
-    """CUDA's device properties by CUDA's names; text decoded."""
-    found = cupy().cuda.runtime.getDeviceProperties(index)
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in found.items()}
+    """CUDA's device properties by CUDA's names; the name as text, identifiers as bytes."""
+    found = dict(cupy().cuda.runtime.getDeviceProperties(index))
+    found["name"] = found["name"].decode()
+    return found
 
 
 def free_and_total(index: int) -> tuple[int, int]:

@@ -405,6 +405,11 @@ def reversed_cumsum(xp, a, axis):
     return out
 
 
+def scatter_at(xp, ufunc, out, places, values):
+    """``ufunc`` (its name) of ``values`` into ``places`` of ``out``, in place; places may repeat."""
+    getattr(np, ufunc).at(out, places, values)
+
+
 def running(xp, ufunc, a, axis):
     """``ufunc`` (its name) of the elements up to each one along ``axis``."""
     return getattr(np, ufunc).accumulate(a, axis=axis)

@@ -47,12 +47,13 @@ def as_strided_backward(xp, input, shape, stride, storage_offset, geometry):
     """What a window's elements add up to in the memory, read where the window's source lies."""
     strides, offset, length = geometry
     memory = xp.zeros(length, input.dtype)
-    xp.add.at(memory, xp.strided_places(input.shape, stride, storage_offset), input)
+    places = xp.strided_places(input.shape, stride, storage_offset)
+    xp.scatter_at("add", memory, places, input)
     places = xp.strided_places(shape, strides, offset)
     out = memory[places]
     if 0 in strides:  # several elements of the source are one place: they share its gradient
         count = xp.zeros(length, input.dtype)
-        xp.add.at(count, places, 1)
+        xp.scatter_at("add", count, places, 1)
         out = out / count[places]
     return out
 

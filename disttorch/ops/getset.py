@@ -296,7 +296,7 @@ def _put(xp, out, index, values, accumulate):
         ):
             _add_rows(xp, out, first, values)
         else:
-            xp.add.at(out, index, values)
+            xp.scatter_at("add", out, index, values)
     except IndexError as error:
         raise _translated(error, input, index) from None
     except ValueError:

@@ -136,9 +136,8 @@ def _reduce_into(xp, input, dim, index, src, reduce, include_self=True):
     places = _places(xp, index, dim)
     if not include_self:
         out[places] = _neutral(xp, out.dtype, reduce)
-    function = {"sum": xp.add, "mean": xp.add, "prod": xp.multiply, "amax": xp.maximum,
-                "amin": xp.minimum}[reduce]
-    function.at(out, places, src)
+    ufunc = {"prod": "multiply", "amax": "maximum", "amin": "minimum"}.get(reduce, "add")
+    xp.scatter_at(ufunc, out, places, src)
     if reduce == "mean":
         count = _counts(xp, out.shape, places, include_self)
         out = out // count if out.dtype.kind in "iu" else (out / count).astype(out.dtype)
@@ -160,7 +159,7 @@ def _neutral(xp, dtype, reduce):
 
 def _counts(xp, shape, places, include_self):
     count = (xp.ones if include_self else xp.zeros)(shape, "int64")
-    xp.add.at(count, places, 1)
+    xp.scatter_at("add", count, places, 1)
     return xp.maximum(count, 1)
 
 
