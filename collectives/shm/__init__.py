@@ -1,0 +1,11 @@
+"""Collectives between the ranks of one node, through memory that they share.
+
+A rank writes what others need into its own slots, posts, waits until all have posted, and reads
+theirs: `segment` is the memory, `layout` says what lies where, `signals` is posting and waiting,
+`pipeline` and `engine` are the calls. Nothing here knows groups, sockets or MPI.
+"""
+
+from .engine import CHUNK_BYTES, NodeEngine
+from .segment import Segment, available, why_not
+
+__all__ = ["CHUNK_BYTES", "NodeEngine", "Segment", "available", "why_not"]
