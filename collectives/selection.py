@@ -4,10 +4,10 @@ A table is {call: {ranks: [[max_bytes, way], …]}}: the first row that is large
 can be taken, wins. `max_bytes` null has no limit; a number of ranks that is not listed uses the next
 smaller one. A way is one of `algorithms.ALGORITHMS[call]`, or "shm" (memory that the ranks of one node
 share), "hierarchy" (nodes first), "native" (the MPI library's own call). Where a tuned table, a JSON
-file, has no row that fits, the built-in one decides.
+file, has no row that fits, the built-in one decides between the algorithms.
 
-Bytes are those of the whole: the buffer of all_reduce, reduce and broadcast; the parts of all ranks
-together in the other calls. All ranks must use the same table.
+Bytes are those of the buffer of all_reduce, reduce and broadcast, of one rank's part in gather and
+scatter, of all parts together in the other calls. All ranks must use the same table.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from .algorithms import ALGORITHMS, FIXED_TREE, POWER_OF_TWO, UNEQUAL
 Rows = list[tuple[float, str]]
 Table = dict[str, dict[int, Rows]]
 
-#: Ways that are no algorithms over messages; the caller says which of them it offers.
+#: Ways that are no algorithms over messages.
 OTHER_WAYS = ("shm", "hierarchy", "native")
 
 _ANY = float("inf")
 _KIB = 1024
-_REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
 
 # Rows of the deterministic mode come last: without it, an earlier one always fits.
 _BUILT_IN: Table = {
@@ -51,8 +50,8 @@ _BUILT_IN: Table = {
         3: [(64 * _KIB, "binomial"), (_ANY, "scatter_all_gather")],
     },
     "all_gather": {1: [(_ANY, "ring")], 3: [(64 * _KIB, "bruck"), (_ANY, "ring")]},
-    "gather": {1: [(_ANY, "linear")], 3: [(16 * _KIB, "binomial"), (_ANY, "linear")]},
-    "scatter": {1: [(_ANY, "linear")], 3: [(16 * _KIB, "binomial"), (_ANY, "linear")]},
+    "gather": {1: [(_ANY, "linear")], 3: [(4 * _KIB, "binomial"), (_ANY, "linear")]},
+    "scatter": {1: [(_ANY, "linear")], 3: [(4 * _KIB, "binomial"), (_ANY, "linear")]},
     "all_to_all": {1: [(_ANY, "pairwise")], 4: [(8 * _KIB, "bruck"), (_ANY, "pairwise")]},
     "barrier": {1: [(_ANY, "dissemination")]},
 }
@@ -66,23 +65,16 @@ _LAST_ROWS: dict[str, Rows] = {"gather": [(_ANY, "linear")], "scatter": [(_ANY, 
 _tuned: Table | None = None
 
 
-def select(
-    call: str,
-    nbytes: int,
-    n: int,
-    deterministic: bool = False,
-    offers: tuple[str, ...] = (),
-    unequal: bool = False,
+def algorithm(
+    call: str, nbytes: int, n: int, deterministic: bool = False, unequal: bool = False
 ) -> str:
-    """The way that a call takes: the name of an algorithm, or one of `offers`.
+    """The algorithm over messages that a call takes: a key of `ALGORITHMS[call]`.
 
     Args:
         call: "all_reduce", …
-        nbytes: of the whole (see above), the same on every rank.
+        nbytes: see above; the same on every rank.
         n: number of ranks.
         deterministic: reductions must follow the fixed tree by rank order.
-        offers: which of "shm", "hierarchy" and "native" the caller has for this call. Without a row
-            of the tuned table they are preferred in this order.
         unequal: ranks' parts have different sizes.
 
     Raises:
@@ -91,14 +83,22 @@ def select(
     """
     if _tuned is None:
         _load()
-    return _select(call, nbytes, n, deterministic, offers, unequal)
+    return _algorithm(call, nbytes, n, deterministic, unequal)
+
+
+def tuned(call: str, nbytes: int, n: int) -> str | None:
+    """The way that the tuned table names, which may also be one of `OTHER_WAYS`; None without a row."""
+    if _tuned is None:
+        _load()
+    return _tuned_way(call, nbytes, n)
 
 
 def use(table: Table) -> None:
     """Take this tuned table (`parse`, `load_table`) from now on; an empty one leaves the built-in."""
     global _tuned
     _tuned = table
-    _select.cache_clear()
+    _algorithm.cache_clear()
+    _tuned_way.cache_clear()
 
 
 def table() -> Table:
@@ -113,20 +113,23 @@ def _load() -> Table:
 
 
 @lru_cache(maxsize=4096)
-def _select(
-    call: str, nbytes: int, n: int, deterministic: bool, offers: tuple[str, ...], unequal: bool
-) -> str:
+def _tuned_way(call: str, nbytes: int, n: int) -> str | None:
+    rows = _rows_for((_tuned or {}).get(call, {}), n)
+    return next((way for limit, way in rows if nbytes <= limit), None)
+
+
+@lru_cache(maxsize=4096)
+def _algorithm(call: str, nbytes: int, n: int, deterministic: bool, unequal: bool) -> str:
     rows = [
         *_rows_for((_tuned or {}).get(call, {}), n),
-        *[(_ANY, way) for way in OTHER_WAYS if way in offers],
         *_rows_for(_BUILT_IN[call], n),
         *_FIXED_TREE_ROWS.get(call, []),
         *_LAST_ROWS.get(call, []),
     ]
     for limit, way in rows:
-        if nbytes <= limit and _can_take(call, way, n, deterministic, offers, unequal):
+        if nbytes <= limit and _can_take(call, way, n, deterministic, unequal):
             return way
-    raise AssertionError(f"no way for {call} of {nbytes} bytes on {n} ranks")
+    raise AssertionError(f"no algorithm for {call} of {nbytes} bytes on {n} ranks")
 
 
 def _rows_for(by_ranks: dict[int, Rows], n: int) -> Rows:
@@ -134,18 +137,13 @@ def _rows_for(by_ranks: dict[int, Rows], n: int) -> Rows:
     return by_ranks[max(fitting)] if fitting else []
 
 
-def _can_take(
-    call: str, way: str, n: int, deterministic: bool, offers: tuple[str, ...], unequal: bool
-) -> bool:
-    if way in OTHER_WAYS:
-        follows_tree = way == "shm" or call not in _REDUCTIONS
-        return way in offers and (follows_tree or not deterministic)
+def _can_take(call: str, way: str, n: int, deterministic: bool, unequal: bool) -> bool:
     power_of_two = n & (n - 1) == 0
-    if way in POWER_OF_TWO.get(call, ()) and not power_of_two:
+    if way in OTHER_WAYS or (way in POWER_OF_TWO.get(call, ()) and not power_of_two):
         return False
     if unequal and way not in UNEQUAL[call]:
         return False
-    if not deterministic or call not in _REDUCTIONS:
+    if not deterministic or call not in FIXED_TREE:
         return True
     # At distances 1, 2, 4, … the fixed tree is what a power of two of ranks computes anyway.
     return way in FIXED_TREE[call] or (way == "recursive_doubling" and power_of_two)

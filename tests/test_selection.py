@@ -8,7 +8,7 @@ import pytest
 
 from collectives import selection
 from collectives.algorithms import ALGORITHMS, FIXED_TREE, POWER_OF_TWO, UNEQUAL
-from collectives.selection import select
+from collectives.selection import algorithm, tuned
 
 
 @pytest.fixture(autouse=True)
@@ -17,9 +17,8 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.delenv("DISTTORCH_TUNING", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(selection, "_tuned", None)
-    selection._select.cache_clear()
     yield
-    selection._select.cache_clear()
+    selection.use({})
 
 
 @pytest.mark.parametrize("call", ALGORITHMS)
@@ -30,7 +29,7 @@ def test_what_is_chosen_can_be_taken(call, deterministic, unequal):
         return
     for n in range(1, 20):
         for nbytes in (0, 8, 4096, 1 << 16, 1 << 24, 1 << 40):
-            way = select(call, nbytes, n, deterministic, unequal=unequal)
+            way = algorithm(call, nbytes, n, deterministic, unequal)
             assert way in ALGORITHMS[call]
             assert n & (n - 1) == 0 or way not in POWER_OF_TWO.get(call, ())
             assert not unequal or way in UNEQUAL[call]
@@ -39,18 +38,10 @@ def test_what_is_chosen_can_be_taken(call, deterministic, unequal):
 
 
 def test_small_and_large():
-    assert select("all_reduce", 8, 4) == "recursive_doubling"
-    assert select("all_reduce", 1 << 28, 6) == "ring"
-    assert select("all_reduce", 1 << 28, 6, deterministic=True) == "direct"
-    assert select("all_reduce", 8, 6, deterministic=True) == "tree"
-
-
-def test_offers():
-    assert select("all_reduce", 8, 2, offers=("native", "shm")) == "shm"
-    assert select("all_reduce", 8, 2, offers=("native",)) == "native"
-    assert select("all_reduce", 1 << 20, 3, True, ("native", "hierarchy")) == "direct"
-    assert select("all_reduce", 1 << 20, 3, True, ("native", "shm")) == "shm"
-    assert select("broadcast", 1 << 20, 3, True, ("native",)) == "native"
+    assert algorithm("all_reduce", 8, 4) == "recursive_doubling"
+    assert algorithm("all_reduce", 1 << 28, 6) == "ring"
+    assert algorithm("all_reduce", 1 << 28, 6, deterministic=True) == "direct"
+    assert algorithm("all_reduce", 8, 6, deterministic=True) == "tree"
 
 
 def test_tuned_rows_come_first(tmp_path, monkeypatch):
@@ -63,23 +54,25 @@ def test_tuned_rows_come_first(tmp_path, monkeypatch):
     }
     assert [path.name for path in file.parent.iterdir()] == ["table.json"]
     monkeypatch.setenv("DISTTORCH_TUNING", str(file))
-    both = ("shm", "native")
-    assert select("all_reduce", 4096, 2, offers=both) == "native"
-    assert select("all_reduce", 4097, 3, offers=both) == "direct"  # 3 ranks: as 2
-    assert select("all_reduce", 65537, 3, offers=both) == "shm"  # no row: the built-in
-    assert select("all_reduce", 8, 2) == "direct"  # not offered: the next row
-    assert select("all_reduce", 8, 9, offers=both) == "shm"
-    assert select("all_reduce", 8, 1, offers=("native",)) == "native"
-    assert select("broadcast", 8, 2) == "binomial"
+    assert tuned("all_reduce", 4096, 2) == "native"
+    assert tuned("all_reduce", 4097, 3) == "direct"  # 3 ranks: as 2
+    assert tuned("all_reduce", 65537, 3) is None
+    assert tuned("all_reduce", 8, 9) == "shm"
+    assert tuned("all_reduce", 8, 1) is None and tuned("broadcast", 8, 2) is None
+    assert algorithm("all_reduce", 8, 2) == "direct"  # the first row that is one
+    assert algorithm("all_reduce", 65537, 3) == "ring"  # no row: the built-in
+    assert algorithm("all_reduce", 8, 4) == "recursive_doubling"
+    assert algorithm("broadcast", 8, 2) == "binomial"
     selection.use({})
-    assert select("all_reduce", 4097, 3, offers=both) == "shm"
+    assert tuned("all_reduce", 4096, 2) is None
+    assert algorithm("all_reduce", 8, 2) == "recursive_doubling"
 
 
 def test_default_file(tmp_path):
     assert selection.load_table() == {}
     file = selection.save_table({"reduce": {"2": [[None, "tree"]]}})
     assert file == tmp_path / ".cache" / "disttorch" / "tuning.json"
-    assert select("reduce", 8, 2) == "tree"
+    assert algorithm("reduce", 8, 2) == "tree"
     assert selection.table() == {"reduce": {2: [(float("inf"), "tree")]}}
 
 
@@ -113,7 +106,7 @@ def test_refused_files(tmp_path, monkeypatch):
     file = tmp_path / "table.json"
     monkeypatch.setenv("DISTTORCH_TUNING", str(file))
     with pytest.raises(FileNotFoundError, match="no tuning table at .*correct or unset DISTTORCH_TUNING"):
-        select("reduce", 8, 2)
+        algorithm("reduce", 8, 2)
     file.write_text("{")
     with pytest.raises(ValueError, match="tuning table .*correct or remove"):
-        select("reduce", 8, 2)
+        algorithm("reduce", 8, 2)
