@@ -9,7 +9,8 @@ other ranks, which wait for this one: the job hangs. `install` closes every way 
   exception's `code`; `_watch_exit_code` puts a property in front of that attribute, and a handler
   that runs at exit acts on what was read there.
 
-Every way prints the error with its rank once, then calls `abort` and never comes back.
+Every way prints the error with its rank once, tells the other ranks through the watch, leaves them a
+moment to say why they end, then calls `abort` and never comes back.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .flight import last_words
+
+if TYPE_CHECKING:
+    from .watch_base import BaseWatch
 
 OUR_THREADS = "collectives "
 INTERRUPTED = 130  # what a shell reports for SIGINT
@@ -48,22 +54,31 @@ class _ExitCode:
         return cls.value & 0xFF if isinstance(cls.value, int) else 1
 
 
-def install(rank: int, abort: Callable[[int], None], finish: Callable[[], None]) -> None:
+def install(
+    rank: int,
+    abort: Callable[[int], None],
+    finish: Callable[[], None],
+    watch: BaseWatch | None = None,
+) -> None:
     """Take over this process's ways out. Call once, in the main thread.
 
     Args:
         rank: for messages.
         abort: ends all ranks with an exit status; may return, we then leave by ourselves.
         finish: called at a good end, before the interpreter is taken down; may raise.
+        watch: told how this rank ends, and closed; None: nobody is told.
     """
     owner = os.getpid()
     previous_hook, previous_thread_hook = sys.excepthook, threading.excepthook
+    if watch is not None:
+        watch.managed = True
 
-    def end(status: int) -> None:
-        _flush()
-        _let_output_through()
-        abort(status)
-        os._exit(status)
+    def end(status: int, error: BaseException | str) -> None:
+        if watch is not None:
+            watch.failed(error, status)
+            last_words(watch.recorder, error if isinstance(error, str) else _sentence(error))
+            watch.settle(error)
+        leave(status, abort)
 
     def on_exception(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -72,7 +87,7 @@ def install(rank: int, abort: Callable[[int], None], finish: Callable[[], None])
             previous_hook(kind, error, trace)
             return
         report(rank, "".join(traceback.format_exception(kind, error, trace)))
-        end(INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1)
+        end(INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1, error)
 
     def on_thread_exception(args: threading.ExceptHookArgs) -> None:
         ours = args.thread is not None and args.thread.name.startswith(OUR_THREADS)
@@ -89,9 +104,12 @@ def install(rank: int, abort: Callable[[int], None], finish: Callable[[], None])
         status = 1 if uncaught else _ExitCode.status()
         if status:
             report(rank, f"exits with status {status}; ending the other ranks")
-            end(status)
+            end(status, sys.last_value if uncaught else f"it exits with status {status}")
         try:
             finish()
+            if watch is not None:
+                watch.left()
+                watch.close()
         except BaseException as error:
             on_exception(type(error), error, error.__traceback__)
 
@@ -99,6 +117,19 @@ def install(rank: int, abort: Callable[[int], None], finish: Callable[[], None])
     threading.excepthook = on_thread_exception
     _watch_exit_code()
     atexit.register(at_exit)
+
+
+def leave(status: int, abort: Callable[[int], None] | None = None) -> None:
+    """End this process, and all ranks where `abort` can, once what was printed has been taken."""
+    _flush()
+    _let_output_through()
+    if abort is not None:
+        abort(status)
+    os._exit(status)
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def report(rank: int, text: str) -> None:

@@ -10,6 +10,6 @@ before somebody asks.
 
 from __future__ import annotations
 
-from .recorder import FORMAT, Recorder, innermost, last_words, recorder, stack, stacks
+from .recorder import FORMAT, Recorder, innermost, is_users, last_words, recorder, stack, stacks
 
-__all__ = ["FORMAT", "Recorder", "innermost", "last_words", "recorder", "stack", "stacks"]
+__all__ = ["FORMAT", "Recorder", "innermost", "is_users", "last_words", "recorder", "stack", "stacks"]

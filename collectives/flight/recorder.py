@@ -212,12 +212,17 @@ _NOT_THE_USERS = tuple(
 ) + ("<frozen",)
 
 
+def is_users(frame: FrameType) -> bool:
+    """Whether the frame runs the user's own code: not ours, not a library's."""
+    path = frame.f_code.co_filename
+    return not path.startswith(_NOT_THE_USERS) and not path.startswith(tuple(_OUR_FOLDERS))
+
+
 def innermost(frame: FrameType | None) -> FrameType | None:
     """The innermost frame of the user's own code; the innermost of all if there is none."""
     first = frame
     while frame is not None:
-        path = frame.f_code.co_filename
-        if not path.startswith((*_NOT_THE_USERS, *_OUR_FOLDERS)):
+        if is_users(frame):
             return frame
         frame = frame.f_back
     return first
