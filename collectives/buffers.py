@@ -36,6 +36,21 @@ class ReduceOp(enum.Enum):
     BXOR = "bxor"
 
 
+@dataclass(frozen=True)
+class PremulSum:
+    """The reduction SUM of what each rank has multiplied by `factor` before."""
+
+    factor: float
+
+    @property
+    def name(self) -> str:
+        """As in messages."""
+        return f"PREMUL_SUM({self.factor:g})"
+
+
+Op = ReduceOp | PremulSum
+
+
 UFUNCS = {
     ReduceOp.SUM: np.add,
     ReduceOp.PRODUCT: np.multiply,
@@ -116,19 +131,37 @@ class Reduction:
         wire: the dtype in which the transport reduces.
         op: the op that the transport applies; never AVG.
         divisor: what the result is divided by; 1 unless AVG was asked for.
+        factor: what each rank's values are multiplied by before; None for nothing.
+        name: of the op that was asked for.
     """
 
     wire: np.dtype
     op: ReduceOp
     divisor: int
+    factor: float | None
+    name: str
 
     @classmethod
     @cache
-    def plan(cls, dtype: np.dtype, op: ReduceOp, n: int) -> Reduction:
-        """Choose by dtype and op; raises TypeError for a pair without a meaning."""
-        if not isinstance(op, ReduceOp):
+    def plan(cls, dtype: np.dtype, op: Op, n: int, halves: bool = False) -> Reduction:
+        """Choose by dtype and op; raises TypeError for a pair without a meaning.
+
+        Args:
+            dtype: of the caller's arrays.
+            op: a ReduceOp or PremulSum.
+            n: number of ranks.
+            halves: whether the transport reduces 16-bit floats itself.
+        """
+        if not isinstance(op, ReduceOp | PremulSum):
             raise TypeError(f"op must be a ReduceOp, got {op!r}")
         name = name_of(dtype)
+        wire = _WORDS["bool"] if name == "bool" else dtype
+        if name in HALVES and not halves:
+            wire = np.dtype(np.float32)
+        if isinstance(op, PremulSum):
+            if name not in (*HALVES, *FLOATS, *COMPLEX):
+                raise TypeError(f"{op.name} needs a floating or complex array, got {name}")
+            return cls(wire, ReduceOp.SUM, 1, op.factor, op.name)
         if op in _BITWISE and name not in ("bool", *INTEGERS):
             raise TypeError(f"{op} needs an integer or bool array, got {name}")
         if op in _ORDERED and name in COMPLEX:
@@ -136,21 +169,20 @@ class Reduction:
         if op is ReduceOp.AVG:
             if name not in (*HALVES, *FLOATS, *COMPLEX):
                 raise TypeError(f"{op} needs a floating or complex array, got {name}")
-            return cls(_wire_dtype(dtype), ReduceOp.SUM, n)
-        if name == "bool":
-            op = _BOOL_OPS.get(op, op)
-        return cls(_wire_dtype(dtype), op, 1)
+            return cls(wire, ReduceOp.SUM, n, None, op.name)
+        applied = _BOOL_OPS.get(op, op) if name == "bool" else op
+        return cls(wire, applied, 1, None, op.name)
+
+    def prepare(self, buffer: Array) -> Array:
+        """Multiply a loaded buffer by the factor, in place; returns it."""
+        if self.factor is not None:
+            buffer *= buffer.dtype.type(self.factor)
+        return buffer
 
     def finish(self, reduced: Array) -> None:
         """Turn what the transport reduced into the result, in place."""
         if self.divisor != 1:
             reduced /= reduced.dtype.type(self.divisor)
-
-
-def _wire_dtype(dtype: np.dtype) -> np.dtype:
-    if name_of(dtype) == "bool":
-        return _WORDS["bool"]
-    return np.dtype(np.float32) if name_of(dtype) in HALVES else dtype
 
 
 class Staged:

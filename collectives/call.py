@@ -93,6 +93,13 @@ class Call:
             parts.append(f"root {self.root}")
         return f"{self.name}({', '.join(parts)}) at {self.site}"
 
+    def step(self, name: str, dtype: str = "-", count: int = 0, root: int = -1) -> Call:
+        """A call that is a part of this one: same place in the user's code, checked by itself."""
+        part = Call(f"{self.name}: {name}", dtype, count, (count,) if count else (), "", root)
+        part.code, part.line, part.group = self.code, self.line, self.group
+        part.number, part.timeout = self.number, self.timeout
+        return part
+
     def as_dict(self) -> dict[str, Any]:
         """For the flight record's JSON."""
         record = {name: getattr(self, name) for name in self.__slots__ if name not in ("code", "line")}

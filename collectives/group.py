@@ -1,39 +1,47 @@
 """The contract of a group of ranks, shared by all backends.
 
-`Group` checks arguments, stages arrays, counts bytes and orders calls. A backend only moves flat
-contiguous buffers: it implements the methods whose names begin with an underscore at the end.
+`Group` checks arguments, stages arrays, records calls and keeps their order. A backend only moves
+flat contiguous buffers (`backend.Backend`).
 """
 
 from __future__ import annotations
 
 import operator
-import pickle
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from . import arguments, flight, tree
+from .backend import Backend, Counts
 from .buffers import (
+    UFUNCS,
     Array,
+    Op,
     ReduceOp,
     Reduction,
     Staged,
     check_array,
     check_fit,
-    empty_bytes,
-    from_bytes,
-    lengths,
     may_overlap,
+    name_of,
 )
+from .call import Call
 from .ledger import Ledger
-from .work import CommunicationThread, Work
+from .messages import Messages
+from .objects import Objects
+from .settings import settings
+from .work import CollectiveError, CollectiveTimeout, CommunicationThread, MismatchError, Work
+
+Job = Callable[[Call], None]
 
 
-class Group(ABC):
+class Group(Messages, Objects, Backend):
     """Ranks that exchange arrays with each other.
 
     Arrays are NumPy arrays (or device arrays, see `device`) of the dtypes in `buffers.DTYPES`, of
     any shape and memory layout. Every rank of the group must make the same collective calls in the
-    same order, with arrays of the same size and dtype.
+    same order, with arrays of the same size and dtype; where ranks do not, every one of them gets
+    one MismatchError that says who called what, and where.
 
     With `async_op=True` a collective returns a `Work` at once; neither the arrays' content may be
     read nor changed until `Work.wait` has returned. Several may be under way, and they are carried
@@ -45,62 +53,175 @@ class Group(ABC):
         ValueError: a read-only array that would be written; sizes that do not fit; a root or peer
             outside the group.
 
+    Raised while waiting for others:
+        MismatchError: the ranks did not make the same call. The group cannot be used any more.
+        RankFailedError: a rank that is needed has ended, with its reason.
+        CollectiveTimeout: a rank has not come within `timeout` seconds, and where it is instead.
+
     Attributes:
         rank: this process's place in the group, 0 to size - 1.
         size: number of ranks.
         name: for messages; the same on every rank.
+        members: the rank in the whole job of each rank here.
+        timeout: seconds that a call may wait for other ranks; None for no limit.
+        deterministic: whether reductions follow one tree by rank order (`tree`), so that their
+            bits depend on nothing but the values and the number of ranks. On one node and between
+            threads they do so anyway. Follows `collectives.set_deterministic` until set.
     """
 
-    #: Whether the backend's methods accept buffers in device memory.
-    takes_device_arrays = False
-    #: The largest tag that a message may carry; MPI guarantees this much.
-    largest_tag = 32767
-
-    def __init__(self, rank: int, size: int, name: str) -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        name: str,
+        members: Sequence[int],
+        timeout: float | None,
+        recorder: flight.Recorder,
+    ) -> None:
         self.rank = rank
         self.size = size
         self.name = name
+        self.members = tuple(members)
+        self.timeout = timeout
+        self._deterministic: bool | None = None
+        self._calls = 0
+        self._broken: str | None = None
+        # Held while a call is carried out: two threads of the user's may come at the same time.
+        self._busy = threading.RLock()
         self._thread = CommunicationThread(f"collectives {name} rank {rank}")
+        self._recorder = recorder
+        recorder.groups[name] = self.members
         self._ledger = Ledger(size)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, rank {self.rank} of {self.size})"
 
-    # ---- collectives on arrays ---------------------------------------------------------------
+    @property
+    def deterministic(self) -> bool:
+        chosen = self._deterministic
+        return settings.deterministic if chosen is None else chosen
+
+    @deterministic.setter
+    def deterministic(self, value: bool) -> None:
+        self._deterministic = bool(value)
+
+    # ---- reductions ---------------------------------------------------------------------------
 
     def all_reduce(
-        self, array: Array, op: ReduceOp = ReduceOp.SUM, async_op: bool = False
+        self, array: Array, op: Op = ReduceOp.SUM, async_op: bool = False
     ) -> Work | None:
         """Replace `array` on every rank by the reduction of all ranks' arrays."""
         check_array(array, "all_reduce: array", written=True)
-        reduction = Reduction.plan(array.dtype, op, self.size)
+        reduction = self._reduction(array, op)
         staged = self._stage(array, reduction)
 
-        def job() -> None:
-            buffer = staged.load()
-            self._all_reduce(buffer, reduction.op)
+        def job(call: Call) -> None:
+            buffer = reduction.prepare(staged.load())
+            self._all_reduce(call, buffer, reduction.op)
             reduction.finish(buffer)
             staged.store(buffer)
 
-        return self._collective("all_reduce", job, async_op, array.nbytes, staged.nbytes)
+        call = self._call("all_reduce", array, array.nbytes, staged.nbytes, reduction.name)
+        return self._collective(call, job, async_op)
 
     def reduce(
-        self, array: Array, root: int, op: ReduceOp = ReduceOp.SUM, async_op: bool = False
+        self, array: Array, root: int, op: Op = ReduceOp.SUM, async_op: bool = False
     ) -> Work | None:
         """Replace `array` on `root` by the reduction of all ranks' arrays; others keep theirs."""
         root = self._member(root, "reduce: root")
-        check_array(array, "reduce: array", written=self.rank == root)
-        reduction = Reduction.plan(array.dtype, op, self.size)
+        here = self.rank == root
+        check_array(array, "reduce: array", written=here)
+        reduction = self._reduction(array, op)
         staged = self._stage(array, reduction)
 
-        def job() -> None:
-            buffer = staged.load()
-            self._reduce(buffer, reduction.op, root)
-            if self.rank == root:
+        def job(call: Call) -> None:
+            # Multiplying must not show in the arrays of ranks that keep theirs.
+            private = reduction.factor is not None and not here
+            buffer = reduction.prepare(staged.load(private=private))
+            self._reduce(call, buffer, reduction.op, root)
+            if here:
                 reduction.finish(buffer)
                 staged.store(buffer)
 
-        return self._collective("reduce", job, async_op, array.nbytes, staged.nbytes)
+        call = self._call("reduce", array, array.nbytes, staged.nbytes, reduction.name, root)
+        return self._collective(call, job, async_op)
+
+    def reduce_scatter(
+        self,
+        out: Array,
+        array: Array,
+        op: Op = ReduceOp.SUM,
+        async_op: bool = False,
+        counts: Counts = None,
+    ) -> Work | None:
+        """Reduce all ranks' arrays and give rank r the r-th part in `out`.
+
+        Args:
+            counts: elements of each rank's part, the same on all ranks; None: equal parts.
+        """
+        check_array(out, "reduce_scatter: out", written=True)
+        check_array(array, "reduce_scatter: array", written=False)
+        parts = self._parts(counts, array, out, "reduce_scatter", "(array against out)")
+        reduction = self._reduction(array, op)
+        target, source = self._stage(out, reduction), self._stage(array, reduction)
+        private = may_overlap(out, array) or reduction.factor is not None
+
+        def job(call: Call) -> None:
+            received = target.load(read=False)
+            buffer = reduction.prepare(source.load(private=private))
+            self._reduce_scatter(call, received, buffer, reduction.op, parts)
+            reduction.finish(received)
+            target.store(received)
+
+        call = self._call(
+            "reduce_scatter", array, array.nbytes, source.nbytes, reduction.name, extra=parts
+        )
+        return self._collective(call, job, async_op)
+
+    def tree_all_reduce(
+        self, shards: Sequence[Array], total: int, op: ReduceOp = ReduceOp.SUM
+    ) -> Array:
+        """The reduction of `total` virtual shards in one fixed binary tree, on every rank.
+
+        The bits of the result depend on the shards and their number only, not on how many ranks
+        hold them: rank r of n holds shards r·V/n to (r+1)·V/n - 1 of V. See `tree`.
+
+        Args:
+            shards: this rank's arrays, all of one dtype, shape and a 32- or 64-bit type.
+            total: V, a multiple of the group's size.
+
+        Returns:
+            A new array of the shards' shape.
+
+        Raises:
+            ValueError: not V/n shards; shards of different shapes or dtypes.
+        """
+        flat = arguments.shards(shards, total, self.size)
+        reduction = self._reduction(shards[0], op)
+        if reduction.divisor != 1 or reduction.factor is not None or reduction.wire != flat[0].dtype:
+            raise TypeError(f"tree_all_reduce: {op} of {flat[0].dtype} is not built: convert first")
+        result: list[Array] = []
+
+        def job(call: Call) -> None:
+            def exchange(out: Array, buffer: Array, outs: Counts, ins: Counts) -> None:
+                step = call.step("exchange", name_of(buffer.dtype), -1)
+                self._all_to_all(step, out, buffer, outs, ins)
+
+            def gather(out: Array, buffer: Array, counts: Counts) -> None:
+                step = call.step("gather", name_of(buffer.dtype), out.size)
+                self._all_gather(step, out, buffer, counts)
+
+            ufunc = UFUNCS[reduction.op]
+            result.append(
+                tree.tree_all_reduce(flat, total, self.rank, self.size, ufunc, exchange, gather)
+            )
+
+        size = shards[0].nbytes
+        call = self._call("tree_all_reduce", shards[0], size, size, reduction.name)
+        self._collective(call, job, False)
+        return result[0].reshape(shards[0].shape)
+
+    # ---- moves --------------------------------------------------------------------------------
 
     def broadcast(self, array: Array, root: int, async_op: bool = False) -> Work | None:
         """Replace `array` on every rank by that of `root`."""
@@ -109,171 +230,141 @@ class Group(ABC):
         check_array(array, "broadcast: array", written=not sending)
         staged = self._stage(array)
 
-        def job() -> None:
+        def job(call: Call) -> None:
             buffer = staged.load(read=sending)
-            self._broadcast(buffer, root)
+            self._broadcast(call, buffer, root)
             if not sending:
                 staged.store(buffer)
 
-        return self._collective("broadcast", job, async_op, array.nbytes, staged.nbytes)
+        call = self._call("broadcast", array, array.nbytes, staged.nbytes, root=root)
+        return self._collective(call, job, async_op)
 
-    def all_gather(self, out: Array, array: Array, async_op: bool = False) -> Work | None:
-        """Fill `out` (size x n elements) with all ranks' arrays, in rank order, on every rank."""
+    def all_gather(
+        self, out: Array, array: Array, async_op: bool = False, counts: Counts = None
+    ) -> Work | None:
+        """Fill `out` with all ranks' arrays, in rank order, on every rank.
+
+        Args:
+            counts: elements of each rank's array, the same on all ranks; None: all of one size.
+        """
         check_array(out, "all_gather: out", written=True)
         check_array(array, "all_gather: array", written=False)
-        check_fit(out, array, self.size, "all_gather")
-        job = self._out_of_place(self._all_gather, out, array)
-        return self._collective("all_gather", job, async_op, out.nbytes, out.nbytes)
+        parts = self._parts(counts, out, array, "all_gather")
+        job = self._out_of_place(lambda c, o, a: self._all_gather(c, o, a, parts), out, array)
+        call = self._call("all_gather", out, out.nbytes, out.nbytes, extra=parts)
+        return self._collective(call, job, async_op)
 
-    def reduce_scatter(
-        self, out: Array, array: Array, op: ReduceOp = ReduceOp.SUM, async_op: bool = False
+    def all_to_all(
+        self,
+        out: Array,
+        array: Array,
+        async_op: bool = False,
+        out_counts: Counts = None,
+        in_counts: Counts = None,
     ) -> Work | None:
-        """Reduce all ranks' arrays and give rank r the r-th of n equal parts in `out`."""
-        check_array(out, "reduce_scatter: out", written=True)
-        check_array(array, "reduce_scatter: array", written=False)
-        check_fit(array, out, self.size, "reduce_scatter (array against out)")
-        reduction = Reduction.plan(array.dtype, op, self.size)
-        target, source = self._stage(out, reduction), self._stage(array, reduction)
-        private = may_overlap(out, array)
+        """Send the r-th part of `array` to rank r; `out` collects what comes, in rank order.
 
-        def job() -> None:
-            received = target.load(read=False)
-            self._reduce_scatter(received, source.load(private=private), reduction.op)
-            reduction.finish(received)
-            target.store(received)
-
-        return self._collective("reduce_scatter", job, async_op, array.nbytes, source.nbytes)
-
-    def all_to_all(self, out: Array, array: Array, async_op: bool = False) -> Work | None:
-        """Send the r-th of n equal parts of `array` to rank r; `out` collects in rank order."""
+        Args:
+            out_counts, in_counts: elements received from and sent to each rank. Both on all ranks,
+                or neither (equal parts) on all. Raises MismatchError where they do not agree.
+        """
         check_array(out, "all_to_all: out", written=True)
         check_array(array, "all_to_all: array", written=False)
-        check_fit(out, array, 1, "all_to_all")
-        self._check_divides(array, "all_to_all")
-        job = self._out_of_place(self._all_to_all, out, array)
-        return self._collective("all_to_all", job, async_op, array.nbytes, array.nbytes)
+        arguments.same_dtype(out, array, "all_to_all")
+        if (out_counts is None) != (in_counts is None):
+            raise ValueError("all_to_all: give both out_counts and in_counts, or neither")
+        if out_counts is None or in_counts is None:
+            check_fit(out, array, 1, "all_to_all")
+            arguments.divides(array, self.size, "all_to_all")
+            outs = ins = None
+        else:
+            outs = arguments.counts(out_counts, self.size, out, "all_to_all: out_counts")
+            ins = arguments.counts(in_counts, self.size, array, "all_to_all: in_counts")
+        job = self._out_of_place(lambda c, o, a: self._all_to_all(c, o, a, outs, ins), out, array)
+        call = self._call("all_to_all", array, array.nbytes, array.nbytes, uneven=outs is not None)
+        return self._collective(call, job, async_op)
 
     def gather(
-        self, out: Array | None, array: Array, root: int, async_op: bool = False
+        self,
+        out: Array | None,
+        array: Array,
+        root: int,
+        async_op: bool = False,
+        counts: Counts = None,
     ) -> Work | None:
         """Fill `out` on `root` with all ranks' arrays, in rank order; `out` is None elsewhere."""
         root = self._member(root, "gather: root")
-        self._check_only_on_root(out, "gather: out", root)
+        arguments.only_on_root(out, "gather: out", root, self.rank)
         check_array(array, "gather: array", written=False)
-        source = self._stage(array)
         total = array.nbytes * self.size
         if out is None:
-            return self._collective(
-                "gather", lambda: self._gather(None, source.load(), root), async_op, total, total
+            parts = self._parts(counts, None, array, "gather")
+            source = self._stage(array)
+
+            def job(call: Call) -> None:
+                self._gather(call, None, source.load(), root, parts)
+        else:
+            check_array(out, "gather: out", written=True)
+            parts = self._parts(counts, out, array, "gather")
+            job = self._out_of_place(
+                lambda c, o, a: self._gather(c, o, a, root, parts), out, array
             )
-        check_array(out, "gather: out", written=True)
-        check_fit(out, array, self.size, "gather")
-        job = self._out_of_place(lambda o, a: self._gather(o, a, root), out, array)
-        return self._collective("gather", job, async_op, total, total)
+        if parts is not None:
+            total = sum(parts) * array.itemsize
+        call = self._call("gather", array, total, total, root=root, extra=parts)
+        return self._collective(call, job, async_op)
 
     def scatter(
-        self, out: Array, array: Array | None, root: int, async_op: bool = False
+        self,
+        out: Array,
+        array: Array | None,
+        root: int,
+        async_op: bool = False,
+        counts: Counts = None,
     ) -> Work | None:
-        """Give rank r the r-th of n equal parts of `array`, which only `root` has (else None)."""
+        """Give rank r the r-th part of `array`, which only `root` has (None elsewhere)."""
         root = self._member(root, "scatter: root")
-        self._check_only_on_root(array, "scatter: array", root)
+        arguments.only_on_root(array, "scatter: array", root, self.rank)
         check_array(out, "scatter: out", written=True)
         total = out.nbytes * self.size
         if array is None:
+            parts = self._parts(counts, None, out, "scatter")
             target = self._stage(out)
 
-            def receive() -> None:
+            def job(call: Call) -> None:
                 received = target.load(read=False)
-                self._scatter(received, None, root)
+                self._scatter(call, received, None, root, parts)
                 target.store(received)
+        else:
+            check_array(array, "scatter: array", written=False)
+            parts = self._parts(counts, array, out, "scatter", "(array against out)")
+            job = self._out_of_place(
+                lambda c, o, a: self._scatter(c, o, a, root, parts), out, array
+            )
+        if parts is not None:
+            total = sum(parts) * out.itemsize
+        call = self._call("scatter", out, total, total, root=root, extra=parts)
+        return self._collective(call, job, async_op)
 
-            return self._collective("scatter", receive, async_op, total, total)
-        check_array(array, "scatter: array", written=False)
-        check_fit(array, out, self.size, "scatter (array against out)")
-        job = self._out_of_place(lambda o, a: self._scatter(o, a, root), out, array)
-        return self._collective("scatter", job, async_op, total, total)
+    # ---- meeting ------------------------------------------------------------------------------
 
     def barrier(self, async_op: bool = False) -> Work | None:
         """Wait until every rank has come here."""
-        return self._collective("barrier", self._barrier, async_op, 0, 0)
+        return self._collective(Call("barrier"), self._barrier, async_op)
 
-    # ---- messages between two ranks ----------------------------------------------------------
+    def monitored_barrier(self, timeout: float | None = None) -> None:
+        """`barrier` with a time limit of its own, after which every waiting rank is told who
+        is missing, and where those are.
 
-    def isend(self, array: Array, dst: int, tag: int = 0) -> Work:
-        """Start sending `array` to rank `dst` (not this one); keep it unchanged until `wait`."""
-        dst = self._peer(dst, "isend: dst")
-        check_array(array, "isend: array", written=False)
-        staged = self._stage(array)
-        self._ledger.count("send", array.nbytes, staged.nbytes)
-        return self._isend(staged.load(), dst, self._tag(tag))
+        Args:
+            timeout: seconds; None for the group's.
 
-    def irecv(self, array: Array, src: int | None, tag: int = 0) -> Work:
-        """Start receiving into `array`, which must have the size and dtype of what is sent.
-
-        `src` None takes a message from any rank; `Work.source` then names it after `wait`.
+        Raises:
+            CollectiveTimeout: its `missing` are the job's ranks that did not come.
         """
-        if src is not None:
-            src = self._peer(src, "irecv: src")
-        check_array(array, "irecv: array", written=True)
-        staged = self._stage(array)
-        buffer = staged.load(read=False)
-        self._ledger.count("recv", array.nbytes, staged.nbytes)
-        return self._irecv(buffer, src, self._tag(tag), lambda: staged.store(buffer))
-
-    def send(self, array: Array, dst: int, tag: int = 0) -> None:
-        """Send `array` to rank `dst`; return when it may be changed again."""
-        self.isend(array, dst, tag).wait()
-
-    def recv(self, array: Array, src: int | None, tag: int = 0) -> int:
-        """Receive into `array` from rank `src` (None: any rank); return the sender's rank."""
-        work = self.irecv(array, src, tag)
-        work.wait()
-        assert work.source is not None
-        return work.source
-
-    # ---- Python objects ----------------------------------------------------------------------
-
-    def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        """Return `root`'s value on every rank; the others' argument is ignored.
-
-        Values are pickled, and unpickling runs code: only for the trusted ranks of one job.
-        """
-        root = self._member(root, "broadcast_object: root")
-        data = from_bytes(pickle.dumps(value)) if self.rank == root else empty_bytes(0)
-        received: list[Array] = []
-
-        def job() -> None:
-            length = lengths(data.size)
-            self._broadcast(length, root)
-            buffer = data if self.rank == root else empty_bytes(int(length[0]))
-            self._broadcast(buffer, root)
-            received.append(buffer)
-
-        self._run("broadcast_object", job, False)
-        moved = received[0].nbytes
-        self._ledger.count("broadcast_object", moved, moved)
-        return value if self.rank == root else pickle.loads(received[0])
-
-    def all_gather_object(self, value: Any) -> list[Any]:
-        """Return every rank's value, in rank order. Pickled: see `broadcast_object`."""
-        data = from_bytes(pickle.dumps(value))
-        sizes = lengths(*[0] * self.size)
-        received: list[Any] = []
-
-        def job() -> None:
-            self._all_gather(sizes, lengths(data.size))
-            widest = int(sizes.max())
-            padded, everyone = empty_bytes(widest), empty_bytes(widest * self.size)
-            padded[: data.size] = data
-            self._all_gather(everyone, padded)
-            rows = everyone.reshape(self.size, widest)
-            received.extend(pickle.loads(row[:n].tobytes()) for row, n in zip(rows, sizes))
-
-        self._run("all_gather_object", job, False)
-        self._ledger.count("all_gather_object", int(sizes.sum()), int(sizes.max()) * self.size)
-        return received
-
-    # ---- groups, counts, end -----------------------------------------------------------------
+        call = Call("monitored_barrier")
+        call.timeout = timeout
+        self._collective(call, self._barrier, False)
 
     def split(self, color: int | None, key: int = 0) -> Group | None:
         """Make one new group of all ranks with the same `color`; a collective call.
@@ -285,10 +376,17 @@ class Group(ABC):
         if color is not None and operator.index(color) < 0:
             raise ValueError(f"split: color must be None or at least 0, got {color}")
         made: list[Group | None] = []
-        self._collective(
-            "split", lambda: made.append(self._split(color, operator.index(key))), False, 0, 0
-        )
-        return made[0]
+
+        def job(call: Call) -> None:
+            made.append(self._split(call, color, operator.index(key)))
+
+        self._collective(Call("split"), job, False)
+        part = made[0]
+        if part is not None:
+            part._deterministic, part.timeout = self._deterministic, self.timeout
+        return part
+
+    # ---- counts, end --------------------------------------------------------------------------
 
     def ledger(self) -> dict[str, dict[str, float]]:
         """This rank's counts per call type since the last reset; `ledger` says what each is."""
@@ -302,112 +400,98 @@ class Group(ABC):
         """Wait for everything under way; raise the first error that no `Work.wait` has shown."""
         self._thread.drain()
 
-    # ---- shared by the calls above -----------------------------------------------------------
+    # ---- shared by the calls above ------------------------------------------------------------
+
+    def _reduction(self, array: Array, op: Op) -> Reduction:
+        return Reduction.plan(array.dtype, op, self.size, self.reduces_halves)
 
     def _stage(self, array: Array, reduction: Reduction | None = None) -> Staged:
         wire = None if reduction is None else reduction.wire
         return Staged(array, wire, self.takes_device_arrays)
 
     def _out_of_place(
-        self, transport: Callable[[Array, Array], None], out: Array, array: Array
-    ) -> Callable[[], None]:
+        self, transport: Callable[[Call, Array, Array], None], out: Array, array: Array
+    ) -> Job:
         target, source = self._stage(out), self._stage(array)
         private = may_overlap(out, array)
 
-        def job() -> None:
+        def job(call: Call) -> None:
             received = target.load(read=False)
-            transport(received, source.load(private=private))
+            transport(call, received, source.load(private=private))
             target.store(received)
 
         return job
 
-    def _collective(
-        self, call: str, job: Callable[[], None], async_op: bool, payload: int, transport: int
-    ) -> Work | None:
-        self._ledger.count(call, payload, transport)
-        return self._run(call, job, async_op)
+    def _parts(
+        self, counts: Counts, whole: Array | None, mine: Array, call: str, note: str = ""
+    ) -> tuple[int, ...] | None:
+        """Checked counts; None for equal parts."""
+        if counts is None:
+            if whole is not None:
+                check_fit(whole, mine, self.size, f"{call} {note}".rstrip())
+            return None
+        if whole is not None:
+            arguments.same_dtype(whole, mine, call)
+        parts = arguments.counts(counts, self.size, whole, f"{call}: counts")
+        arguments.part(parts, self.rank, mine, f"{call}: this rank's array")
+        return parts
 
-    def _run(self, call: str, job: Callable[[], None], async_op: bool) -> Work | None:
+    def _call(
+        self,
+        name: str,
+        array: Any,
+        payload: int,
+        transport: int,
+        op: str = "",
+        root: int = -1,
+        extra: Counts = None,
+        uneven: bool = False,
+    ) -> Call:
+        count = array.size
+        if uneven:
+            count = -1  # each rank sends what it likes; the backend compares the counts
+        elif extra is not None and name in ("gather", "scatter"):
+            count = sum(extra)
+        return Call(
+            name, name_of(array.dtype), count, array.shape, op, root, payload, transport,
+            arguments.digest(extra),
+        )  # fmt: skip
+
+    def _collective(self, call: Call, job: Job, async_op: bool) -> Work | None:
+        """Carry out a call in its turn, here and now or in the communication thread."""
+        if self._broken is not None:
+            raise CollectiveError(
+                f"{call} on rank {self.rank}: group {self.name!r} cannot be used any more after "
+                f"its ranks went different ways: {self._broken}"
+            )
+        call.group = self.name
+        self._calls += 1
+        call.number = self._calls
+        if call.timeout is None:
+            call.timeout = self.timeout
         if async_op:
-            return self._thread.put(call, job)
+            return self._thread.put(call.name, lambda: self._perform(call, job))
         if self._thread.idle:
-            job()  # here and now: a hand-over to the thread costs several times a small reduction
+            # A hand-over to the thread costs several times a small reduction.
+            self._perform(call, job)
         else:
-            self._thread.put(call, job).wait()  # behind what is under way, or ranks would differ
+            # Behind what is under way, or ranks would differ.
+            self._thread.put(call.name, lambda: self._perform(call, job)).wait()
         return None
 
+    def _perform(self, call: Call, job: Job) -> None:
+        with self._busy:
+            self._recorder.begin(call)
+            try:
+                job(call)
+            except BaseException as error:
+                self._recorder.end(call, error)
+                if isinstance(error, MismatchError | CollectiveTimeout):
+                    self._broken = str(error).partition("\n")[0]
+                raise
+            self._recorder.end(call)
+            self._ledger.count(call.name, call.payload_bytes, call.transport_bytes)
+
     def _member(self, rank: int, what: str) -> int:
-        if isinstance(rank, bool):
-            raise TypeError(f"{what} must be a rank, got {rank}")
-        index = operator.index(rank)
-        if not 0 <= index < self.size:
-            raise ValueError(
-                f"{what} must be a rank of group {self.name!r}, 0 to {self.size - 1}, got {rank}"
-            )
-        return index
+        return arguments.member(rank, self.size, self.name, what)
 
-    def _peer(self, rank: int, what: str) -> int:
-        index = self._member(rank, what)
-        if index == self.rank:
-            raise ValueError(f"{what} is this rank itself ({rank}); copy the array instead")
-        return index
-
-    def _tag(self, tag: int) -> int:
-        index = operator.index(tag)
-        if not 0 <= index <= self.largest_tag:
-            raise ValueError(f"tag must be from 0 to {self.largest_tag}, got {tag}")
-        return index
-
-    def _check_only_on_root(self, array: Array | None, what: str, root: int) -> None:
-        if (array is not None) != (self.rank == root):
-            needed = "is needed on the root" if array is None else "must be None except on the root"
-            raise ValueError(f"{what} {needed} (root {root}, this is rank {self.rank})")
-
-    def _check_divides(self, array: Array, call: str) -> None:
-        if array.size % self.size:
-            raise ValueError(
-                f"{call}: {array.size} elements of shape {tuple(array.shape)} do not divide into "
-                f"{self.size} equal parts"
-            )
-
-    # ---- what a backend implements, on flat contiguous buffers --------------------------------
-
-    @abstractmethod
-    def _all_reduce(self, buffer: Array, op: ReduceOp) -> None:
-        """Reduce in place; `op` is never AVG, the dtype never bool or 16-bit."""
-
-    @abstractmethod
-    def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> None:
-        """Reduce in place on `root`; leave the buffer alone elsewhere."""
-
-    @abstractmethod
-    def _reduce_scatter(self, out: Array, buffer: Array, op: ReduceOp) -> None: ...
-
-    @abstractmethod
-    def _broadcast(self, buffer: Array, root: int) -> None: ...
-
-    @abstractmethod
-    def _all_gather(self, out: Array, buffer: Array) -> None: ...
-
-    @abstractmethod
-    def _all_to_all(self, out: Array, buffer: Array) -> None: ...
-
-    @abstractmethod
-    def _gather(self, out: Array | None, buffer: Array, root: int) -> None: ...
-
-    @abstractmethod
-    def _scatter(self, out: Array, buffer: Array | None, root: int) -> None: ...
-
-    @abstractmethod
-    def _barrier(self) -> None: ...
-
-    @abstractmethod
-    def _split(self, color: int | None, key: int) -> Group | None: ...
-
-    @abstractmethod
-    def _isend(self, buffer: Array, dst: int, tag: int) -> Work: ...
-
-    @abstractmethod
-    def _irecv(
-        self, buffer: Array, src: int | None, tag: int, store: Callable[[], None]
-    ) -> Work: ...

@@ -1,24 +1,29 @@
 """Ranks as threads of one process: the oracle that every other backend is compared with.
 
 A collective here is one function over all ranks' buffers. The ranks meet; whoever comes last runs
-that function while the others wait, so their buffers are at rest. Reductions go in rank order and
-are therefore the same bits every time.
+that function while the others wait, so their buffers are at rest. Reductions follow the tree by
+rank order (`tree`) and are therefore the same bits every time.
 """
 
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from .buffers import UFUNCS, Array, ReduceOp, name_of
+from . import check, flight, tree
+from .backend import Counts
+from .buffers import UFUNCS, Array, ReduceOp
+from .call import Call
 from .group import Group
-from .work import MismatchError, PolledWork, RankFailedError, Work
+from .work import CollectiveTimeout, PolledWork, RankFailedError, Work
 
 T = TypeVar("T")
 
@@ -35,13 +40,19 @@ def single() -> Group:
     return LocalGroup(_Room(_World(), (0,), "world"), 0)
 
 
-def run_ranks(n: int, fn: Callable[[Group], T], timeout: float | None = None) -> list[T]:
+def run_ranks(
+    n: int,
+    fn: Callable[[Group], T],
+    timeout: float | None = None,
+    call_timeout: float | None = None,
+) -> list[T]:
     """Call `fn(group)` in `n` threads, each a rank of one group, and return their results.
 
     Args:
         n: number of ranks, at least 1.
         fn: what each rank runs; tells ranks apart by `group.rank`.
         timeout: seconds after which ranks that wait for others are woken; None for no limit.
+        call_timeout: the groups' `timeout`.
 
     Raises:
         Exception: the first one raised by any rank, with a note that names the rank. The other
@@ -50,11 +61,12 @@ def run_ranks(n: int, fn: Callable[[Group], T], timeout: float | None = None) ->
     """
     if n < 1:
         raise ValueError(f"run_ranks needs at least 1 rank, got {n}")
-    world = _World()
+    world = _World(n, call_timeout)
     room = _Room(world, tuple(range(n)), "world")
     results: list[Any] = [None] * n
 
     def run(rank: int) -> None:
+        world.threads[rank] = threading.get_ident()
         group = LocalGroup(room, rank)
         _current.set(group)
         try:
@@ -90,10 +102,32 @@ def run_ranks(n: int, fn: Callable[[Group], T], timeout: float | None = None) ->
 class _World:
     """What all local ranks of one job share: one lock, and the first failure."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1, timeout: float | None = None) -> None:
         self.changed = threading.Condition()
+        self.timeout = timeout
+        self.size = size
+        self._recorders: dict[int, flight.Recorder] = {}
+        self.threads: dict[int, int] = {}  # of each rank, its thread's number
         self.failure: tuple[int, BaseException] | None = None
         self._groups: list[LocalGroup] = []
+
+    def recorder(self, rank: int) -> flight.Recorder:
+        """Of a rank of the job: threads of one process have one each."""
+        with self.changed:
+            if rank not in self._recorders:
+                self._recorders[rank] = record = flight.Recorder()
+                record.rank, record.size = rank, self.size
+            return self._recorders[rank]
+
+    def whereabouts(self, ranks: Sequence[int]) -> str:
+        """Where the threads of some ranks are now, as Python stacks."""
+        frames = sys._current_frames()
+        text = ""
+        for rank in ranks:
+            frame = frames.get(self.threads.get(rank, -1))
+            if frame is not None:
+                text += f"\nrank {rank} is at:\n" + "".join(traceback.format_stack(frame)).rstrip()
+        return text
 
     def enter(self, group: LocalGroup) -> None:
         with self.changed:
@@ -116,27 +150,11 @@ class _World:
             group.close()
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What must be equal on all ranks."""
-
-    name: str
-    dtype: str = "-"
-    elements: int = 0
-    op: ReduceOp | None = None
-    root: int | None = None
-
-    def __str__(self) -> str:
-        text = f"{self.name}({self.elements} x {self.dtype}"
-        text += f", {self.op}" if self.op else ""
-        return text + (")" if self.root is None else f", root {self.root})")
-
-
 @dataclass
 class _Meeting:
     """One collective: who has come, with what, and how it ended."""
 
-    calls: dict[int, _Call] = field(default_factory=dict)
+    calls: dict[int, Call] = field(default_factory=dict)
     brought: dict[int, Any] = field(default_factory=dict)
     done: bool = False
     result: Any = None
@@ -175,7 +193,7 @@ class _Room:
         self._receives: list[list[_Receive]] = [[] for _ in members]
 
     def meet(
-        self, rank: int, call: _Call, brought: Any, perform: Callable[[list[Any]], Any]
+        self, rank: int, call: Call, brought: Any, perform: Callable[[list[Any]], Any]
     ) -> Any:
         """Bring something, wait for all, and return what `perform` made of all that was brought."""
         n = len(self.members)
@@ -188,13 +206,13 @@ class _Room:
             last = len(meeting.calls) == n
             if not last:
                 self._wait(
+                    call,
                     lambda: meeting.done,
                     lambda: [r for r in range(n) if r not in meeting.calls],
-                    str(call),
                 )
         if last:
             try:
-                self._check_same(meeting.calls)
+                check.same(self.name, {self.members[r]: meeting.calls[r] for r in range(n)})
                 meeting.result = perform([meeting.brought[r] for r in range(n)])
             except BaseException as error:
                 meeting.error = error
@@ -233,7 +251,9 @@ class _Room:
                     return
             self._receives[dst].append(receive)
 
-    def has_received(self, dst: int, receive: _Receive, timeout: float | None) -> bool:
+    def has_received(
+        self, call: Call, dst: int, receive: _Receive, timeout: float | None
+    ) -> bool:
         """Whether a posted receive has ended within `timeout` seconds; raises its error."""
         others = [r for r in range(len(self.members)) if r != dst]
 
@@ -242,47 +262,57 @@ class _Room:
                 return [receive.src]
             return others if self.departed.issuperset(others) else []
 
-        what = f"recv from {'any rank' if receive.src is None else f'rank {receive.src}'}"
         with self.world.changed:
-            ended = self._wait(
-                lambda: receive.source is not None, senders, f"{what}, tag {receive.tag}", timeout
-            )
+            ended = self._wait(call, lambda: receive.source is not None, senders, timeout)
         if receive.error is not None:
             raise receive.error
         return ended
 
     def _wait(
         self,
+        call: Call,
         ready: Callable[[], bool],
         missing: Callable[[], list[int]],
-        what: str,
-        timeout: float | None = None,
+        patience: float | None = None,
     ) -> bool:
-        """Wait (holding the lock) until `ready`; raise if it can never be, False if too late."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        """Wait (holding the lock) until `ready`; raise if it can never be.
+
+        Args:
+            patience: seconds after which to return False; None for none.
+        """
+        begin = time.monotonic()
+        limit = None if call.timeout is None else begin + call.timeout
+        deadline = None if patience is None else begin + patience
         while not ready():
             if self.world.failure is not None:
                 rank, error = self.world.failure
                 raise RankFailedError(
-                    f"{what} in group {self.name!r} cannot complete: "
+                    f"{call} in group {self.name!r} cannot complete: "
                     f"rank {rank} failed with {type(error).__name__}: {error}"
                 )
             gone = self.departed.intersection(missing())
             if gone:
                 raise RankFailedError(
-                    f"{what} in group {self.name!r} cannot complete: "
+                    f"{call} in group {self.name!r} cannot complete: "
                     f"ranks {sorted(gone)} have returned without taking part"
                 )
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 return False
-            self.world.changed.wait(left)
+            if limit is not None and now >= limit:
+                raise self._late(call, missing())
+            ends = [end - now for end in (deadline, limit) if end is not None]
+            self.world.changed.wait(min(ends) if ends else None)
         return True
 
-    def _check_same(self, calls: dict[int, _Call]) -> None:
-        if len(set(calls.values())) > 1:
-            each = "; ".join(f"rank {rank}: {calls[rank]}" for rank in sorted(calls))
-            raise MismatchError(f"ranks of group {self.name!r} made different calls: {each}")
+    def _late(self, call: Call, missing: Sequence[int]) -> CollectiveTimeout:
+        ranks = [self.members[rank] for rank in missing]
+        names = " and ".join(str(rank) for rank in ranks) or "any"
+        text = (
+            f"{call} in group {self.name!r} timed out after {call.timeout:g} s: "
+            f"rank {names} has not come"
+        )
+        return CollectiveTimeout(text + self.world.whereabouts(ranks), ranks)
 
 
 def _deliver(src: int, data: Array, receive: _Receive) -> None:
@@ -296,123 +326,139 @@ def _deliver(src: int, data: Array, receive: _Receive) -> None:
     )
 
 
-def _fold(buffers: list[Array], op: ReduceOp) -> Array:
-    """The reduction of all buffers, in rank order."""
-    total = buffers[0].copy()
+def _fold(buffers: Sequence[Array], op: ReduceOp) -> Array:
+    """The reduction of all buffers, in the tree by rank order."""
     with np.errstate(all="ignore"):  # overflow is a value (inf, wrap-around), as in MPI
-        for buffer in buffers[1:]:
-            UFUNCS[op](total, buffer, out=total)
-    return total
+        return tree.fold(buffers, UFUNCS[op])
+
+
+def _cut(whole: Array, counts: Counts, n: int) -> list[Array]:
+    """The ranks' parts of a flat array, as views."""
+    parts = [whole.size // n] * n if counts is None else counts
+    return np.split(whole, np.cumsum(parts[:-1]))
 
 
 class LocalGroup(Group):
     """A group whose ranks are threads of this process. Made by `run_ranks`, `single`, `split`."""
 
     def __init__(self, room: _Room, rank: int) -> None:
-        super().__init__(rank, len(room.members), room.name)
+        record = room.world.recorder(room.members[rank])
+        super().__init__(rank, len(room.members), room.name, room.members, room.world.timeout, record)
         self.room = room
         room.world.enter(self)
 
     def depart(self) -> None:
         """Leave the group once everything under way has ended. Does not wait for it."""
-        busy = not self._thread.idle
-        self._run("depart", lambda: self.room.depart(self.rank), async_op=busy)
+        if self._thread.idle:
+            self.room.depart(self.rank)
+        else:
+            self._thread.put("depart", lambda: self.room.depart(self.rank))
 
-    def _meet(self, call: _Call, brought: Any, perform: Callable[[list[Any]], Any]) -> Any:
+    def _meet(self, call: Call, brought: Any, perform: Callable[[list[Any]], Any]) -> Any:
         return self.room.meet(self.rank, call, brought, perform)
 
-    def _all_reduce(self, buffer: Array, op: ReduceOp) -> None:
+    def _agree(self, call: Call) -> None:
+        self._meet(call, None, lambda _: None)
+
+    def _all_reduce(self, call: Call, buffer: Array, op: ReduceOp) -> None:
         def perform(buffers: list[Array]) -> None:
             total = _fold(buffers, op)
             for each in buffers:
                 each[...] = total
 
-        self._meet(_Call("all_reduce", name_of(buffer.dtype), buffer.size, op), buffer, perform)
+        self._meet(call, buffer, perform)
 
-    def _reduce(self, buffer: Array, op: ReduceOp, root: int) -> None:
+    def _reduce(self, call: Call, buffer: Array, op: ReduceOp, root: int) -> None:
         def perform(buffers: list[Array]) -> None:
             buffers[root][...] = _fold(buffers, op)
 
-        self._meet(_Call("reduce", name_of(buffer.dtype), buffer.size, op, root), buffer, perform)
+        self._meet(call, buffer, perform)
 
-    def _reduce_scatter(self, out: Array, buffer: Array, op: ReduceOp) -> None:
+    def _reduce_scatter(
+        self, call: Call, out: Array, buffer: Array, op: ReduceOp, counts: Counts
+    ) -> None:
         def perform(pairs: list[tuple[Array, Array]]) -> None:
-            parts = _fold([each for _, each in pairs], op).reshape(self.size, -1)
-            for (target, _), part in zip(pairs, parts):
+            total = _fold([each for _, each in pairs], op)
+            for (target, _), part in zip(pairs, _cut(total, counts, self.size)):
                 target[...] = part
 
-        call = _Call("reduce_scatter", name_of(out.dtype), out.size, op)
         self._meet(call, (out, buffer), perform)
 
-    def _broadcast(self, buffer: Array, root: int) -> None:
+    def _broadcast(self, call: Call, buffer: Array, root: int) -> None:
         def perform(buffers: list[Array]) -> None:
             for rank, each in enumerate(buffers):
                 if rank != root:
                     each[...] = buffers[root]
 
-        call = _Call("broadcast", name_of(buffer.dtype), buffer.size, root=root)
         self._meet(call, buffer, perform)
 
-    def _all_gather(self, out: Array, buffer: Array) -> None:
+    def _all_gather(self, call: Call, out: Array, buffer: Array, counts: Counts) -> None:
         def perform(pairs: list[tuple[Array, Array]]) -> None:
             whole = np.concatenate([each for _, each in pairs])
             for target, _ in pairs:
                 target[...] = whole
 
-        self._meet(_Call("all_gather", name_of(out.dtype), buffer.size), (out, buffer), perform)
+        self._meet(call, (out, buffer), perform)
 
-    def _all_to_all(self, out: Array, buffer: Array) -> None:
-        def perform(pairs: list[tuple[Array, Array]]) -> None:
-            parts = [each.reshape(self.size, -1) for _, each in pairs]
-            for rank, (target, _) in enumerate(pairs):
-                target[...] = np.concatenate([part[rank] for part in parts])
+    def _all_to_all(
+        self, call: Call, out: Array, buffer: Array, out_counts: Counts, in_counts: Counts
+    ) -> None:
+        def perform(ranks: list[tuple[Array, Array, Counts, Counts]]) -> None:
+            if in_counts is not None:
+                check.fits(self.name, call.number, [each[3] for each in ranks], [each[2] for each in ranks])
+            parts = [_cut(source, ins, self.size) for _, source, _, ins in ranks]
+            for r, (target, *_) in enumerate(ranks):
+                target[...] = np.concatenate([part[r] for part in parts])
 
-        self._meet(_Call("all_to_all", name_of(out.dtype), buffer.size), (out, buffer), perform)
+        self._meet(call, (out, buffer, out_counts, in_counts), perform)
 
-    def _gather(self, out: Array | None, buffer: Array, root: int) -> None:
+    def _gather(
+        self, call: Call, out: Array | None, buffer: Array, root: int, counts: Counts
+    ) -> None:
         def perform(pairs: list[tuple[Array | None, Array]]) -> None:
             whole = pairs[root][0]
             assert whole is not None
             whole[...] = np.concatenate([each for _, each in pairs])
 
-        call = _Call("gather", name_of(buffer.dtype), buffer.size, root=root)
         self._meet(call, (out, buffer), perform)
 
-    def _scatter(self, out: Array, buffer: Array | None, root: int) -> None:
+    def _scatter(
+        self, call: Call, out: Array, buffer: Array | None, root: int, counts: Counts
+    ) -> None:
         def perform(pairs: list[tuple[Array, Array | None]]) -> None:
             whole = pairs[root][1]
             assert whole is not None
-            for (target, _), part in zip(pairs, whole.reshape(self.size, -1)):
+            for (target, _), part in zip(pairs, _cut(whole, counts, self.size)):
                 target[...] = part
 
-        call = _Call("scatter", name_of(out.dtype), out.size, root=root)
         self._meet(call, (out, buffer), perform)
 
-    def _barrier(self) -> None:
-        self._meet(_Call("barrier"), None, lambda _: None)
+    def _barrier(self, call: Call) -> None:
+        self._agree(call)
 
-    def _split(self, color: int | None, key: int) -> Group | None:
+    def _split(self, call: Call, color: int | None, key: int) -> Group | None:
         def perform(wishes: list[tuple[int | None, int]]) -> dict[int, _Room]:
             rooms: dict[int, _Room] = {}
             for chosen in sorted({c for c, _ in wishes if c is not None}):
                 ranks = [r for r in range(self.size) if wishes[r][0] == chosen]
                 ranks.sort(key=lambda r: (wishes[r][1], r))
                 members = tuple(self.room.members[r] for r in ranks)
-                rooms[chosen] = _Room(self.room.world, members, f"{self.name}/{chosen}")
+                name = f"{self.name}/{call.number}.{chosen}"
+                rooms[chosen] = _Room(self.room.world, members, name)
             return rooms
 
-        rooms = self._meet(_Call("split"), (color, key), perform)
+        rooms = self._meet(call, (color, key), perform)
         if color is None:
             return None
         room = rooms[color]
         return LocalGroup(room, room.members.index(self.room.members[self.rank]))
 
-    def _isend(self, buffer: Array, dst: int, tag: int) -> Work:
+    def _isend(self, call: Call, buffer: Array, dst: int, tag: int) -> Work:
         self.room.post_send(self.rank, dst, tag, buffer)
         return PolledWork("send", lambda: True, lambda _: True, lambda: None)
 
     def _irecv(
-        self, buffer: Array, src: int | None, tag: int, store: Callable[[], None]
+        self, call: Call, buffer: Array, src: int | None, tag: int, store: Callable[[], None]
     ) -> Work:
         receive = _Receive(buffer, src, tag)
         self.room.post_receive(self.rank, receive)
@@ -423,7 +469,7 @@ class LocalGroup(Group):
 
         return PolledWork(
             "recv",
-            lambda: self.room.has_received(self.rank, receive, 0.0),
-            lambda timeout: self.room.has_received(self.rank, receive, timeout),
+            lambda: self.room.has_received(call, self.rank, receive, 0.0),
+            lambda timeout: self.room.has_received(call, self.rank, receive, timeout),
             finish,
         )

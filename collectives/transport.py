@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,6 +56,10 @@ class Transport(ABC):
     members: tuple[int, ...]
     watch: Watch
     largest_tag: int = 2**31 - 1
+    #: Name of what carries the messages.
+    backend: str = ""
+    #: Whether buffers may be in GPU memory.
+    takes_device_arrays: bool = False
 
     @abstractmethod
     def isend(self, buffer: np.ndarray, dst: int, tag: int) -> Work:
@@ -103,6 +107,10 @@ class Transport(ABC):
         Known since the start, without communication. Whether memory can be shared is certain only
         after the segment has been attached.
         """
+
+    def native(self, watch: Watch) -> Any:
+        """The transport's own collectives, with the methods of `by_messages.ByMessages`; or None."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

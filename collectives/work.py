@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class CollectiveError(RuntimeError):
@@ -20,6 +20,18 @@ class RankFailedError(CollectiveError):
     """Another rank failed or left, so this call can never complete."""
 
 
+class CollectiveTimeout(CollectiveError, TimeoutError):
+    """Ranks have not come in time.
+
+    Attributes:
+        missing: the job's ranks that did not come.
+    """
+
+    def __init__(self, text: str, missing: Sequence[int] = ()) -> None:
+        super().__init__(text)
+        self.missing = list(missing)
+
+
 class Work:
     """One operation under way. The arrays given to it belong to it until `wait` has returned.
 
@@ -31,6 +43,18 @@ class Work:
     def __init__(self, call: str) -> None:
         self.call = call
         self.source: int | None = None
+        self._listener: Callable[[BaseException | None], None] | None = None
+
+    def when_ended(self, listener: Callable[[BaseException | None], None]) -> None:
+        """Have `listener(error or None)` called once when somebody notices the end."""
+        self._listener = listener
+        if self.is_completed():
+            self._tell()
+
+    def _tell(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener(self.exception())
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the operation is complete and return True.
@@ -85,6 +109,7 @@ class QueuedWork(Work):
             del self._job  # it holds the caller's arrays
             self._ended = True
             self._pending.release()
+            self._tell()
 
     def is_completed(self) -> bool:
         return self._ended
@@ -146,6 +171,8 @@ class PolledWork(Work):
             except Exception as error:
                 self._error = error
                 self._ended = True
+            if self._ended:
+                self._tell()
         return self._ended
 
 

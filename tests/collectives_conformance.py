@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from collectives import Group, ReduceOp
+from collectives import CollectiveTimeout, Group, PremulSum, ReduceOp, tree
 
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
@@ -393,7 +393,9 @@ def splitting(group: Group) -> None:
     half = group.split(group.rank % 2, key=-group.rank)
     mates = [rank for rank in reversed(range(group.size)) if rank % 2 == group.rank % 2]
     assert (half.size, half.rank) == (len(mates), mates.index(group.rank))
-    assert half.name == f"{group.name}/{group.rank % 2}"
+    assert half.name.startswith(f"{group.name}/")
+    assert len(set(half.all_gather_object(half.name))) == 1
+    assert half.members == tuple(group.members[rank] for rank in mates)
     work = half.all_reduce(array := np.array([2**group.rank]), async_op=True)
     total = np.array([1])
     group.all_reduce(total)
@@ -420,6 +422,130 @@ def objects(group: Group) -> None:
     root = group.size - 1
     assert group.broadcast_object(("from", group.rank), root) == ("from", root)
     assert group.broadcast_object(None if group.rank else [1, 2]) == [1, 2]
+    gathered = group.gather_object(mine["text"], root)
+    assert (gathered is None) == (group.rank != root)
+    assert gathered is None or [len(text) for text in gathered] == [1000 * r for r in range(group.size)]
+    wishes = [{"for": rank} for rank in range(group.size)] if group.rank == root else None
+    assert group.scatter_object(wishes, root) == {"for": group.rank}
+    with pytest.raises(ValueError, match="scatter_object: root 0 needs"):
+        if group.rank == 0:
+            group.scatter_object([0] * (group.size + 1), 0)
+        else:
+            raise ValueError("scatter_object: root 0 needs what it has not")
+    if group.size > 1:
+        following, before = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+        if group.rank == 0:
+            group.send_object(mine, following)
+            assert group.recv_object(None)[1] == before
+        else:
+            assert group.recv_object(before)[0]["rank"] == before
+            group.send_object(mine, following)
+
+
+def unequal_parts(group: Group) -> None:
+    """Parts of 0, 1, 2, … and of many thousand elements; the ranks' counts may be anything."""
+    n, rank = group.size, group.rank
+    for scale, dtype in ((1, np.float64), (7001, np.float32), (3, np.bool_)):
+        counts = [scale * (r % 3) for r in range(n)]
+        ends = np.cumsum([0, *counts])
+        everyone = [values(r, np.dtype(dtype), counts[r]) for r in range(n)]
+        out = np.zeros(ends[-1], dtype)
+        group.all_gather(out, everyone[rank], counts=counts)
+        assert (out == np.concatenate(everyone)).all()
+        root = n // 2
+        out = np.zeros(ends[-1], dtype) if rank == root else None
+        group.gather(out, everyone[rank], root, counts=counts)
+        assert out is None or (out == np.concatenate(everyone)).all()
+        mine = np.zeros(counts[rank], dtype)
+        group.scatter(mine, np.concatenate(everyone) if rank == root else None, root, counts=counts)
+        assert (mine == everyone[rank]).all()
+        whole = [values(r, np.dtype(dtype), int(ends[-1])) for r in range(n)]
+        group.reduce_scatter(mine, whole[rank], ReduceOp.SUM, counts=counts)
+        assert (mine == reduced(whole, ReduceOp.SUM)[ends[rank] : ends[rank + 1]]).all()
+        # Rank r sends r + p parts to rank p.
+        sends = [scale * ((rank + p) % 4) for p in range(n)]
+        takes = [scale * ((p + rank) % 4) for p in range(n)]
+        source = np.concatenate([np.full(c, rank * n + p) for p, c in enumerate(sends)]).astype(dtype)
+        target = np.zeros(sum(takes), dtype)
+        group.all_to_all(target, source, out_counts=takes, in_counts=sends)
+        expected = [np.full(c, p * n + rank) for p, c in enumerate(takes)]
+        assert (target == np.concatenate(expected).astype(dtype)).all()
+    with pytest.raises(ValueError, match="add up to"):
+        group.all_gather(np.zeros(3 * n), np.zeros(3), counts=[2] * n)
+    with pytest.raises(ValueError, match=r"counts of at least 0, one per rank, got \[-1"):
+        group.all_gather(np.zeros(3 * n), np.zeros(3), counts=[-1] * n)
+    with pytest.raises(ValueError, match="both out_counts and in_counts"):
+        group.all_to_all(np.zeros(n), np.zeros(n), out_counts=[1] * n)
+
+
+def multiplied_before_summing(group: Group) -> None:
+    op = PremulSum(0.5 if group.rank == 0 else 0.5)
+    total = sum(range(1, group.size + 1)) / 2
+    for dtype in (np.float32, np.float16, np.complex64):
+        mine = np.full(5, group.rank + 1, dtype)
+        group.all_reduce(mine, op)
+        assert (mine == total).all()
+        mine = np.full(5, group.rank + 1, dtype)
+        group.reduce(mine, 0, op)
+        assert (mine == (total if group.rank == 0 else group.rank + 1)).all()
+        mine, out = np.full(2 * group.size, group.rank + 1, dtype), np.zeros(2, dtype)
+        group.reduce_scatter(out, mine, op)
+        assert (out == total).all() and (mine == group.rank + 1).all()
+    with pytest.raises(TypeError, match=r"PREMUL_SUM\(0.5\) needs a floating"):
+        group.all_reduce(np.ones(2, np.int32), op)
+
+
+def _where_order_matters(rank: int, size: int) -> np.ndarray:
+    rng = np.random.default_rng(rank)
+    return (rng.standard_normal(size) * 10.0 ** rng.integers(-4, 5, size)).astype(np.float32)
+
+
+def same_bits_every_time(group: Group) -> None:
+    """Deterministic reductions are those of the tree over the ranks, of any size and call."""
+    group.deterministic = True
+    for size in (1, 1000, 70001, 300000):
+        everyone = [_where_order_matters(rank, size) for rank in range(group.size)]
+        expected = tree.fold(everyone, np.add)
+        mine = everyone[group.rank].copy()
+        group.all_reduce(mine)
+        assert (mine == expected).all()
+        mine = everyone[group.rank].copy()
+        group.reduce(mine, group.size - 1)
+        if group.rank == group.size - 1:
+            assert (mine == expected).all()
+        part = size // group.size
+        out = np.zeros(part, np.float32)
+        group.reduce_scatter(out, everyone[group.rank][: part * group.size])
+        assert (out == expected[group.rank * part : (group.rank + 1) * part]).all()
+    group.deterministic = False
+
+
+def virtual_shards(group: Group) -> None:
+    """The sum of V shards has the same bits on any number of ranks that divides V."""
+    for total in (12, 24):
+        shards = [_where_order_matters(v, 501).reshape(3, 167) for v in range(total)]
+        each = total // group.size
+        mine = shards[group.rank * each : (group.rank + 1) * each]
+        result = group.tree_all_reduce(mine, total)
+        expected = tree.fold([shard.reshape(-1) for shard in shards], np.add).reshape(3, 167)
+        assert result.shape == (3, 167) and (result == expected).all()
+        assert (result != sum(shards[1:], shards[0])).any()  # else the order would not show
+    with pytest.raises(ValueError, match="shards given, but each of"):
+        group.tree_all_reduce([np.zeros(2)] * 13, 12)
+
+
+def absent_rank_is_named(group: Group) -> None:
+    """A barrier with a time limit names who did not come."""
+    group.monitored_barrier(30)
+    if group.size == 1:
+        return
+    trial = group.split(0)
+    last = trial.size - 1
+    if group.rank != last:
+        with pytest.raises(CollectiveTimeout, match=f"monitored_barrier.* rank {last} has not come") as caught:
+            trial.monitored_barrier(0.3)
+        assert caught.value.missing == [group.members[last]]
+    group.barrier()
 
 
 def input_inside_output(group: Group) -> None:
@@ -508,16 +634,18 @@ def byte_ledger(group: Group) -> None:
     group.broadcast(np.zeros(10, np.int8), 0)
     group.barrier()
     ledger = group.ledger()
-    assert ledger["all_reduce"] == {
+    figures = {
         "calls": 2,
         "payload_bytes": 500,  # 100 x 4 + 50 x 2
         "transport_bytes": 600,  # float16 travels as float32
         "lower_bound_bytes": pytest.approx(2 * 500 * (n - 1) / n),
     }
+    assert ledger["all_reduce"] == ledger["all_reduce"] | figures
+    assert ledger["all_reduce"]["seconds"] > 0
     assert ledger["all_gather"]["payload_bytes"] == 64 * n
     assert ledger["all_gather"]["lower_bound_bytes"] == pytest.approx(64 * (n - 1))
     assert ledger["broadcast"]["lower_bound_bytes"] == pytest.approx(10 * (n - 1) / n)
-    assert ledger["barrier"] == dict.fromkeys(ledger["barrier"], 0) | {"calls": 1}
+    assert ledger["barrier"]["calls"] == 1 and ledger["barrier"]["payload_bytes"] == 0
     if n > 1:
         following, before = (group.rank + 1) % n, (group.rank - 1) % n
         work = group.isend(np.zeros(3), following)
@@ -543,4 +671,9 @@ SCENARIOS: list[Callable[[Group], None]] = [
     refusals,
     byte_ledger,
     message_of_another_size,
+    unequal_parts,
+    multiplied_before_summing,
+    same_bits_every_time,
+    virtual_shards,
+    absent_rank_is_named,
 ]

@@ -24,13 +24,22 @@ def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_conformance(n):
-    job = run_ranks_of(HERE / "collectives_mpi_worker.py", n, str(n), timeout=110)
+def conformance(n: int, way: str, **env: str) -> None:
+    job = run_ranks_of(HERE / "collectives_worker.py", n, str(n), "mpi", way, timeout=110, env=env)
     assert not job.timed_out and job.status == 0, job.output[-6000:]
     ends = re.findall(r"rank (\d): (\d+) cases, (\d+) scenarios, 0 failures", job.output)
     assert sorted(rank for rank, _, _ in ends) == [str(rank) for rank in range(n)], job.output
     assert all(int(cases) > 4000 and int(scenarios) >= 12 for _, cases, scenarios in ends)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_conformance_of_shared_memory(n):
+    conformance(n, "shm")
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_conformance_of_mpi_s_own_calls(n):
+    conformance(n, "native", DISTTORCH_SHM="0")
 
 
 @pytest.mark.parametrize(

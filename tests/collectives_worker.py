@@ -1,6 +1,9 @@
-"""Run the whole conformance suite as one rank of an MPI job and print what failed.
+"""Run the whole conformance suite as one rank of a job and print what failed.
 
-The last line of every rank is `rank R: N cases, M scenarios, F failures`.
+    collectives_worker.py RANKS BACKEND WAY
+
+WAY is what must carry out the calls: shm, native, hierarchy or messages. The last line of every rank
+is `rank R: N cases, M scenarios, F failures`.
 """
 
 from __future__ import annotations
@@ -15,11 +18,21 @@ import collectives
 
 warnings.simplefilter("error")
 
+WAYS = {
+    "shm": "NodeEngine",
+    "native": "NativeMPI",
+    "hierarchy": "Hierarchy",
+    "messages": "ByMessages",
+}
+
 
 def main() -> int:
     group = collectives.world()
-    if type(group).__name__ != "MPIGroup" or group.size != int(sys.argv[1]):
-        raise RuntimeError(f"expected {sys.argv[1]} MPI ranks, got {group}")
+    size, backend, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    if collectives.backend_of(group) != backend or group.size != size:
+        raise RuntimeError(f"expected {size} ranks over {backend}, got {group}")
+    if size > 1 and WAYS[way] != type(group.way("all_reduce", 8)).__name__:
+        raise RuntimeError(f"expected {way}, got {group.way('all_reduce', 8)}")
     failures: list[str] = []
     cases = 0
     for call in CALLS:
