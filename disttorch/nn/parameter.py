@@ -32,6 +32,8 @@ class Parameter(Tensor):
     def __repr__(self, **kwargs):
         return "Parameter containing:\n" + Tensor.__repr__(self, **kwargs)
 
+    __str__ = __repr__
+
     def __deepcopy__(self, memo):
         if id(self) in memo:
             return memo[id(self)]
@@ -140,6 +142,8 @@ class _Uninitialized:
 
     def __repr__(self, **kwargs):
         return f"<{type(self).__name__}>"
+
+    __str__ = __repr__
 
     def __deepcopy__(self, memo):
         if id(self) not in memo:
