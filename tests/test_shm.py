@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from collectives.call import Call
-from collectives.shm import CHUNK_BYTES, NodeEngine, Segment, available, segment as segments, why_not
-from collectives.shm.layout import Layout
+from collectives.shm import NodeEngine, Segment, available, segment as segments, why_not
+from collectives.shm.layout import Layout, slot_bytes_for
 
 WORKER = os.path.join(os.path.dirname(__file__), "shm_worker.py")
 pytestmark = pytest.mark.skipif(not available(), reason=why_not())
@@ -49,7 +49,7 @@ def test_every_call_gives_numpys_answer(size):
 
 
 def test_the_usual_chunk():
-    run("conformance", 2, chunk=CHUNK_BYTES)
+    run("conformance", 2, chunk=slot_bytes_for(2))
 
 
 def test_the_order_of_a_sum_matters_for_these_values():
@@ -177,7 +177,7 @@ def test_the_layout_does_not_overlap(size, slot):
 
 
 def test_a_rank_alone_checks_its_arguments():
-    for slot in (100, 0):
+    for slot in (100, 32):
         with pytest.raises(ValueError, match="multiple of 64"):
             NodeEngine.nbytes_for(1, slot)
     segment = Segment.create(4096)

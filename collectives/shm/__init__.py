@@ -1,11 +1,12 @@
 """Collectives between the ranks of one node, through memory that they share.
 
 A rank writes what others need into its own slots, posts, waits until all have posted, and reads
-theirs: `segment` is the memory, `layout` says what lies where, `signals` is posting and waiting,
-`pipeline` and `engine` are the calls. Nothing here knows groups, sockets or MPI.
+theirs: `segment` is the memory, `layout` says what lies where in it, `signals` is posting and waiting,
+`pipeline` how long payloads pass through short slots; `meetings`, `reductions` and `engine` are the
+calls. Nothing here knows groups, sockets or MPI.
 """
 
-from .engine import CHUNK_BYTES, NodeEngine
+from .engine import NodeEngine
 from .segment import Segment, available, why_not
 
-__all__ = ["CHUNK_BYTES", "NodeEngine", "Segment", "available", "why_not"]
+__all__ = ["NodeEngine", "Segment", "available", "why_not"]

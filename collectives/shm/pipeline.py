@@ -14,7 +14,7 @@ A rank that has taken the last block is done, and may leave: the others find all
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -108,3 +108,16 @@ class Pipeline:
             now, block = following, block + 1
         take((length - 1) // piece * piece, slots[(block - 1) % SLOTS])
         self.block = block
+
+
+def part_of_slot(slot_bytes: int, size: int, itemsize: int) -> int:
+    """Elements of each of `size` equal parts of a slot, which begin on cache lines."""
+    return slot_bytes // size // 64 * 64 // itemsize
+
+
+def edges_of(counts: Sequence[int] | None, count: int, size: int) -> list[int]:
+    """Where each rank's part begins, and the last one ends; `count` is each part's if all are equal."""
+    edges = [0]
+    for each in [count] * size if counts is None else counts:
+        edges.append(edges[-1] + each)
+    return edges

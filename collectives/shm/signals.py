@@ -27,9 +27,11 @@ from .layout import CORE_BYTES, NOTE_BYTES, Layout
 _MASK = 0xFFFFFFFF
 _BEHIND = 0x7FFFFFFF  # distance to the target, modulo 2^32: more than that is a negative one
 
+_MAIN = threading.main_thread().ident
+
 SPINS = 300  # about 15 µs
-BRIEF_SPINS = 20  # where the GIL, or the core, is somebody else's
-YIELDS = 40
+BRIEF_SPINS = 5  # where the GIL, or the core, is somebody else's
+YIELDS = 60  # where there are more ranks than cores
 
 
 class Watch(Protocol):
@@ -148,20 +150,22 @@ class Signals:
     def _linger(self, call: Call, peers: Sequence[int]) -> None:
         """Spin, yield, and then sleep until the peers have come."""
         spins, yields = self._patience()
-        words, target = self._words, self.count
+        words, target, post = self._words, self.count, self._layout.post
         for peer in peers:
-            index = self._layout.post(peer) // 4
-            while spins and words[index] - target & _MASK > _BEHIND:
-                spins -= 1
-        while yields and self._missing(peers):
-            futex.yield_core()
-            yields -= 1
-        if self._missing(peers):
-            self._sleep(call, peers)
+            index = post(peer) // 4
+            while words[index] - target & _MASK > _BEHIND:
+                if spins:
+                    spins -= 1
+                elif yields:
+                    yields -= 1
+                    futex.yield_core()
+                else:
+                    self._sleep(call, peers)
+                    return
 
     def _patience(self) -> tuple[int, int]:
         """How often to spin and to yield before sleeping."""
-        if threading.current_thread() is not threading.main_thread():
+        if threading.get_ident() != _MAIN:
             return BRIEF_SPINS, 0  # the main thread is computing, and needs the GIL
         if self._spins is None:
             # A launcher may have bound each rank to one core: what counts is the union.

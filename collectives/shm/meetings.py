@@ -1,0 +1,177 @@
+"""The ranks of one node come together, compare what they are about to do, and pass notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import check
+from ..call import Call
+from ..work import CollectiveError
+from .layout import NOTE_BYTES, SLOTS, Layout, slot_bytes_for
+from .pipeline import Pipeline, typed_slots
+from .segment import Segment
+from .signals import Signals, Watch
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Ufunc = Callable[..., Any]
+Counts = Sequence[int] | None
+
+#: Up to here the views of the slots are kept from call to call: microseconds count.
+SMALL_BYTES = 8 << 10
+_MASK = (1 << 63) - 1
+
+
+class Meetings:
+    """What every call begins with. See `engine.NodeEngine`."""
+
+    def __init__(
+        self,
+        segment: Segment,
+        rank: int,
+        size: int,
+        members: Sequence[int],
+        watch: Watch,
+        *,
+        chunk_bytes: int | None = None,
+        spin: int | None = None,
+    ) -> None:
+        layout = self._layout = Layout(size, chunk_bytes or slot_bytes_for(size))
+        if segment.memory.size < layout.nbytes or not 0 <= rank < size == len(members):
+            raise ValueError(
+                f"rank {rank} of {size} with members {list(members)} and slots of {layout.slot_bytes} bytes: "
+                f"the segment needs {layout.nbytes} bytes, and has {segment.memory.size}"
+            )
+        self.rank = rank
+        self.size = size
+        self.members = tuple(members)
+        self.copied = 0
+        self.reduced = 0
+        self._memory = segment.memory
+        self._signals = Signals(segment.memory, layout, rank, members, watch, spin)
+        self._pipeline = Pipeline(self._signals)
+        self._slots: dict[np.dtype[Any], list[list[Array]]] = {}
+        self._small: dict[tuple[np.dtype[Any], int], list[list[Array]]] = {}
+        self._under_way: Call | None = None
+        self._expected: Counts = None
+        self._turn = 0
+        table = segment.memory[layout.counts : layout.notes].view(np.int64)
+        self._counts = table.reshape(2, size, 2, size)  # turn, rank, (sends, expects), peer
+
+    @staticmethod
+    def nbytes_for(size: int, chunk_bytes: int | None = None) -> int:
+        """Bytes of the segment that `size` ranks need."""
+        return Layout(size, chunk_bytes or slot_bytes_for(size)).nbytes
+
+    def agree(self, call: Call) -> None:
+        """Return when all ranks have come with the same call."""
+        self._begin(call)
+        self._meet(call)
+        self._under_way = None
+
+    barrier = agree
+    arrive = agree
+
+    def release(self, call: Call, data: bytes = b"") -> bytes:
+        """The second half of a call that began with `arrive`: wait until rank 0 comes here too.
+
+        Between the two, rank 0 acts for all, for example among the leaders of nodes. It does not
+        wait here for the others.
+
+        Args:
+            data: of rank 0, at most 2046 bytes.
+
+        Returns:
+            Rank 0's data.
+        """
+        _check_note(data)
+        signals = self._signals
+        # No fingerprint: not everybody may have compared those of the meeting before.
+        self._enter(call)
+        if self.rank == 0:
+            signals.write_note(data)
+            signals.post()
+        else:
+            signals.post()
+            signals.wait_for(call, 0)
+            data = signals.note(0)
+        self._under_way = None
+        return data
+
+    def publish(self, call: Call, data: bytes = b"", root: int = 0) -> bytes:
+        """Give `root`'s bytes, at most 2046, to all ranks."""
+        _check_note(data)
+        self._begin(call)
+        signals = self._signals
+        # The ranks that read the note of a call before have met since they came to that call.
+        self._meet(call)
+        if self.rank == root:
+            signals.write_note(data)
+        signals.post()
+        signals.wait_for(call, root)
+        self._under_way = None
+        return data if self.rank == root else signals.note(root)
+
+    def _begin(self, call: Call, counts: Counts = None) -> None:
+        self._enter(call)
+        self._turn ^= 1
+        self._expected = counts
+        fingerprint = call.fingerprint
+        if counts is not None:
+            fingerprint ^= hash(tuple(map(int, counts))) & _MASK
+        self._signals.mark(self._turn, fingerprint)
+
+    def _enter(self, call: Call) -> None:
+        if self._under_way is not None:
+            raise CollectiveError(
+                f"{call} cannot run: group {call.group!r} is unusable on rank {self.members[self.rank]} "
+                f"since {self._under_way} did not complete; make a new group among the ranks that are left"
+            )
+        self._under_way = call
+
+    def _meet(self, call: Call) -> None:
+        signals = self._signals
+        signals.post()
+        signals.wait(call)
+        if not signals.agreed(self._turn):
+            self._mismatch(call)
+
+    def _mismatch(self, call: Call) -> None:
+        """All ranks have seen it: exchange what each was about to do, and raise."""
+        signals = self._signals
+        text, _, place = str(call).rpartition(" at ")
+        if self._expected:
+            text += f" with parts of {', '.join(map(str, self._expected[:32]))}"
+        signals.write_note(f"{text} at {place}".encode())
+        signals.post()
+        signals.wait(call)
+        texts = {
+            member: signals.note(rank).decode(errors="replace") for rank, member in enumerate(self.members)
+        }
+        raise check.mismatch(call.group, call.number, texts)
+
+    def _slots_of(self, dtype: np.dtype[Any]) -> list[list[Array]]:
+        slots = self._slots.get(dtype)
+        if slots is None:
+            slots = self._slots[dtype] = typed_slots(self._memory, self._layout, dtype)
+        return slots
+
+    def _small_slots(self, buffer: Array) -> list[Array]:
+        """A view of each rank's next slot, just as long as `buffer`, kept from call to call."""
+        views = self._small.get((buffer.dtype, buffer.size))
+        if views is None:
+            if len(self._small) >= 1024:
+                self._small.clear()
+            views = [[slot[: buffer.size] for slot in row] for row in self._slots_of(buffer.dtype)]
+            self._small[buffer.dtype, buffer.size] = views
+        pipeline = self._pipeline
+        block = pipeline.block
+        pipeline.block = block + 1
+        return views[block % SLOTS]
+
+
+def _check_note(data: bytes) -> None:
+    if len(data) > NOTE_BYTES - 2:
+        raise ValueError(f"{len(data)} bytes do not fit: at most {NOTE_BYTES - 2} do; use broadcast")

@@ -1,0 +1,196 @@
+"""Calls that combine what the ranks of one node hold, in the fixed tree of `collectives.tree` by rank."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..call import Call
+from ..tree import fold
+from .meetings import SMALL_BYTES, Array, Counts, Meetings, Ufunc
+from .pipeline import edges_of, part_of_slot
+
+#: Up to here each of three or more ranks reduces the whole payload itself: one meeting instead of two.
+DIRECT_BYTES = 32 << 10
+
+
+class Reductions(Meetings):
+    """The reducing calls. See `engine.NodeEngine`."""
+
+    def all_reduce(self, call: Call, buffer: Array, ufunc: Ufunc) -> None:
+        """Reduce `buffer` over the ranks, in place.
+
+        Args:
+            ufunc: called as ufunc(left, right, out=target), such as np.add.
+        """
+        self._begin(call)
+        if self.size == 1:
+            self._meet(call)
+        elif buffer.nbytes <= SMALL_BYTES:
+            self._reduce_small(call, buffer, ufunc)
+        elif self.size == 2 or buffer.nbytes <= DIRECT_BYTES:
+            self._reduce_whole(call, buffer, ufunc, None)
+        else:
+            self._reduce_split(call, buffer, ufunc, None)
+        self._under_way = None
+
+    def _reduce_small(self, call: Call, buffer: Array, ufunc: Ufunc) -> None:
+        """`_reduce_whole` for a single block, with everything prepared."""
+        parts = self._small_slots(buffer)
+        parts[self.rank][...] = buffer
+        self._meet(call)
+        with np.errstate(all="ignore"):
+            _tree(parts, ufunc, buffer)
+        self.copied += buffer.nbytes
+        self.reduced += (self.size - 1) * buffer.nbytes
+
+    def reduce(self, call: Call, buffer: Array, ufunc: Ufunc, root: int) -> None:
+        """Reduce `buffer` over the ranks, in place on `root`; others keep theirs."""
+        self._begin(call)
+        if self.size == 1:
+            self._meet(call)
+        elif self.size == 2 or buffer.nbytes <= DIRECT_BYTES:
+            self._reduce_whole(call, buffer, ufunc, root)
+        else:
+            self._reduce_split(call, buffer, ufunc, root)
+        self._under_way = None
+
+    def _reduce_whole(self, call: Call, buffer: Array, ufunc: Ufunc, root: int | None) -> None:
+        """Who wants the result reduces all of it, from everybody's slots.
+
+        At two ranks that moves as many bytes as any split does: S read from the other rank.
+        """
+        rank, count = self.rank, buffer.size
+        wanted = root is None or root == rank
+        slots = self._slots_of(buffer.dtype)
+        piece = slots[0][0].size
+
+        def put(begin: int, slots: list[Array]) -> None:
+            if root != rank:
+                part = buffer[begin : begin + piece]
+                slots[rank][: part.size] = part
+
+        def take(begin: int, slots: list[Array]) -> None:
+            if wanted:
+                out = buffer[begin : begin + piece]
+                parts = [slot[: out.size] for slot in slots]
+                parts[rank] = out
+                _fold(parts, ufunc, out)
+
+        self._pipeline.transfer(call, slots, count, piece, self._meet, put, take)
+        self.copied += (root != rank) * buffer.nbytes
+        self.reduced += wanted * (self.size - 1) * buffer.nbytes
+
+    def _reduce_split(self, call: Call, buffer: Array, ufunc: Ufunc, root: int | None) -> None:
+        """Each rank reduces one part of each block, and all who want it read the results."""
+        rank, size, count = self.rank, self.size, buffer.size
+        wanted = root is None or root == rank
+        slots = self._slots_of(buffer.dtype)
+        part = part_of_slot(self._layout.slot_bytes, size, buffer.dtype.itemsize)
+        piece = part * size
+        # In rank r's slot: its values of the other parts, by part, and in place of part r its result.
+        places = [slice(part * p, part * (p + 1)) for p in range(size)]
+        others = [p for p in range(size) if p != rank]
+
+        def block_part(begin: int, p: int) -> Array:
+            return buffer[begin + part * p : min(begin + part * (p + 1), begin + piece, count)]
+
+        def put(begin: int, slots: list[Array]) -> None:
+            mine = slots[rank]
+            for p in others:
+                values = block_part(begin, p)
+                mine[part * p : part * p + values.size] = values
+
+        def combine(begin: int, slots: list[Array]) -> None:
+            own = block_part(begin, rank)
+            parts = [slot[places[rank]][: own.size] for slot in slots]
+            result, parts[rank] = parts[rank], own
+            _fold(parts, ufunc, result)
+            if wanted:
+                own[...] = result
+
+        def take(begin: int, slots: list[Array]) -> None:
+            if wanted:
+                for p in others:
+                    values = block_part(begin, p)
+                    values[...] = slots[p][places[p]][: values.size]
+
+        self._pipeline.reduction(call, slots, count, piece, self._meet, put, combine, take)
+        self.copied += 2 * buffer.nbytes * (size - 1) // size if wanted else buffer.nbytes
+        self.reduced += buffer.nbytes * (size - 1) // size
+
+    def reduce_scatter(
+        self, call: Call, out: Array, buffer: Array, ufunc: Ufunc, counts: Counts = None
+    ) -> None:
+        """Reduce `buffer` over the ranks, and leave part r of the result in rank r's `out`.
+
+        Args:
+            counts: elements of each part, the same on all ranks; None where all are equal.
+        """
+        self._begin(call, counts)
+        if counts is None and buffer.nbytes <= SMALL_BYTES:
+            self._reduce_scatter_small(call, out, buffer, ufunc)
+        else:
+            self._reduce_scatter_blocks(call, out, buffer, ufunc, counts)
+        self.copied += buffer.nbytes - out.nbytes
+        self.reduced += (self.size - 1) * out.nbytes
+        self._under_way = None
+
+    def _reduce_scatter_small(self, call: Call, out: Array, buffer: Array, ufunc: Ufunc) -> None:
+        parts = self._small_slots(buffer)
+        parts[self.rank][...] = buffer
+        self._meet(call)
+        begin = self.rank * out.size
+        with np.errstate(all="ignore"):
+            _tree([part[begin : begin + out.size] for part in parts], ufunc, out)
+
+    def _reduce_scatter_blocks(
+        self, call: Call, out: Array, buffer: Array, ufunc: Ufunc, counts: Counts
+    ) -> None:
+        rank, size = self.rank, self.size
+        edges = edges_of(counts, out.size, size)
+        slots = self._slots_of(buffer.dtype)
+        part = part_of_slot(self._layout.slot_bytes, size, buffer.dtype.itemsize)
+        others = [p for p in range(size) if p != rank]
+
+        def part_of(p: int, begin: int) -> Array:
+            first = min(edges[p] + begin, edges[p + 1])
+            return buffer[first : min(first + part, edges[p + 1])]
+
+        def put(begin: int, slots: list[Array]) -> None:
+            mine = slots[rank]
+            for p in others:
+                values = part_of(p, begin)
+                mine[part * p : part * p + values.size] = values
+
+        def take(begin: int, slots: list[Array]) -> None:
+            own = part_of(rank, begin)
+            parts = [slot[part * rank : part * rank + own.size] for slot in slots]
+            parts[rank] = own
+            _fold(parts, ufunc, out[begin : begin + own.size])
+
+        longest = max(map(int.__sub__, edges[1:], edges))
+        self._pipeline.transfer(call, slots, longest, part, self._meet, put, take)
+
+
+def _fold(parts: list[Array], ufunc: Ufunc, out: Array) -> None:
+    if len(parts) == 2:
+        with np.errstate(all="ignore"):  # overflow is a value: inf, or wrapped around
+            ufunc(parts[0], parts[1], out=out)
+    else:
+        fold(parts, ufunc, out)
+
+
+def _tree(parts: list[Array], ufunc: Ufunc, out: Array) -> None:
+    """`fold` without its care for long arrays; `out` is none of the parts."""
+    if len(parts) == 1:
+        out[...] = parts[0]
+        return
+    half = 1 << (len(parts) - 1).bit_length() - 1
+    left, right = parts[0], parts[half]
+    if half > 1:
+        left = out
+        _tree(parts[:half], ufunc, left)
+    if len(parts) - half > 1:
+        right = np.empty_like(out)
+        _tree(parts[half:], ufunc, right)
+    ufunc(left, right, out=out)
