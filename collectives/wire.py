@@ -20,7 +20,7 @@ _LENGTH = struct.Struct("<Q")
 _PREFIX = _LENGTH.size
 LARGEST_RECORD = 1 << 32  # a store is for small values; this only catches nonsense
 
-FRAME = struct.Struct("<QIHHQ")  # context, tag, dtype, unused, elements
+FRAME = struct.Struct("<QIIQ")  # context, tag, dtype, elements
 
 
 class WireError(CollectiveError):
