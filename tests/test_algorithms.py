@@ -72,6 +72,7 @@ def test_reductions(call, name, n):
                 roots = {0, n // 2, n - 1} if call == "reduce" else {None}
                 for root in roots:
                     mine = data(wire.rank, count, dtype)
+                    mine.flags.writeable = root in (None, wire.rank)
                     function(wire, mine, ufunc, *([] if root is None else [root]), 5)
                     if root not in (None, wire.rank):
                         expected_here = data(wire.rank, count, dtype)  # it stays as it was
@@ -100,11 +101,11 @@ def test_reduce_scatter(call, name, n):
                 parts = counts or [each] * n
                 at = np.cumsum([0, *parts])
                 whole = data(wire.rank, sum(parts), dtype)
+                whole.flags.writeable = False
                 out = np.empty(parts[wire.rank], dtype)
                 function(wire, out, whole, ufunc, 5, counts)
                 expected = reduced(n, sum(parts), dtype, ufunc)[at[wire.rank] : at[wire.rank + 1]]
                 check(out, expected, dtype, ufunc, parts)
-                check(whole, data(wire.rank, sum(parts), dtype), "input changed")
 
     on_wires(n, rank)
 
@@ -116,6 +117,7 @@ def test_broadcast(call, name, n):
             for count in sizes(n):
                 for root in range(n):
                     mine = data(wire.rank, count, dtype)
+                    mine.flags.writeable = wire.rank != root
                     ALGORITHMS[call][name](wire, mine, root, 5)
                     check(mine, data(root, count, dtype), count, root)
 
@@ -130,6 +132,7 @@ def test_moves_of_parts(call, name, n):
         rank = wire.rank
         whole = np.concatenate([data(r, parts[r], dtype) for r in range(n)])
         mine, part = data(rank, parts[rank], dtype), np.empty(parts[rank], dtype)
+        mine.flags.writeable = whole.flags.writeable = False
         more = [counts] if name in UNEQUAL[call] else []
         if call == "all_gather":
             out = np.empty_like(whole)
@@ -140,9 +143,8 @@ def test_moves_of_parts(call, name, n):
             function(wire, out, mine, root, 5, *more)
             assert out is None or np.array_equal(out, whole), (parts, root)
         else:
-            function(wire, part, whole.copy() if rank == root else None, root, 5, *more)
+            function(wire, part, whole if rank == root else None, root, 5, *more)
             check(part, mine, parts, root)
-        check(mine, data(rank, parts[rank], dtype), "input changed")
 
     def rank(wire):
         for dtype in DTYPES:
@@ -167,6 +169,7 @@ def test_all_to_all(call, name, n):
                 ins, outs = table[wire.rank].tolist(), table[:, wire.rank].tolist()
                 at = np.cumsum(np.c_[np.zeros(n, int), table], axis=1)
                 buffer, out = data(wire.rank, sum(ins), dtype), np.empty(sum(outs), dtype)
+                buffer.flags.writeable = False
                 more = [outs, ins] if name in UNEQUAL[call] else []
                 ALGORITHMS[call][name](wire, out, buffer, 5, *more)
                 expected = [
@@ -174,7 +177,6 @@ def test_all_to_all(call, name, n):
                     for r in range(n)
                 ]
                 check(out, np.concatenate(expected), table)
-                check(buffer, data(wire.rank, sum(ins), dtype), "input changed")
 
     on_wires(n, rank)
 

@@ -17,20 +17,30 @@ PATIENCE = 20.0  # seconds; only a deadlock waits that long
 
 
 class Wire:
-    """One rank's end. `sent` counts its messages and bytes."""
+    """One rank's end. `messages` and `bytes` count what it and its sub-transports have sent."""
 
-    def __init__(self, rank, size, boxes):
-        self.rank, self.size = rank, size
-        self._boxes = boxes
+    def __init__(self, rank, members, boxes, name="", parent=None):
+        self.rank, self.size, self.members = rank, len(members), tuple(members)
+        self.watch = parent.watch if parent else None
+        self._boxes, self._name, self._parent = boxes, name, parent
         self.messages = self.bytes = 0
+
+    def sub(self, ranks, name):
+        members = [self.members[rank] for rank in ranks]
+        return Wire(list(ranks).index(self.rank), members, self._boxes, f"{self._name}/{name}", self)
+
+    def _count(self, nbytes):
+        self.messages += 1
+        self.bytes += nbytes
+        if self._parent:
+            self._parent._count(nbytes)
 
     def isend(self, buffer, dst, tag):
         assert buffer.ndim == 1 and buffer.flags.c_contiguous and 0 <= dst < self.size
         assert dst != self.rank, "algorithms copy what a rank sends to itself"
         taken = threading.Event()
-        self.messages += 1
-        self.bytes += buffer.nbytes
-        self._boxes[self.rank, dst, tag].put((buffer, taken))
+        self._count(buffer.nbytes)
+        self._boxes[self._name, self.rank, dst, tag].put((buffer, taken))
         return _Wait(lambda: _must(taken.wait(PATIENCE), f"send {self.rank} -> {dst}"))
 
     def irecv(self, buffer, src, tag):
@@ -38,7 +48,7 @@ class Wire:
 
         def take():
             try:
-                data, taken = self._boxes[src, self.rank, tag].get(timeout=PATIENCE)
+                data, taken = self._boxes[self._name, src, self.rank, tag].get(timeout=PATIENCE)
             except queue.Empty:
                 raise TimeoutError(f"recv {self.rank} <- {src}") from None
             assert (data.size, data.dtype) == (buffer.size, buffer.dtype)
@@ -59,7 +69,7 @@ def _must(happened, what):
 
 
 class _Boxes(defaultdict):
-    """Mailboxes by (source, destination, tag), made under a lock."""
+    """Mailboxes by (transport, source, destination, tag), made under a lock."""
 
     def __init__(self):
         super().__init__(queue.SimpleQueue)
@@ -76,7 +86,7 @@ class _Boxes(defaultdict):
 def on_wires(n, fn):
     """Run fn(wire) on n ranks that are threads; return (results, wires). No message may be left."""
     boxes = _Boxes()
-    wires = [Wire(rank, n, boxes) for rank in range(n)]
+    wires = [Wire(rank, range(n), boxes) for rank in range(n)]
     results, errors = [None] * n, []
 
     def run(rank):

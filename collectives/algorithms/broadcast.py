@@ -48,9 +48,11 @@ def scatter_all_gather(transport: Transport, buffer: np.ndarray, root: int, tag:
             given = buffer[at[place + distance] : at[min(place + 2 * distance, n)]]
             send(transport, given, (place + distance + root) % n, tag)
     right, left = (transport.rank + 1) % n, (transport.rank - 1) % n
+    nothing = buffer[:0]
     for step in range(n - 1):
         sent, received = (place - step) % n, (place - step - 1) % n
+        # The root has everything, so the place before it sends nothing around.
         exchange(
-            transport, buffer[at[sent] : at[sent + 1]], right,
-            buffer[at[received] : at[received + 1]], left, tag,
+            transport, nothing if place == n - 1 else buffer[at[sent] : at[sent + 1]], right,
+            buffer[at[received] : at[received + 1]] if place else nothing, left, tag,
         )  # fmt: skip
