@@ -144,6 +144,9 @@ def late(rank: Rank, how: str) -> None:
             busy()
         elif how == "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif how == "patient":
+            while not (rank.folder / "let go").exists():
+                time.sleep(0.01)
         elif how == "comes later":
             while not (rank.folder / "gave up").exists():
                 time.sleep(0.01)
@@ -214,7 +217,8 @@ def blocked(rank: Rank, how: str) -> None:
 def main() -> None:
     scenario, number, size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     kind, _, how = scenario.partition(": ")
-    timeout = 0.5 if kind == "late" or how == "never" else 30.0
+    short = how in ("sleep", "busy", "stopped", "comes later", "never")
+    timeout = 0.5 if short else 30.0
     rank = Rank(number, size, folder, timeout)
     if kind == "ending":
         how, _, victim = how.partition(" of ")

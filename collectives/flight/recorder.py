@@ -87,7 +87,8 @@ class Recorder:
             "rank", "size", "host", "pid", "groups"; "clock_ns" (of `time.perf_counter_ns`, which all
             times of calls are in) and "wall_ns" (nanoseconds since 1970) of the same moment;
             "reasons" for which it was written; "calls": what `Call.as_dict` says, with "state"
-            ("done", "under way" or "failed") and, where it waits, "waiting_for" (ranks in the job);
+            ("done", "under way" or "failed") and, where it waits or has waited in vain, "waiting_for"
+            (ranks in the job); "reached": name of a group -> number of its last call;
             with stacks: "stacks", name of a thread -> its frames, innermost last.
         """
         waiting = dict(self.waiting)
@@ -97,7 +98,7 @@ class Recorder:
             entry["state"] = "failed" if call.error else "done" if call.ended else "under way"
             entry["site"] = call.site
             waits, missing = waiting.get(call.group, (None, ()))
-            if waits is call and not call.ended:
+            if waits is call and entry["state"] != "done":
                 entry["waiting_for"] = list(missing)
             calls.append(entry)
         record: dict[str, Any] = {
@@ -110,6 +111,7 @@ class Recorder:
             "wall_ns": time.time_ns(),
             "reasons": list(self.reasons),
             "groups": {name: list(members) for name, members in list(self.groups.items())},
+            "reached": self.furthest(),
             "calls": calls,
         }
         if with_stacks:
