@@ -1,6 +1,7 @@
-"""What mpiexec starts in each rank's place: a front, under it a watcher, under that the rank.
+"""What is started in each rank's place: a front, under it a watcher, under that the rank.
 
     launcher -- mpiexec -- (hydra_pmi_proxy) -- front -- watcher -- rank -- what the rank starts
+    launcher -- front -- watcher -- rank -- what the rank starts                    (--via spawn)
 
 The watcher forks the rank and stays its parent, because only a parent learns a process's exact exit
 status, and because as *subreaper* it inherits what the rank leaves behind and can end it. Its one
@@ -32,10 +33,11 @@ import time
 import types
 
 SOCKET_VARIABLE = "DISTTORCH_RUN_SOCKET"
-DIRECT_VARIABLE = "DISTTORCH_RUN_DIRECT"
+PLACE_VARIABLE = "DISTTORCH_RUN_PLACE"
 # Processes that outlive their rank may end by themselves for this long (multiprocessing's resource
 # tracker frees leaked shared memory then); afterwards they are killed.
 LEFTOVER_SECONDS = 0.5
+CONSEQUENCE = ("collectives.work", "RankFailedError")
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -82,9 +84,10 @@ def unlink_shared_segments(pid):
 
 
 def place_from(env):
-    """(rank, size, local rank, local size, node rank) as strings, as the MPI in use tells them."""
-    if env.pop(DIRECT_VARIABLE, None):
-        return "0", "1", "0", "1", "0"
+    """(rank, size, local rank, local size, node rank) as strings, as the launcher that started this
+    process itself tells them, or the MPI in use."""
+    if place := env.pop(PLACE_VARIABLE, None):
+        return tuple(place.split())
     for names in (
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
          "OMPI_COMM_WORLD_LOCAL_SIZE", ""),
@@ -98,6 +101,15 @@ def place_from(env):
         "disttorch-run: mpiexec started this process without telling its rank (no PMI_RANK, "
         "OMPI_COMM_WORLD_RANK or SLURM_PROCID in its environment); choose another with --mpiexec"
     )
+
+
+def rank_environment(place):
+    """The variables, with torchrun's names, that tell a rank its place; its nodes are its groups,
+    and all ranks have one role."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
+    env = dict(zip(names, place))
+    same = {"GROUP_RANK": "NODE_RANK", "ROLE_RANK": "RANK", "ROLE_WORLD_SIZE": "WORLD_SIZE"}
+    return env | {name: env[other] for name, other in same.items()}
 
 
 def join_launcher(address, place):
@@ -129,8 +141,7 @@ def main():
     die_with_parent(front, signal.SIGTERM)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     link, settings, files = join_launcher(address, place)
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
-    os.environ.update(zip(names, place))
+    os.environ.update(rank_environment(place))
     if "columns" in settings:
         os.environ["COLUMNS"] = settings["columns"]
     watcher = os.getpid()
@@ -285,7 +296,8 @@ class Rank:
     def fail(self, error, status):
         """Reports `error`, shows it, and leaves without finalizing MPI (see the file's top)."""
         with contextlib.suppress(OSError):
-            self.link.send(f"failing {time.monotonic()} {status}".encode())
+            word = "consequence" if is_consequence(error) else "cause"
+            self.link.send(f"failing {time.monotonic()} {status} {word}".encode())
         unlink_shared_segments(self.pid)
         flush_streams()
         stderr = os.dup(2)
@@ -323,6 +335,24 @@ def run_module(name, arguments):
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
     runpy._run_module_as_main(name)  # type: ignore[attr-defined]
+
+
+def is_consequence(error):
+    """Whether `error` came of collectives.work.RankFailedError: another rank failed before this one.
+
+    By its name, since this file imports nothing of the job's. An error raised from it, or while it
+    was handled, is a consequence too.
+    """
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        kinds = type(error).__mro__
+        if any((k.__module__, k.__name__) == CONSEQUENCE for k in kinds):
+            return True
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(is_consequence, error.exceptions))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def exit_status(error):

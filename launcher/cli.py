@@ -1,91 +1,24 @@
-"""disttorch-run's arguments: parsed, checked, and turned into a job."""
+"""disttorch-run: its arguments are checked and turned into a job."""
 
-import argparse
 import importlib.machinery
 import os
 import shlex
 import shutil
 import sys
 
-from launcher.plan import UsageError, check_slots, make_plan, ranks_from
+from launcher.options import make_parser
+from launcher.plan import SECRET_VARIABLE, UsageError, check_slots, make_plan, ranks_from
+from launcher.torchrun import (
+    check_torchrun,
+    endpoint,
+    number_of_nodes,
+    seconds,
+    time_to_join,
+    whole_number,
+)
 
-EXAMPLES = """\
-examples:
-  disttorch-run --nproc-per-node 2 train.py --lr 1e-3     two ranks of a script
-  disttorch-run --nproc-per-node gpu -m mypackage.train   one rank per GPU, of a module
-  disttorch-run -n 4 --oversubscribe test.py              more ranks than CPU cores
-  disttorch-run -n 2 --log-dir logs train.py              logs/rank0.stdout.log, ...
-  disttorch-run -n 2 --no-python ./program arg            any program
-
-environment of every rank:
-  RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK MASTER_ADDR MASTER_PORT, and, where you did
-  not set them, OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS (CPU cores // ranks) and
-  OMP_WAIT_POLICY=passive. CUDA_VISIBLE_DEVICES is left alone: take device LOCAL_RANK.
-
-output:
-  Each line is prefixed by its rank and never broken by another's. On a terminal, rank 0 writes to a
-  terminal too, so its progress bars work; it also reads stdin. A single rank writes directly.
-  Colour: only on a terminal, and as NO_COLOR and FORCE_COLOR say.
-
-exit status:
-  0 when every rank ended with 0; else that of the rank that failed first (128 + N for signal N);
-  124 after --timeout; 130 after Ctrl-C; 2 for wrong usage. A rank that fails ends the others; its
-  traceback and one sentence are the last thing printed. Ctrl-C once lets the ranks end by
-  themselves for --grace seconds, twice kills them. Processes that ranks started end with them.
-
-Several nodes: start the script itself with mpirun or srun (disttorch reads its rank from them).
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UsageError(f"{message}; see disttorch-run --help")
-
-
-def make_parser():
-    parser = Parser(
-        prog="disttorch-run",
-        description="Starts N ranks of a Python script on this machine through MPI's mpiexec.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="disttorch-run [options] script.py [args ...]",
-    )
-
-    def add(name, *others, **settings):
-        names = [*others, name]
-        if "-" in name[2:]:
-            names.append("--" + name[2:].replace("-", "_"))  # torchrun takes both spellings
-        parser.add_argument(*names, **settings)
-
-    add("--nproc-per-node", "-n", "-np", default="1", metavar="N",
-        help="ranks to start: a number, gpu (one per GPU), cpu (one per core) or auto (gpu where "
-             "there is one, else cpu); default 1, which needs no MPI")
-    add("--module", "-m", action="store_true", help="the script is a module name, as in python -m")
-    add("--no-python", action="store_true", help="the script is a program to run as it is")
-    add("--oversubscribe", action="store_true", help="allow more ranks than CPU cores (or GPUs)")
-    add("--threads-per-rank", metavar="N", help="BLAS/OpenMP threads (default: cores // ranks)")
-    add("--env", action="append", default=[], metavar="K=V", help="set a variable in every rank")
-    add("--log-dir", metavar="DIR", help="also append each rank's stdout and stderr to "
-        "DIR/rank<R>.stdout.log and DIR/rank<R>.stderr.log, unprefixed")
-    add("--local-ranks-filter", metavar="R,R", help="show only these ranks' output")
-    add("--no-prefix", action="store_true", help="show lines without their rank")
-    add("--timeout", metavar="SECONDS", help="end the job after this time; every rank's Python "
-        "stack is printed, the status is 124")
-    add("--grace", default="3", metavar="SECONDS", help="how long ranks may take to end after "
-        "another failed or a signal came, before SIGKILL (default 3)")
-    add("--mpiexec", metavar="PATH", help="mpiexec to use: MPICH's or Intel's Hydra, Open MPI's, "
-        "or srun (default: the one beside this Python, else on PATH)")
-    add("--mpiexec-args", default="", metavar="ARGS", help="more arguments for mpiexec, quoted, "
-        'such as "-bind-to core"')
-    add("--master-addr", default="127.0.0.1", metavar="HOST", help="MASTER_ADDR of the ranks")
-    add("--master-port", metavar="PORT", help="MASTER_PORT (default: a free one)")
-    add("--nnodes", default="1", metavar="1", help="only 1 is supported; see below")
-    add("--standalone", action="store_true", help="accepted: every job here is single-node")
-    add("--verbose", "-v", action="store_true", help="say what is started; show mpiexec's output")
-    parser.add_argument("script", help=argparse.SUPPRESS)
-    parser.add_argument("args", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
+DEFAULT_PORT = 29500  # torchrun's
+SHORTEST_SECRET = 16  # characters
 
 
 def main(argv=None):
@@ -103,36 +36,152 @@ def job_from(options):
     from launcher.output import Output
     from launcher.supervise import Job
 
-    if options.nnodes not in ("1", "1:1"):
-        raise UsageError(
-            f"--nnodes {options.nnodes}: this launcher starts one node's ranks; over several nodes "
-            f"start the script itself: mpirun -hosts a,b -n N python {options.script}"
-        )
-    size = ranks_from(options.nproc_per_node)
-    check_slots(size, options.oversubscribe)
+    check_torchrun(options)
+    set_tune(options)
+    nodes = nodes_from(options)
+    local_size = ranks_from(options.nproc_per_node)
+    check_slots(local_size, options.oversubscribe)
     mode = check_target(options)
     timeout = seconds(options.timeout, "--timeout")
     grace = seconds(options.grace, "--grace")
+    flight_dir = flight_folder(options.flight_dir)
+    address, port = endpoint(options)
     plan = make_plan(
-        size,
+        local_size,
         mode,
         options.script,
         options.args,
+        via=options.via,
         mpiexec=options.mpiexec,
         mpiexec_args=split_arguments(options.mpiexec_args),
         threads=whole_number(options.threads_per_rank, "--threads-per-rank"),
         extra_env=variables(options.env),
-        master_addr=options.master_addr,
-        master_port=whole_number(options.master_port, "--master-port", 65535),
+        master_addr=address or "127.0.0.1",
+        master_port=nodes["port"] - 1 if nodes else whole_number(port, "--master-port", 65535),
+        node=nodes["node"] if nodes else 0,
+        nnodes=nodes["nnodes"] if nodes else 1,
+        secret=secret_from(options),
+        run_id=options.rdzv_id,
+        role=options.role,
+        flight_dir=flight_dir,
     )
-    shown = shown_ranks(options.local_ranks_filter, size)
+    ranks = range(plan.first, plan.first + local_size)
+    shown = shown_ranks(options.local_ranks_filter, ranks)
     try:
-        output = Output(size, options.log_dir, shown, prefix=not options.no_prefix)
+        output = Output(
+            plan.size, options.log_dir, shown, prefix=not options.no_prefix, ranks=ranks
+        )
     except OSError as error:
         raise UsageError(
             f"--log-dir {options.log_dir}: cannot write there: {error.strerror}"
         ) from None
-    return Job(plan, output, timeout=timeout, grace=grace, verbose=options.verbose)
+    return Job(
+        plan, output, timeout=timeout, grace=grace, verbose=options.verbose,
+        nodes=tie(nodes, local_size), flight_dir=flight_dir,
+    )
+
+
+# -- several nodes --
+
+
+def nodes_from(options):
+    """NodeSettings' fields of a job over several nodes, but for local_size; None for one node."""
+    nnodes = number_of_nodes(options.nnodes)
+    if options.via not in ("auto", "mpi", "spawn"):
+        raise UsageError(f"--via {options.via}: give mpi, spawn or auto")
+    if options.via == "spawn" and (options.mpiexec or options.mpiexec_args):
+        raise UsageError("--via spawn uses no mpiexec; leave out --mpiexec and --mpiexec-args")
+    if nnodes == 1:
+        if options.node_rank not in (None, "0"):
+            raise UsageError(f"--node-rank {options.node_rank} of 1 node; give --nnodes N as well")
+        return None
+    if options.via == "mpi" or options.mpiexec or options.mpiexec_args:
+        raise UsageError(
+            f"--nnodes {options.nnodes} through MPI: this launcher uses mpiexec on one node only; "
+            f"use --via spawn, or start the script itself: mpirun -hosts a,b -n N python "
+            f"{options.script}"
+        )
+    if options.standalone:
+        raise UsageError(f"--standalone means one node; leave it out, or --nnodes {options.nnodes}")
+    node = options.node_rank
+    if node is None or not (node.isascii() and node.isdigit() and int(node) < nnodes):
+        raise UsageError(
+            f"--nnodes {nnodes} needs --node-rank R, this node's number from 0 to {nnodes - 1}"
+            + (f", not {node}" if node is not None else "")
+        )
+    address, port = endpoint(options)
+    if not address:
+        raise UsageError(f"--nnodes {nnodes} needs --master-addr HOST, an address of node 0")
+    secret = secret_from(options)
+    if not secret:
+        raise UsageError(
+            f"--nnodes {nnodes} needs the job's secret, the same on all nodes, in the environment "
+            f"as {SECRET_VARIABLE} or by --secret-file FILE; make one with: openssl rand -hex 32"
+        )
+    return {
+        "node": int(node),
+        "nnodes": nnodes,
+        "address": address,
+        "port": (whole_number(port, "--master-port", 65534) or DEFAULT_PORT) + 1,
+        "secret": secret.encode(),
+        "local_address": options.local_addr or "",
+        "start_timeout": time_to_join(options),
+        "heartbeat_timeout": seconds(options.heartbeat_timeout, "--heartbeat-timeout"),
+    }
+
+
+def tie(nodes, local_size):
+    """The Head or Member for `nodes` (of nodes_from), or None for one node."""
+    if nodes is None:
+        return None
+    from launcher.nodes import Head, Member, NodeSettings
+
+    settings = NodeSettings(local_size=local_size, **nodes)
+    return Head(settings) if settings.node == 0 else Member(settings)
+
+
+def secret_from(options):
+    """The job's secret, where the user gave one; raises UsageError for one easily guessed."""
+    secret, source = os.environ.get(SECRET_VARIABLE), SECRET_VARIABLE
+    if options.secret_file:
+        source = f"--secret-file {options.secret_file}"
+        try:
+            with open(options.secret_file, encoding="utf-8") as file:
+                secret = file.read().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{source}: cannot be read: {error}") from None
+    if secret is not None and len(secret) < SHORTEST_SECRET:
+        raise UsageError(
+            f"{source} holds {len(secret)} characters, at least {SHORTEST_SECRET} are needed; make "
+            "one with: openssl rand -hex 32"
+        )
+    return secret
+
+
+# -- checks --
+
+
+def set_tune(options):
+    """Turns --tune into the module that it stands for."""
+    if not options.tune:
+        if options.out is not None:
+            raise UsageError("--out is where --tune writes its table; give --tune as well")
+        return
+    if options.script is not None or options.module or options.no_python:
+        raise UsageError("--tune measures the collectives; give no script, --module or --no-python")
+    options.module, options.script = True, "collectives.tune"
+    options.args = ["--tune-out", options.out] if options.out is not None else []
+
+
+def flight_folder(name):
+    """The absolute path of --flight-dir, which is made; None without."""
+    if name is None:
+        return None
+    try:
+        os.makedirs(name, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--flight-dir {name}: cannot be made: {error.strerror}") from None
+    return os.path.abspath(name)
 
 
 def check_target(options):
@@ -158,28 +207,15 @@ def check_target(options):
     return "script"
 
 
-def seconds(text, name):
-    try:
-        value = float(text) if text is not None else None
-    except ValueError:
-        value = -1.0
-    if value is not None and not 0 < value < float("inf"):
-        raise UsageError(f"{name} {text}: give a positive number of seconds")
-    return value
-
-
-def whole_number(text, name, largest=1 << 16):
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= largest):
-        raise UsageError(f"{name} {text}: give a whole number from 1 to {largest}")
-    return int(text)
-
-
 def variables(settings):
     for setting in settings:
         if not setting.partition("=")[0] or "=" not in setting:
             raise UsageError(f"--env {setting}: give NAME=VALUE")
+        if setting.startswith(f"{SECRET_VARIABLE}="):
+            raise UsageError(
+                f"--env {SECRET_VARIABLE}=... would show the secret to all who list processes; set it "
+                "in the environment or use --secret-file"
+            )
     return dict(setting.split("=", 1) for setting in settings)
 
 
@@ -190,13 +226,16 @@ def split_arguments(text):
         raise UsageError(f"--mpiexec-args {text}: {error}") from None
 
 
-def shown_ranks(text, size):
+def shown_ranks(text, ranks):
+    """Those of `ranks`, a node's, whose local numbers `text` lists; all without it."""
     if text is None:
-        return set(range(size))
+        return set(ranks)
     parts = [part.strip() for part in text.split(",")]
-    if not all(p.isascii() and p.isdigit() and int(p) < size for p in parts):
-        raise UsageError(f"--local-ranks-filter {text}: give ranks from 0 to {size - 1}, as in 0,1")
-    return {int(part) for part in parts}
+    if not all(p.isascii() and p.isdigit() and int(p) < len(ranks) for p in parts):
+        raise UsageError(
+            f"--local-ranks-filter {text}: give ranks from 0 to {len(ranks) - 1}, as in 0,1"
+        )
+    return {ranks[int(part)] for part in parts}
 
 
 if __name__ == "__main__":

@@ -65,9 +65,10 @@ class RankLink:
                 self.link.send(f"signal {int(signum)}".encode())
 
     def hear(self):
-        """Takes in one message, WORD TIME STATUS; False at the end of them.
+        """Takes in one message, WORD TIME STATUS [cause or consequence]; False at the end of them.
 
-        `failing`: an exception left the script; `ended`: the rank's process ended; `stopped`: it
+        `failing`: an exception left the script, which may be the consequence of another rank's
+        failure; `ended`: the rank's process ended; `stopped`: it
         was ended by its watcher, because mpiexec ended.
         """
         try:
@@ -83,7 +84,10 @@ class RankLink:
         if words[0] == "stopped":
             self.lost = True
         elif int(words[2]) != 0 and self.failure is None:
-            self.failure = Failure(self.rank, self.host, float(words[1]), int(words[2]))
+            consequence = words[3:] == ["consequence"]
+            self.failure = Failure(
+                self.rank, self.host, float(words[1]), int(words[2]), consequence
+            )
         return True
 
     def last_words(self):

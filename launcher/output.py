@@ -140,11 +140,12 @@ class LiveSource(LineSource):
 class Output:
     """The output of all ranks.
 
-    `log_dir`: folder for one file per rank and stream, appended to, or None. `shown`: the ranks to
-    show here. `prefix`: whether lines carry their rank; with one rank they never do.
+    `size`: ranks of the job; `ranks`: those on this node (default: all). `log_dir`: folder for one
+    file per rank and stream, appended to, or None. `shown`: the ranks to show here. `prefix`: whether
+    lines carry their rank; with one rank they never do.
     """
 
-    def __init__(self, size, log_dir=None, shown=(), prefix=True):
+    def __init__(self, size, log_dir=None, shown=(), prefix=True, ranks=None):
         self.size, self.shown, self.prefixed = size, shown, prefix and size > 1
         self.direct = size == 1 and not log_dir and 0 in shown
         screens = [Screen(1), Screen(2)]
@@ -156,7 +157,7 @@ class Output:
         self.streams = {}  # every rank's sources, also closed ones
         if self.log_dir:
             self.log_dir.mkdir(parents=True, exist_ok=True)
-            for rank in range(size):
+            for rank in range(size) if ranks is None else ranks:
                 for name in STREAMS:
                     path = self.log_dir / f"rank{rank}.{name}.log"
                     self.logs[rank, name] = open(path, "ab", buffering=0)  # noqa: SIM115

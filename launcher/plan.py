@@ -1,6 +1,7 @@
-"""What to start: which mpiexec, with which arguments and environment."""
+"""What to start: through mpiexec or by ourselves, with which arguments and environment."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -8,13 +9,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.child import DIRECT_VARIABLE
-
 CHILD = str(Path(__file__).with_name("child.py"))
 # Set by an MPI for its own ranks. Seen here, they belong to a job around us: ours would take them
 # for its own rank.
 RANK_PREFIXES = ("PMI_", "PMIX_RANK", "PMIX_NAMESPACE", "PMIX_SERVER", "MPI_LOCAL", "HYDI_",
                  "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_SIZE")
+SECRET_VARIABLE = "DISTTORCH_JOB_SECRET"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -24,52 +24,102 @@ class UsageError(Exception):
 
 @dataclass
 class Plan:
-    """A job ready to start: `argv` starts `size` copies of child.py in environment `env`."""
+    """A job ready to start: `argv` in environment `env` is child.py, or mpiexec that starts it.
+
+    `size` ranks in all; here those from `first` on, `local_size` of them, on node `node`.
+    """
 
     size: int
     argv: list[str]
     env: dict[str, str]
     mode: str  # "script", "module" or "program"
+    via: str  # "mpi" or "spawn"
     mpi: str = ""  # "", "hydra", "openmpi", "slurm" or "unknown"
+    node: int = 0
+    nnodes: int = 1
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def local_size(self):
+        return self.size // self.nnodes
+
+    @property
+    def first(self):
+        return self.node * self.local_size
 
 
 def make_plan(
-    size, mode, target, arguments, *, mpiexec=None, mpiexec_args=(), threads=None, extra_env=None,
-    master_addr="127.0.0.1", master_port=None,
+    local_size, mode, target, arguments, *, via="auto", mpiexec=None, mpiexec_args=(), threads=None,
+    extra_env=None, master_addr="127.0.0.1", master_port=None, node=0, nnodes=1, secret=None,
+    run_id=None, role="default", flight_dir=None,
 ):
-    """The Plan of a job of `size` ranks on this machine.
+    """The Plan of a job of `local_size` ranks on this machine, one of `nnodes` such.
 
-    One rank starts without MPI, unless `mpiexec` or `mpiexec_args` ask for it. `threads` is the
-    thread budget of each rank (default: CPU cores // ranks), `extra_env` goes to every rank.
+    `via`: "mpi" starts them through mpiexec; "spawn" by ourselves, and they need no MPI; "auto" is
+    mpi for several ranks on one node where an mpiexec is found or asked for. `threads` is the thread
+    budget of each rank (default: CPU cores // ranks), `extra_env` goes to every rank. `secret` lets
+    the ranks know each other (default: a random one).
 
-    Raises UsageError where no mpiexec is found.
+    Raises UsageError where `via` is "mpi" and no mpiexec is found.
     """
+    notes = []
+    if via == "auto":
+        via, why = choose_way(local_size, nnodes, mpiexec, mpiexec_args)
+        notes.append(why)
     env = {k: v for k, v in os.environ.items() if not k.startswith(RANK_PREFIXES)}
     env.update(extra_env or {})
-    budget = set_threads(env, size, threads)
-    env["MASTER_ADDR"] = master_addr
-    env["MASTER_PORT"] = str(master_port or free_port())
+    budget = set_threads(env, local_size, threads)
+    set_job(env, secret, run_id, role, nnodes)
+    env |= {"MASTER_ADDR": master_addr, "MASTER_PORT": str(master_port or free_port())}
+    env |= {"DISTTORCH_VIA": via}
+    if flight_dir:
+        env["DISTTORCH_FLIGHT_DIR"] = flight_dir
     # -W, -X and the like hold for the ranks too, as they do for multiprocessing's children.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     command = [sys.executable, *flags, CHILD, mode, target, *arguments]
-    if size == 1 and not mpiexec and not mpiexec_args:
-        plan = Plan(size, command, env | {DIRECT_VARIABLE: "1"}, mode)
-    else:
+    plan = Plan(local_size * nnodes, command, env, mode, via, node=node, nnodes=nnodes)
+    if via == "mpi":
         path = find_mpiexec(mpiexec)
-        kind = mpi_kind(path)
-        if kind == "openmpi" and os.geteuid() == 0:
+        plan.mpi = mpi_kind(path)
+        if plan.mpi == "openmpi" and os.geteuid() == 0:
             # Its guard against root by accident; whoever runs us as root (a container) chose to.
             env.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
             env.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        argv = [path, *start_options(kind, size), *mpiexec_args, *command]
-        plan = Plan(size, argv, env, mode, kind)
+        plan.argv = [path, *start_options(plan.mpi, local_size), *mpiexec_args, *command]
     plan.notes = [
+        *notes,
         f"starting {' '.join(plan.argv)}",
         f"MPI {plan.mpi or 'not used'}, {budget} thread(s) per rank, "
         f"MASTER_ADDR={env['MASTER_ADDR']} MASTER_PORT={env['MASTER_PORT']}",
     ]
     return plan
+
+
+def choose_way(local_size, nnodes, mpiexec, mpiexec_args):
+    """("mpi" or "spawn", why) where the user left it to us."""
+    if mpiexec or mpiexec_args:
+        return "mpi", "--via mpi, since mpiexec's options were given"
+    if nnodes > 1:
+        return "spawn", "--via spawn, since this launcher uses mpiexec on one node only"
+    if local_size == 1:
+        return "spawn", "--via spawn, since one rank needs no MPI"
+    try:
+        return "mpi", f"--via mpi, with {find_mpiexec()}"
+    except UsageError:
+        return "spawn", "--via spawn, since no mpiexec is beside this Python or on PATH"
+
+
+def set_job(env, secret, run_id, role, nnodes):
+    """Puts into `env` what all ranks of the job share, with torchrun's names where it has one."""
+    env[SECRET_VARIABLE] = secret or env.get(SECRET_VARIABLE) or secrets.token_hex(32)
+    env["GROUP_WORLD_SIZE"] = str(nnodes)
+    env["ROLE_NAME"] = role
+    env["TORCHELASTIC_RESTART_COUNT"] = env["TORCHELASTIC_MAX_RESTARTS"] = "0"
+    set_run_id(env, run_id or secrets.token_hex(8))
+
+
+def set_run_id(env, run_id):
+    env["DISTTORCH_RUN_ID"] = env["TORCHELASTIC_RUN_ID"] = run_id
 
 
 def start_options(kind, size):
@@ -105,7 +155,7 @@ def find_mpiexec(wanted=None):
             if path := shutil.which(name, path=directory):
                 return path
     raise UsageError(
-        "no mpiexec beside this Python or on PATH, and more than one rank needs MPI; "
+        "no mpiexec beside this Python or on PATH; start the ranks without MPI by --via spawn, or "
         'install one with: pip install "disttorch[mpich]"'
     )
 

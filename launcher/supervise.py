@@ -1,45 +1,53 @@
 """One job from start to end: an event loop over the ranks' links, their output and our signals.
 
 A job ends well when all ranks end with status 0. Otherwise a *stop* begins: a rank failed, a
-signal came, the time is up, or mpiexec broke down. A stop asks every living rank to end (by SIGINT
-if that came, else by SIGTERM), kills those that have not after the grace period, and only then lets
-the watchers end, because mpiexec kills everyone at once when it sees one fail.
+signal came, the time is up, mpiexec broke down, or the launchers of other nodes ask for it. A stop
+asks every living rank to end (by SIGINT if that came, else by SIGTERM), kills those that have not
+after the grace period, and only then lets the watchers end, because mpiexec kills everyone at once
+when it sees one fail.
 """
 
 import contextlib
 import os
 import select
-import selectors
 import shutil
 import signal
-import subprocess
+import socket
 import time
 
 from launcher.child import (
     PR_SET_CHILD_SUBREAPER,
     SOCKET_VARIABLE,
     children_of,
-    die_with_parent,
     prctl,
 )
 from launcher.links import RankLink, listen, same_user
+from launcher.loop import Loop
 from launcher.output import CHUNK
 from launcher.plan import CHILD
 from launcher.report import (
+    NO_RANK,
     Failure,
+    Verdict,
     aborted_by,
     cleaned,
     exit_status,
     failure_sentence,
+    first_failure,
+    flight_sentence,
     rank_list,
     signal_name,
 )
+from launcher.starters import Starters
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILL_SECONDS = 0.5  # between SIGKILL to the ranks, and to all that is left
 DUMP_SECONDS = 0.3  # for the ranks to write their stacks when the time is up
 LOST_SECONDS = 1.0  # for mpiexec to end the job when a watcher was killed
+CONSEQUENCE_SECONDS = 0.5  # for the cause to be heard of, after what it caused
+VERDICT_SECONDS = 3.0  # for the launchers of other nodes, after their ranks' time to end
 TIMEOUT_STATUS = 124  # as timeout(1)
+MOST_WORDS = 1 << 15  # bytes of one rank's last words that other nodes get
+MOST_FAILED = 8  # ranks whose last words they get
 
 
 class Job:
@@ -47,35 +55,44 @@ class Job:
 
     `output`: an Output. `timeout`: seconds until the job is ended, or None. `grace`: seconds that
     ranks may take to end once asked to. `verbose`: show the plan's notes and mpiexec's own output.
+    `nodes`: the Head or Member that ties us to the launchers of other nodes, or None. `flight_dir`:
+    where ranks leave flight records, or None.
     """
 
-    def __init__(self, plan, output, *, timeout=None, grace=3.0, verbose=False):
+    def __init__(
+        self, plan, output, *, timeout=None, grace=3.0, verbose=False, nodes=None, flight_dir=None
+    ):
         self.plan, self.output, self.verbose = plan, output, verbose
-        self.timeout, self.grace = timeout, grace
+        self.timeout, self.grace, self.flight_dir = timeout, grace, flight_dir
+        self.loop = Loop(self.on_signal)
+        self.after = self.loop.after
+        self.nodes = nodes
         self.ranks = {}
         self.sources = set()
-        self.selector = selectors.DefaultSelector()
-        self.timers = []  # (time, function)
-        self.caught = []  # signals not yet handled
-        self.process: subprocess.Popen | None = None  # mpiexec
-        self.status: int | None = None  # its exit status
-        self.mpiexec_said = b""
+        self.starters = None  # until the ranks may start
+        self.status = None  # exit status of the starters, once all have ended
+        self.starters_said = b""
+        self.listener: socket.socket | None = None  # for the ranks' watchers
+        self.socket_folder = None
+        self.failures = []
         self.stopped_at = None
-        self.reason = None  # of the stop: "failure", "timeout", "mpiexec" or a signal
+        self.reason = None  # of the stop: "failure", "timeout", "mpiexec", "nodes" or a signal
+        self.where = ""  # the node on which that arose, where there are several; the time allowed
         self.complaint = ""
 
     def run(self):
         self.children_before = set(children_of(os.getpid()))
+        self.began = time.time()
         # Orphans of the job become our children, so that none can hide.
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         try:
-            with self.own_signals():
+            with self.loop.own_signals():
                 self.start()
                 while not self.over():
-                    self.turn()
+                    self.loop.turn()
                 self.kill_everything()
                 self.drain()
-                return self.report()
+                return self.report(self.nodes.agree() if self.nodes else self.verdict())
         except BrokenPipeError:  # whoever read our output has gone, as in `... | head -1`
             return 128 + signal.SIGPIPE
         except OSError as error:
@@ -91,60 +108,54 @@ class Job:
         if self.verbose:
             for note in self.plan.notes:
                 self.output.say(note)
+        if self.nodes:
+            self.nodes.attach(self)
+            self.nodes.open()  # it starts the ranks when all nodes are there
+        else:
+            self.start_ranks()
+
+    def start_ranks(self):
         self.listener, address, self.socket_folder = listen()
-        self.selector.register(self.listener, selectors.EVENT_READ, self.welcome)
-        self.mpiexec_output, written = os.pipe()
-        self.selector.register(self.mpiexec_output, selectors.EVENT_READ, self.read_mpiexec)
-        us = os.getpid()
+        self.loop.watch(self.listener, self.welcome)
+        self.starters_output, written = os.pipe()
+        self.loop.watch(self.starters_output, self.read_starters)
+        if self.nodes:
+            self.plan.env["DISTTORCH_NODE_ADDR"] = self.nodes.own_address
+        self.starters = Starters(self.plan, written)
         try:
-            self.process = subprocess.Popen(
-                self.plan.argv,
-                env=self.plan.env | {SOCKET_VARIABLE: address},
-                stdin=subprocess.DEVNULL,
-                stdout=written,
-                stderr=written,
-                start_new_session=True,  # the terminal's Ctrl-C reaches us only: we pass it on
-                preexec_fn=lambda: die_with_parent(us),
-            )
+            self.starters.start({SOCKET_VARIABLE: address})
         finally:
             os.close(written)
         if self.timeout:
             self.after(self.timeout, self.time_is_up)
 
-    # -- the loop --
-
-    def after(self, seconds, action):
-        self.timers.append((time.monotonic() + seconds, action))
-
-    def turn(self, wait=None):
-        """Waits for events, at most until the next timer, and handles them; False if none came."""
-        if self.timers and wait is None:
-            wait = max(0.0, min(when for when, _ in self.timers) - time.monotonic())
-        events = self.selector.select(wait)
-        for key, _ in events:
-            if key.fileobj in self.selector.get_map():  # not closed by an earlier one's handler
-                key.data()
-        while self.caught:
-            self.on_signal(self.caught.pop(0))
-        now = time.monotonic()
-        due = [action for when, action in self.timers if when <= now]
-        self.timers = [timer for timer in self.timers if timer[0] > now]
-        for action in due:
-            action()
-        return bool(events)
-
     def over(self):
-        """Whether mpiexec and all ranks have ended."""
-        assert self.process
+        """Whether all that we started, and all ranks, have ended."""
+        if self.starters is None:
+            return self.reason is not None
         if self.status is None:
-            self.status = self.process.poll()
-            if self.status is None:
+            ended = self.starters.ended()
+            if self.plan.via == "spawn":
+                self.look_for_unstarted(ended)
+            if len(ended) < len(self.starters.processes):
                 return False
+            self.status = next((status for status in ended.values() if status), 0)
             # What the ranks said before mpiexec ended waits in the sockets: it tells who failed.
-            while self.turn(0):
+            while self.loop.turn(0):
                 pass
-            self.mpiexec_ended()
+            if self.plan.via == "mpi":
+                self.mpiexec_ended()
         return all(rank.ended for rank in self.ranks.values())
+
+    def look_for_unstarted(self, ended):
+        """A front that ended before its watcher said hello: its rank never began."""
+        if any(rank not in self.ranks for rank in ended) and not self.reason:
+            while self.loop.turn(0):  # the hello may be waiting
+                pass
+        for rank in () if self.reason else sorted(set(ended) - set(self.ranks)):
+            what = f"could not be started: its process {how_ended(ended[rank])}"
+            now = time.monotonic()
+            self.failed(Failure(rank, self.host(), now, ended[rank] or 1, what=what))
 
     def mpiexec_ended(self):
         if self.complaint:
@@ -158,31 +169,11 @@ class Job:
                 f"{self.mpiexec_end()} after starting {len(self.ranks)} of {self.plan.size} ranks"
             )
 
-    @contextlib.contextmanager
-    def own_signals(self):
-        """Signals wake the loop up and are handled there; the old handlers come back at the end."""
-        self.wakeup, written = os.pipe()
-        for end in (self.wakeup, written):
-            os.set_blocking(end, False)
-        self.selector.register(
-            self.wakeup, selectors.EVENT_READ, lambda: os.read(self.wakeup, CHUNK)
-        )
-        old_wakeup = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-        old = {s: signal.signal(s, lambda n, _: self.caught.append(n)) for s in STOP_SIGNALS}
-        old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
-        try:
-            yield
-        finally:
-            for signum, handler in old.items():
-                signal.signal(signum, handler)
-            signal.set_wakeup_fd(old_wakeup)
-            os.close(written)
-            os.close(self.wakeup)
-
     # -- ranks and their output --
 
     def welcome(self):
         """A watcher connected: lends it the rank's files, unless the job is ending."""
+        assert self.listener
         link, _ = self.listener.accept()
         words = link.recv(4096).decode().split() if same_user(link) else []
         if self.reason or words[:1] != ["hello"]:
@@ -202,20 +193,37 @@ class Job:
         self.ranks[rank.rank] = rank
         for source in sources:
             self.sources.add(source)
-            self.selector.register(
-                source.fd, selectors.EVENT_READ, lambda source=source: self.pump(source)
-            )
-        self.selector.register(link, selectors.EVENT_READ, lambda: self.hear(rank))
+            self.loop.watch(source.fd, lambda source=source: self.pump(source))
+        self.loop.watch(link, lambda: self.hear(rank))
 
     def hear(self, rank):
+        known = rank.failure
         if not rank.hear():
-            self.selector.unregister(rank.link)
+            self.loop.unwatch(rank.link)
             rank.link.close()
-        if rank.lost:
+        if rank.lost and self.plan.via == "mpi":
             self.after(LOST_SECONDS, self.rank_was_lost)
-        if rank.failure and not self.reason:
-            self.stop("failure")
+        elif rank.lost and rank.failure is None:
+            what = "was lost: the process that watched it was killed"
+            rank.failure = Failure(rank.rank, rank.host, time.monotonic(), -signal.SIGKILL, what=what)
+        if rank.failure and not known:
+            rank.failure.host = self.host(rank.host)
+            self.failed(rank.failure)
         self.let_go()
+
+    def host(self, name=""):
+        """`name` (default: this host's) as messages have it: with the node, if there are several."""
+        return (name or socket.gethostname()) + (f" (node {self.plan.node})" if self.nodes else "")
+
+    def failed(self, failure):
+        """Takes in a Failure, here or on another node, which ends the job."""
+        self.failures.append(failure)
+        if self.nodes and (not self.reason or failure.time <= self.stopped_at):
+            self.nodes.tell_failure(failure)
+        if failure.consequence:
+            self.after(CONSEQUENCE_SECONDS, lambda: self.stop("failure"))
+        else:
+            self.stop("failure")
 
     def pump(self, source):
         if not source.read():
@@ -223,25 +231,28 @@ class Job:
 
     def drop(self, source):
         self.sources.discard(source)
-        self.selector.unregister(source.fd)
+        self.loop.unwatch(source.fd)
         source.close()
 
-    def read_mpiexec(self):
-        data = os.read(self.mpiexec_output, CHUNK)
+    def read_starters(self):
+        data = os.read(self.starters_output, CHUNK)
         if not data:
-            self.selector.unregister(self.mpiexec_output)
+            self.loop.unwatch(self.starters_output)
         elif self.verbose:
             self.output.show_text(data)
-        self.mpiexec_said = (self.mpiexec_said + data)[-CHUNK:]
+        self.starters_said = (self.starters_said + data)[-CHUNK:]
 
     def drain(self):
         """Shows what is left in the pipes."""
         for source in list(self.sources):
             while source in self.sources and select.select([source.fd], [], [], 0)[0]:
                 self.pump(source)
-        said = self.mpiexec_output
-        while said in self.selector.get_map() and select.select([said], [], [], 0)[0]:
-            self.read_mpiexec()
+        while (
+            self.starters
+            and self.loop.watches(self.starters_output)
+            and select.select([self.starters_output], [], [], 0)[0]
+        ):
+            self.read_starters()
         for source in list(self.sources):
             self.drop(source)
 
@@ -250,18 +261,24 @@ class Job:
     def on_signal(self, signum):
         if self.reason:
             self.kill_ranks()
+            if self.nodes:
+                self.nodes.tell_kill()
             return
-        self.output.say(
-            f"{signal_name(signum)}: the ranks may end by themselves within {self.grace:g} s; "
-            "once more kills them"
-        )
-        self.stop(signal.Signals(signum))
+        if self.starters:
+            self.output.say(
+                f"{signal_name(signum)}: the ranks may end by themselves within {self.grace:g} s; "
+                "once more kills them"
+            )
+        self.stop(signal.Signals(signum), f" on {self.nodes.name}" if self.nodes else "")
 
     def time_is_up(self):
+        where = f" on {self.nodes.name}" if self.nodes else ""
+        self.stop("timeout", f" within {self.timeout:g} s{where}")
+
+    def dump_stacks(self):
         if self.plan.mode != "program":  # in which nobody listens to this signal: see child.py
             for rank in self.ranks.values():
                 rank.send_signal(signal.SIGQUIT)
-        self.after(DUMP_SECONDS, lambda: self.stop("timeout"))
 
     def rank_was_lost(self):
         """A front or watcher was killed and mpiexec, which should end the job for that, did not."""
@@ -271,13 +288,23 @@ class Job:
             self.complaint = f"{name} lost {lost}: a process between them was killed"
             self.stop("mpiexec")
 
-    def stop(self, reason):
+    def stop(self, reason, where=""):
         """Begins to end the job, unless that has begun."""
         if self.reason:
             return
-        self.reason, self.stopped_at = reason, time.monotonic()
+        self.reason, self.where, self.stopped_at = reason, where, time.monotonic()
+        if self.nodes:
+            self.nodes.tell_stop(reason, where)
+            self.nodes.expect_end(self.grace + KILL_SECONDS + VERDICT_SECONDS)
+        if reason == "timeout":
+            self.dump_stacks()
+            self.after(DUMP_SECONDS, self.ask_to_end)
+        else:
+            self.ask_to_end()
+
+    def ask_to_end(self):
         # Of the signals that may come, MPI libraries catch SIGHUP and do nothing about it.
-        signum = signal.SIGINT if reason == signal.SIGINT else signal.SIGTERM
+        signum = signal.SIGINT if self.reason == signal.SIGINT else signal.SIGTERM
         for rank in self.ranks.values():
             if not rank.failure:  # else it is running its exit functions
                 rank.send_signal(signum)
@@ -293,13 +320,15 @@ class Job:
     def let_go_of_links(self):
         for rank in self.ranks.values():
             if rank.link.fileno() >= 0:
-                self.selector.unregister(rank.link)
+                self.loop.unwatch(rank.link)
                 rank.link.close()
 
     def kill_ranks(self):
         for rank in self.ranks.values():
             rank.send_signal(signal.SIGKILL)
         self.after(KILL_SECONDS, self.kill_everything)
+        if self.nodes:
+            self.nodes.expect_end(KILL_SECONDS + VERDICT_SECONDS)
 
     def kill_everything(self):
         """Kills what is left of the job, and waits for it to be gone.
@@ -307,16 +336,16 @@ class Job:
         The children of a killed child become ours, so that the next round finds them.
         """
         patience = time.monotonic() + 2.0  # a process in uninterruptible sleep cannot be ended
+        ours = self.starters.pids() if self.starters else set()
         while time.monotonic() < patience:
-            left = set(children_of(os.getpid())) - self.children_before
-            if self.process and self.process.poll() is None:
-                left.add(self.process.pid)
+            left = set(children_of(os.getpid())) - self.children_before - ours
+            left |= self.starters.running() if self.starters else set()
             if not left:
                 break
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            for pid in left - {self.process and self.process.pid}:
+            for pid in left - ours:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
             time.sleep(0.005)
@@ -328,9 +357,11 @@ class Job:
             self.drop(source)
         for rank in self.ranks.values():
             rank.close()
-        self.selector.close()
-        if self.process:
-            os.close(self.mpiexec_output)
+        if self.nodes:
+            self.nodes.close()
+        self.loop.close()
+        if self.listener:
+            os.close(self.starters_output)
             self.listener.close()
             if self.socket_folder:
                 shutil.rmtree(self.socket_folder, ignore_errors=True)
@@ -339,54 +370,76 @@ class Job:
 
     # -- the report --
 
-    def report(self):
-        """Says how the job ended, if not well; returns the exit status."""
+    def verdict(self):
+        """The Verdict on the job as far as we know, which is all of it on node 0."""
         if isinstance(self.reason, signal.Signals):
-            self.output.say(f"the job was stopped by {signal_name(self.reason)}")
-            return 128 + self.reason
+            sentence = f"the job was stopped by {signal_name(self.reason)}{self.where}"
+            return Verdict(128 + self.reason, sentence)
+        if self.reason == "timeout":
+            return Verdict(
+                TIMEOUT_STATUS,
+                f"the job did not end{self.where} and was stopped; "
+                "where each rank was stands above",
+            )
+        if self.reason != "mpiexec" and not self.failures and self.status:
+            self.failures += self.abort_failure()
+        if self.failures:
+            first, also = first_failure(self.failures, self.stopped_at)
+            sentence = failure_sentence(first, self.plan.size, also)
+            return Verdict(exit_status(first.status), sentence, first.rank, self.words(first.rank))
+        if self.complaint:
+            text = b"" if self.verbose else self.starters_said
+            return Verdict(exit_status(self.status or 1), self.complaint, NO_RANK, text)
+        if self.reason:
+            return Verdict(1, "the job was stopped; the launcher of node 0 did not say why in time")
+        return Verdict(0)
+
+    def words(self, rank):
+        """What `rank` said last, on whatever node it is."""
+        if rank in self.ranks:
+            return cleaned(self.ranks[rank].last_words(), CHILD)
+        if 0 <= rank - self.plan.first < self.plan.local_size and not self.verbose:
+            return self.starters_said  # it never began
+        return self.nodes.words.get(rank, b"") if self.nodes else b""
+
+    def words_of_failed_ranks(self):
+        end = self.stopped_at or time.monotonic()
+        failed = [f.rank for f in self.failures if f.rank != NO_RANK and f.time <= end]
+        return {rank: self.words(rank)[-MOST_WORDS:] for rank in failed[:MOST_FAILED]}
+
+    def report(self, verdict):
+        """Says how the job ended, if not well; returns the exit status."""
         if self.reason == "timeout":
             for number in sorted(self.ranks):
-                self.show_last_words(self.ranks[number])
-            self.output.say(
-                f"the job did not end within {self.timeout:g} s and was stopped; "
-                "where each rank was stands above"
-            )
-            return TIMEOUT_STATUS
-        failures = [rank.failure for rank in self.ranks.values() if rank.failure]
-        if self.reason != "mpiexec" and not failures and self.status:
-            failures = self.abort_failure()
-        if failures:
-            return self.report_failure(failures)
-        if not self.complaint:
-            return 0
-        if not self.verbose:
-            self.output.show_text(self.mpiexec_said)
-        self.output.say(self.complaint)
-        return exit_status(self.status) if self.status else 1
+                self.show_last_words(number, self.words(number))
+        self.show_last_words(verdict.rank, verdict.text)
+        if verdict.sentence:
+            self.output.say(verdict.sentence)
+        if verdict.status and self.flight_dir:
+            if sentence := flight_sentence(self.flight_dir, self.began):
+                self.output.say(sentence)
+        return verdict.status
 
-    def report_failure(self, failures):
-        first = min(failures, key=lambda failure: failure.time)
-        before = self.stopped_at or first.time
-        also = [f.rank for f in failures if f is not first and f.time <= before]
-        self.show_last_words(self.ranks[first.rank])
-        self.output.say(failure_sentence(first, self.plan.size, also))
-        return exit_status(first.status)
-
-    def show_last_words(self, rank):
-        if text := cleaned(rank.last_words(), CHILD):
-            self.output.last_words(rank.rank, text)
+    def show_last_words(self, rank, text):
+        if rank == NO_RANK:
+            self.output.show_text(text)
+        elif text:
+            self.output.last_words(rank, text)
 
     def abort_failure(self):
         """The Failure of the rank that called MPI_Abort, as a list; empty if none said so."""
         said = {number: self.output.tail(number) for number in self.ranks}
-        number, status = aborted_by(said, self.mpiexec_said) or (-1, 0)
+        number, status = aborted_by(said, self.starters_said) or (-1, 0)
         if number not in self.ranks:
             return []
         return [Failure(number, self.ranks[number].host, time.monotonic(), status)]
 
     def mpiexec_end(self):
-        name = os.path.basename(self.plan.argv[0])
-        assert self.status is not None
-        if self.status < 0:
-            return f"{name} was killed by {signal_name(-self.status)}"
-        return f"{name} ended with exit status {self.status}"
+        return f"{os.path.basename(self.plan.argv[0])} {how_ended(self.status)}"
+
+
+def how_ended(status):
+    """An exit status (negative: a signal) in words."""
+    if status < 0:
+        return f"was killed by {signal_name(-status)}"
+    return f"ended with exit status {status}"

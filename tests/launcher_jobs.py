@@ -25,7 +25,7 @@ class Launcher:
     def __init__(self, folder, *arguments, env=None, python=sys.executable, **popen):
         self.mark = uuid.uuid4().hex
         dropped = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NO_COLOR",
-                   "FORCE_COLOR", "PYTHONPATH")
+                   "FORCE_COLOR", "PYTHONPATH", "DISTTORCH_JOB_SECRET")
         full = {k: v for k, v in os.environ.items() if k not in dropped}
         full |= {"PYTHONPATH": str(ROOT), MARK: self.mark, **(env or {})}
         popen = {"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1, **popen}

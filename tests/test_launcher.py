@@ -12,7 +12,7 @@ from launcher import plan
 
 CONTRACT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR",
             "MASTER_PORT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-            "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "EXTRA")
+            "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "EXTRA", "DISTTORCH_VIA", "DISTTORCH_RUN_ID")
 SHOW_ENVIRONMENT = f"""
 import json, os, sys
 seen = {{k: os.environ[k] for k in {CONTRACT} if k in os.environ}}
@@ -20,7 +20,7 @@ seen["mpi"] = None
 if "--mpi" in sys.argv:
     from mpi4py import MPI
     seen["mpi"] = [MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size]
-seen["private"] = [k for k in os.environ if k.startswith("DISTTORCH_RUN")]
+seen["private"] = [k for k in os.environ if k.startswith("DISTTORCH_RUN_") and k[14:] != "ID"]
 open(f"seen{{os.environ['RANK']}}.json", "w").write(json.dumps(seen))
 """
 
@@ -53,8 +53,10 @@ def test_the_environment_contract(tmp_path, ranks):
         assert env["MKL_NUM_THREADS"] == threads
         assert env["OMP_WAIT_POLICY"] == "passive"
         assert env["private"] == []
+        assert env["DISTTORCH_VIA"] == ("mpi" if ranks > 1 else "spawn")
         assert env.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
     assert len({env["MASTER_PORT"] for env in seen}) == 1
+    assert len({env["DISTTORCH_RUN_ID"] for env in seen}) == 1
 
 
 def test_ports_differ_between_jobs():
@@ -78,23 +80,28 @@ def test_what_the_user_set_wins(tmp_path):
     assert (env["MASTER_PORT"], env["WORLD_SIZE"]) == ("1234", "1")
 
 
-def test_one_rank_needs_no_mpi(tmp_path):
+def test_without_mpiexec_only_asking_for_it_fails(tmp_path):
     write(tmp_path, "show.py", SHOW_ENVIRONMENT)
     code = (
         "import sys; sys.modules['mpi4py'] = None; import launcher.plan, launcher.cli; "
         "launcher.plan.shutil.which = lambda *a, **k: None; sys.exit(launcher.cli.main())"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = [
-        subprocess.run([sys.executable, "-c", code, "-n", str(ranks), "show.py"], cwd=tmp_path,
-                       env=env, capture_output=True, timeout=60)
-        for ranks in (1, 2)
-    ]
-    assert done[0].returncode == 0
-    assert environment_of_ranks(tmp_path, 1)[0]["WORLD_SIZE"] == "1"
-    assert done[1].returncode == 2
-    assert b'pip install "disttorch[mpich]"' in done[1].stderr
-    assert len(done[1].stderr.splitlines()) == 1
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-c", code, *arguments, "show.py"], cwd=tmp_path,
+                              env=env, capture_output=True, timeout=60)
+
+    for ranks in (1, 2):
+        done = run("-v", "-n", str(ranks))
+        assert done.returncode == 0
+        assert b"--via spawn, since" in done.stderr.splitlines()[0]
+        seen = environment_of_ranks(tmp_path, ranks)
+        assert [env["WORLD_SIZE"] for env in seen] == [str(ranks)] * ranks
+    done = run("--via", "mpi", "-n", "2")
+    assert done.returncode == 2
+    assert b'pip install "disttorch[mpich]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_script_runs_as_under_python(tmp_path):
@@ -248,6 +255,8 @@ else:
 
 # -- wrong usage -----------------------------------------------------------------------------------
 
+TWO_NODES = ["--nnodes", "2", "--node-rank", "0", "--master-addr", "127.0.0.1"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -265,7 +274,30 @@ else:
         (["-m", "--no-python", "ok.py"], ["exclude each other"]),
         (["--no-such-option", "ok.py"], ["arguments: --no-such-option", "--help"]),
         ([], ["required: script", "--help"]),
-        (["--nnodes", "2", "ok.py"], ["--nnodes 2", "mpirun"]),
+        (["--via", "mpi", "--nnodes", "2", "ok.py"], ["--nnodes 2", "mpirun", "--via spawn"]),
+        (["--via", "tcp", "ok.py"], ["--via tcp", "spawn"]),
+        (["--via", "spawn", "--mpiexec", "x", "ok.py"], ["--via spawn", "--mpiexec"]),
+        (["--nnodes", "2", "ok.py"], ["--nnodes 2", "--node-rank R", "0 to 1"]),
+        (["--nnodes", "2", "--node-rank", "2", "ok.py"], ["--node-rank", "0 to 1, not 2"]),
+        (["--nnodes", "1:2", "ok.py"], ["--nnodes 1:2", "one number"]),
+        (["--nnodes", "0", "ok.py"], ["--nnodes 0"]),
+        (["--node-rank", "1", "ok.py"], ["--node-rank 1", "--nnodes N"]),
+        ([*TWO_NODES[:4], "ok.py"], ["--master-addr HOST"]),
+        ([*TWO_NODES, "ok.py"], ["DISTTORCH_JOB_SECRET", "--secret-file", "openssl"]),
+        ([*TWO_NODES, "--secret-file", "none", "ok.py"], ["--secret-file none", "cannot be read"]),
+        ([*TWO_NODES, "--secret-file", "ok.py", "--master-port", "65535", "ok.py"],
+         ["--master-port 65535", "65534"]),
+        (["--secret-file", "short", "ok.py"], ["--secret-file short", "5 characters", "16"]),
+        (["--env", "DISTTORCH_JOB_SECRET=a", "ok.py"], ["--secret-file"]),
+        (["--max-restarts", "3", "ok.py"], ["--max-restarts 3", "not restarted"]),
+        (["--rdzv-backend", "etcd", "ok.py"], ["--rdzv-backend etcd", "c10d"]),
+        (["--rdzv-endpoint", "a:1", "--master-port", "2", "ok.py"], ["--rdzv-endpoint a:1"]),
+        (["--rdzv-conf", "a=b", *TWO_NODES, "--secret-file", "ok.py", "ok.py"], ["--rdzv-conf a=b"]),
+        (["-r", "3", "ok.py"], ["--redirects 3", "--log-dir"]),
+        (["-t", "3", "ok.py"], ["--tee 3", "--log-dir"]),
+        (["--flight-dir", "ok.py/f", "ok.py"], ["--flight-dir ok.py/f"]),
+        (["--out", "x", "ok.py"], ["--out", "--tune"]),
+        (["--tune", "ok.py"], ["--tune", "no script"]),
         (["--env", "NOVALUE", "ok.py"], ["--env NOVALUE", "NAME=VALUE"]),
         (["--timeout", "-1", "ok.py"], ["--timeout -1", "positive"]),
         (["--timeout", "nan", "ok.py"], ["--timeout nan", "positive"]),
@@ -281,8 +313,10 @@ def test_wrong_usage_is_one_sentence(tmp_path, capfd, monkeypatch, arguments, wo
     from launcher.cli import main
 
     write(tmp_path, "ok.py", "raise SystemExit('was started')")
+    write(tmp_path, "short", "short\n")
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISTTORCH_JOB_SECRET", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert main(arguments) == 2
     out, err = capfd.readouterr()
@@ -347,6 +381,6 @@ def test_every_mpiexec_gets_its_own_options(tmp_path, name, version, kind, optio
     program.write_text(f"#!/bin/sh\necho '{version}'\n")
     program.chmod(0o755)
     made = plan.make_plan(3, "script", "x.py", ["a"], mpiexec=str(program))
-    assert made.mpi == kind
+    assert (made.via, made.mpi) == ("mpi", kind)
     assert option in made.argv[: made.argv.index(sys.executable)]
     assert made.argv[-3:] == ["script", "x.py", "a"]
