@@ -70,7 +70,7 @@ interop.send_by_memory(Tensor, storage.UntypedStorage, storage.TypedStorage,
 _LAZY = {
     "nn", "optim", "utils", "distributed", "cuda", "serialization", "random", "special", "linalg",
     "fft", "return_types", "func", "backends", "jit", "compiler", "accelerator", "testing", "amp",
-    "distributions", "profiler", "multiprocessing", "cpu", "models", "debug",
+    "distributions", "profiler", "multiprocessing", "cpu", "models", "debug", "futures",
 }
 _FROM = {
     "save": "serialization", "load": "serialization", "fork_rng": "random",

@@ -201,8 +201,10 @@ def messages() -> None:
     else:
         dist.send(value(rank), dst=0)
     dist.barrier()
-    with pytest.raises(ValueError, match="this rank itself"):
+    with pytest.raises(ValueError, match="rank should not be the same as the rank of the current"):
         dist.send(tensor, rank)
+    with pytest.raises(ValueError, match="this rank itself"):
+        dist.isend(tensor, rank)
 
 
 def objects() -> None:

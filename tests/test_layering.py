@@ -23,7 +23,7 @@ LAYERS = (
     ("autograd", "return_types"),
     ("ops",),
     ("printing", "interop", "random", "special", "fft", "linalg",
-     "legacy_types", "storage", "testing", "version"),
+     "legacy_types", "storage", "testing", "version", "futures"),
     ("amp",),
     ("cpu", "cuda", "backends", "settings", "compiler", "jit", "absent_devices"),
     ("accelerator",),

@@ -1,68 +1,60 @@
 """PyTorch's `torch.distributed`, over `collectives`: the only part of disttorch that knows ranks.
 
     import disttorch.distributed as dist
-    dist.init_process_group()          # under disttorch-run, mpirun, srun, or alone
+    dist.init_process_group()          # under disttorch-run, mpirun, srun, torchrun's env, or alone
     dist.all_reduce(tensor)
     model = DistributedDataParallel(model)
     dist.destroy_process_group()
+
+```
+begin, groups, process_group   who the ranks are              device_mesh   a grid of them
+reductions, moves, p2p, objects, coalescing                   the calls
+conjugate, nn.functional, _functional_collectives             those that gradients flow through
+reports                                                       counts, flight record, timeline
+```
 """
 
+# ruff: noqa: F401, F403  (the imports are the public names)
 from __future__ import annotations
 
 import importlib
+import os
 
-from collectives import ReduceOp
+from collectives.call import hide as _hide
+from collectives.store import FileStore, HashStore, PrefixStore, Store, TCPStore
 
-from .api import (
-    all_gather,
-    all_gather_into_tensor,
-    all_gather_object,
-    all_reduce,
-    all_to_all,
-    all_to_all_single,
-    barrier,
-    broadcast,
-    broadcast_object_list,
-    gather,
-    irecv,
-    isend,
-    recv,
-    reduce,
-    reduce_scatter,
-    reduce_scatter_tensor,
-    scatter,
-    send,
+from . import constants, distributed_c10d
+from .debug_level import set_debug_level, set_debug_level_from_env
+from .distributed_c10d import *
+from .distributed_c10d import (
+    DebugLevel,
+    GroupName,
+    _all_gather_base,
+    _coalescing_manager,
+    _CoalescingManager,
+    _get_process_group_name,
+    _make_nccl_premul_sum,
+    _rank_not_in_group,
+    _reduce_scatter_base,
+    get_debug_level,
+    record_comm,
 )
-from .backends import (
-    Backend,
-    is_available,
-    is_backend_available,
-    is_gloo_available,
-    is_mpi_available,
-    is_nccl_available,
-    is_ucc_available,
-)
-from .counts import ledger, reset_ledger
-from .process_group import (
-    GroupMember,
-    ProcessGroup,
-    destroy_process_group,
-    get_backend,
-    get_global_rank,
-    get_group_rank,
-    get_node_local_rank,
-    get_process_group_ranks,
-    get_rank,
-    get_world_size,
-    group,
-    init_process_group,
-    is_initialized,
-    new_group,
-)
+from .errors import DistBackendError, DistError, DistNetworkError, DistStoreError, QueueEmptyError
+from .backends import is_available
+from .rendezvous import register_rendezvous_handler, rendezvous
+from .reports import *
 from .threads import run_local
-from .work import Work
 
-_LAZY = {"DistributedDataParallel": ".ddp"}  # needs nn, which a script of collectives does not
+# A call's place in messages and records is where the user made it.
+_hide(os.path.dirname(os.path.abspath(__file__)))
+
+# Modules, and names that need others than a script of collectives does.
+_LAZY = {
+    "DistributedDataParallel": ".ddp",
+    "DeviceMesh": ".device_mesh",
+    "init_device_mesh": ".device_mesh",
+}
+_MODULES = {"_functional_collectives", "device_mesh", "elastic", "launch", "nn", "run"}
 
 
 def __getattr__(name):
@@ -70,17 +62,10 @@ def __getattr__(name):
         value = getattr(importlib.import_module(_LAZY[name], __name__), name)
         globals()[name] = value
         return value
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = [
-    "Backend", "DistributedDataParallel", "GroupMember", "ProcessGroup", "ReduceOp", "Work",
-    "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all",
-    "all_to_all_single", "barrier", "broadcast", "broadcast_object_list", "destroy_process_group",
-    "gather", "get_backend", "get_global_rank", "get_group_rank", "get_node_local_rank",
-    "get_process_group_ranks", "get_rank", "get_world_size", "group", "init_process_group",
-    "irecv", "is_available", "is_backend_available", "is_gloo_available", "is_initialized",
-    "is_mpi_available", "is_nccl_available", "is_ucc_available", "isend", "ledger", "new_group",
-    "recv", "reduce", "reduce_scatter", "reduce_scatter_tensor", "reset_ledger", "run_local",
-    "scatter", "send",
-]
+def __dir__():
+    return sorted({*globals(), *_LAZY, *_MODULES})

@@ -7,7 +7,8 @@ from typing import Any
 
 import collectives
 
-from .process_group import destroy_process_group, init_process_group, is_initialized
+from .begin import destroy_process_group, init_process_group
+from .process_group import is_initialized
 
 
 def run_local(
