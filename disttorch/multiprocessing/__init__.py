@@ -11,8 +11,10 @@ from __future__ import annotations
 import multiprocessing
 import resource
 from multiprocessing import *  # noqa: F403
+from multiprocessing import pool  # noqa: F401
 
-from . import reductions
+from . import reductions  # noqa: F401
+from .reductions import init_reductions
 from .spawn import (
     ProcessContext,
     ProcessException,
@@ -56,7 +58,7 @@ def set_sharing_strategy(new_strategy: str) -> None:
     _strategy = new_strategy
 
 
-reductions.init_reductions()
+init_reductions()
 
 __all__ = [
     *multiprocessing.__all__, "ProcessContext", "ProcessException", "ProcessExitedException",  # type: ignore[attr-defined]

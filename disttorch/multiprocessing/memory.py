@@ -59,12 +59,13 @@ class Block:
         return CPU.ndarray((self.nbytes // np_dtype.itemsize,), np_dtype, buffer=memory)
 
     def window(self, np_dtype, offset: int, shape: tuple, strides: tuple):
-        """An array in it; offset and strides in bytes."""
-        flat, size = self.flat(np_dtype), np_dtype.itemsize
-        if any(n < 0 or n % size for n in (offset, *strides)):
-            # its elements lie across those of ``flat``, as in a view under another type
-            return CPU.ndarray(shape, np_dtype, flat.base, offset, strides)
-        return CPU.window(flat, offset // size, shape, tuple(s // size for s in strides))
+        """An array in it; offset and strides in bytes.
+
+        Raises:
+            ValueError, TypeError: if it would reach outside the block.
+        """
+        # a view of ``flat``, so that the tensor's storage is all of the block
+        return CPU.ndarray(shape, np_dtype, self.flat(np_dtype).view(CPU.uint8), offset, strides)
 
 
 def _release(fd: int, address: int, length: int) -> None:

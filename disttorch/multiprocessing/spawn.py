@@ -13,9 +13,11 @@ import multiprocessing.connection
 import os
 import pickle
 import secrets
+import select
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -72,12 +74,27 @@ class ProcessExitedException(ProcessException):
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    """Have this process killed when the one that started it dies (Linux)."""
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it died before the call above
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if not parent.is_alive():  # it died before the call above
         os._exit(128 + signal.SIGKILL)
+    if os.getppid() != parent.pid:  # the forkserver's child: it may outlive who asked for it
+        threading.Thread(target=_die_with, args=(parent.pid,), daemon=True).start()
+
+
+def _die_with(pid: int) -> None:
+    try:
+        file = os.pidfd_open(pid)
+    except ProcessLookupError:
+        pass
+    else:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        poll.poll()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wrap(fn, i: int, args: tuple, error_file: str, secret: str) -> None:
@@ -103,8 +120,9 @@ class ProcessContext:
         sentinels: {sentinel of a running process: its number}.
     """
 
-    def __init__(self, processes: list, error_files: list[str]):
+    def __init__(self, processes: list, error_files: list[str], args: tuple = ()):
         self.processes, self.error_files = processes, error_files
+        self._args = args  # an Event or a Queue in them ends with its last owner here
         self.sentinels = {process.sentinel: i for i, process in enumerate(processes)}
         weakref.finalize(self, _remove, tuple(error_files))
 
@@ -185,7 +203,7 @@ class ProcessContext:
 
 
 class SpawnContext(ProcessContext):
-    """The processes of one ``spawn``."""
+    """The name that ProcessContext had when "spawn" was the only method; for ``isinstance``'s users."""
 
 
 def _remove(files: tuple[str, ...]) -> None:
@@ -221,7 +239,6 @@ def start_processes(fn, args=(), nprocs: int = 1, join: bool = True, daemon: boo
     mp = multiprocessing.get_context(start_method)
     processes: list = []
     error_files: list[str] = []
-    kind = SpawnContext if start_method == "spawn" else ProcessContext
     try:
         for i in range(nprocs):
             handle, error_file = tempfile.mkstemp(prefix="disttorch-spawn-", suffix=".pickle")
@@ -238,7 +255,7 @@ def start_processes(fn, args=(), nprocs: int = 1, join: bool = True, daemon: boo
             process.join()
         _remove(tuple(error_files))
         raise
-    started = kind(processes, error_files)
+    started = ProcessContext(processes, error_files, args)
     if not join:
         return started
     while not started.join():
@@ -251,7 +268,7 @@ def spawn(fn, args=(), nprocs: int = 1, join: bool = True, daemon: bool = False,
     """Run ``fn(i, *args)`` in ``nprocs`` new Python processes; see ``start_processes``.
 
     Returns:
-        None if ``join``, else a SpawnContext to join.
+        None if ``join``, else a ProcessContext to join.
     """
     if start_method != "spawn":
         warnings.warn(
