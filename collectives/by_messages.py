@@ -126,7 +126,8 @@ class ByMessages:
         mine = np.array([*in_counts, *out_counts], np.int64)
         ALGORITHMS["all_gather"]["bruck"](self.transport, everyone, mine)
         sizes = everyone.reshape(n, 2, n).tolist()
-        check.fits(call.group, call.number, [row[0] for row in sizes], [row[1] for row in sizes])
+        sent, expected = ([row[i] for row in sizes] for i in (0, 1))
+        check.fits(call, self.transport.members, sent, expected)
 
     def _part(self, mine: Array, counts: Counts) -> int:
         """Bytes of one rank's part, the same on all ranks."""

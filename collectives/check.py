@@ -44,24 +44,35 @@ def mismatch(group: str, number: int, calls: Mapping[int, str]) -> MismatchError
     return MismatchError(f"ranks of group {group!r} made different calls as call {number}{blame}: {each}")
 
 
-def fits(group: str, number: int, sent: Sequence[Counts], expected: Sequence[Counts]) -> None:
+def fits(
+    call: Call, members: Sequence[int], sent: Sequence[Counts], expected: Sequence[Counts]
+) -> None:
     """Raise MismatchError where a rank expects another count than is sent to it.
 
     Args:
+        call: this rank's.
+        members: the job's number of each rank.
         sent: of every rank, the elements that it sends to each rank.
         expected: of every rank, the elements that it expects from each rank.
     """
-    for source, row in enumerate(sent):
-        for target, column in enumerate(expected):
-            if row is not None and column is not None and row[target] != column[source]:
-                raise unfit(group, number, source, target, row[target], column[source])
-
-
-def unfit(group: str, number: int, source: int, target: int, sent: int, expected: int) -> MismatchError:
-    """The error of an exchange whose two sides disagree on a size."""
-    return MismatchError(
-        f"all_to_all as call {number} of group {group!r}: rank {source} sends {sent} elements to "
-        f"rank {target}, which expects {expected} from it"
+    odd = [
+        (source, target)
+        for source, row in enumerate(sent)
+        for target, column in enumerate(expected)
+        if row is not None and column is not None and row[target] != column[source]
+    ]
+    if not odd:
+        return
+    # A rank that disagrees with everybody else is the one that differs.
+    involved = Counter(rank for pair in odd for rank in pair)
+    ((worst, times), *rest) = involved.most_common()
+    alone = len(sent) > 2 and times == len(odd) and all(other < times for _, other in rest)
+    blame = f" (rank {members[worst]} differs from the others)" if alone else ""
+    source, target = odd[0]
+    raise MismatchError(
+        f"{call}, call {call.number} of group {call.group!r}: the counts do not fit{blame}: rank "
+        f"{members[source]} sends {sent[source][target]} elements to rank {members[target]}, which "
+        f"expects {expected[target][source]} from it"
     )
 
 

@@ -204,7 +204,7 @@ class Group(Messages, Objects, Backend):
 
         def job(call: Call) -> None:
             def exchange(out: Array, buffer: Array, outs: Counts, ins: Counts) -> None:
-                step = call.step("exchange", name_of(buffer.dtype), -1)
+                step = call.step("exchange", name_of(buffer.dtype), flat[0].size)
                 self._all_to_all(step, out, buffer, outs, ins)
 
             def gather(out: Array, buffer: Array, counts: Counts) -> None:

@@ -405,7 +405,8 @@ class LocalGroup(Group):
     ) -> None:
         def perform(ranks: list[tuple[Array, Array, Counts, Counts]]) -> None:
             if in_counts is not None:
-                check.fits(self.name, call.number, [each[3] for each in ranks], [each[2] for each in ranks])
+                sent, expected = ([each[i] for each in ranks] for i in (3, 2))
+                check.fits(call, self.members, sent, expected)
             parts = [_cut(source, ins, self.size) for _, source, _, ins in ranks]
             for r, (target, *_) in enumerate(ranks):
                 target[...] = np.concatenate([part[r] for part in parts])

@@ -396,7 +396,8 @@ class NativeMPI:
             sizes = np.empty(2 * n * n, np.int64)
             self._exchange(call, np.array([*in_counts, *out_counts], np.int64), sizes)
             table = sizes.reshape(n, 2, n).tolist()
-            check.fits(call.group, call.number, [row[0] for row in table], [row[1] for row in table])
+            sent, expected = ([row[i] for row in table] for i in (0, 1))
+            check.fits(call, self._members, sent, expected)
         with self._watch.blocked(call):
             self._comm.Alltoallv(_parts(buffer, in_counts, n), _parts(out, out_counts, n))
 
