@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .progress import CODES, Engine, Receive, Send
+from .store import Store
 from .transport import NoWatch, Transport, Watch
 from .work import Work
 
@@ -23,6 +24,8 @@ class TCPTransport(Transport):
 
     Made by `rendezvous.connect`, and by `sub`.
 
+    Attributes:
+        store: where the ranks met; None for a transport that was made otherwise.
     """
 
     backend = "tcp"
@@ -42,6 +45,7 @@ class TCPTransport(Transport):
         self.rank = self.members.index(engine.rank)
         self.size = len(self.members)
         self.watch = watch
+        self.store: Store | None = None
         self._others = tuple(member for member in self.members if member != engine.rank)
 
     @classmethod
@@ -83,7 +87,9 @@ class TCPTransport(Transport):
         text = repr((self._context, members, name, made)).encode()
         context = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
         nodes = [self._nodes[rank] for rank in ranks]
-        return TCPTransport(self._engine, members, nodes, context, self.watch)
+        part = TCPTransport(self._engine, members, nodes, context, self.watch)
+        part.store = self.store
+        return part
 
     def node_of(self) -> list[str]:
         return list(self._nodes)

@@ -118,7 +118,7 @@ class Transport(ABC):
 
 
 def node_identity() -> str:
-    """This process's node: its boot, and the /dev/shm it sees (containers have their own)."""
+    """This process's node: its boot, the /dev/shm and the network it sees (containers have their own)."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read().strip()
@@ -126,6 +126,7 @@ def node_identity() -> str:
         return f"{os.uname().nodename}/none"
     try:
         shared = os.stat("/dev/shm")
+        network = os.stat("/proc/self/ns/net")
     except OSError:
         return f"{boot}/none/{os.getpid()}"  # nothing to share memory through: a node of its own
-    return f"{boot}/{shared.st_dev}.{shared.st_ino}"
+    return f"{boot}/{shared.st_dev}.{shared.st_ino}.{network.st_ino}"
