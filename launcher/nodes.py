@@ -222,6 +222,8 @@ class Head(Nodes):
             self.tell(word="kill")
         elif word == "ended":
             peer.ended = True
+            if self.job.verbose:
+                self.job.output.say(f"the ranks of {peer.name} have ended")
             self.words |= {int(r): text.encode() for r, text in message["words"].items()}
 
     def join(self, peer, message):
@@ -232,6 +234,8 @@ class Head(Nodes):
         self.pending.remove(peer)
         peer.node, peer.name = message["node"], message["name"]
         self.joined[peer.node] = peer
+        if self.job.verbose:
+            self.job.output.say(f"{peer.name} has joined")
         if len(self.joined) == self.settings.nnodes - 1:
             self.close_listener()
             self.tell(word="start", run_id=self.job.plan.env["DISTTORCH_RUN_ID"])
@@ -258,9 +262,11 @@ class Head(Nodes):
         for peer in list(self.pending):
             self.pending.remove(peer)
             self.close_peer(peer)
-        if self.listener is not None and self.loop.watches(self.listener):
-            self.loop.unwatch(self.listener)
+        if self.listener is not None:
+            if self.loop.watches(self.listener):
+                self.loop.unwatch(self.listener)
             self.listener.close()
+            self.listener = None
 
     def time_to_join_is_up(self):
         if self.started or self.job.reason:

@@ -60,13 +60,19 @@ def rank_list(ranks):
     return f"ranks {', '.join(names[:-1])} and {names[-1]}"
 
 
+def before_stop(failures, stopped_at):
+    """Those of `failures` that did not come of the stop, which began at `stopped_at` or not at all."""
+    return [f for f in failures if stopped_at is None or f.time <= stopped_at]
+
+
 def first_failure(failures, stopped_at=None):
     """The failure that caused the others, and the ranks that failed with it before the stop.
 
     What failed after `stopped_at` failed because it was told to end. Of the rest, ranks that failed
     because another had come last, then the earliest counts.
     """
-    told = [f for f in failures if stopped_at is None or f.time <= stopped_at] or failures
+    lost = [failure for failure in failures if failure.rank == NO_RANK]
+    told = before_stop(failures, stopped_at) or lost or failures
     first = min(told, key=lambda failure: (failure.consequence, failure.time))
     before = first.time if stopped_at is None else stopped_at
     return first, [f.rank for f in told if f is not first and f.rank >= 0 and f.time <= before]

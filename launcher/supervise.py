@@ -30,6 +30,7 @@ from launcher.report import (
     Failure,
     Verdict,
     aborted_by,
+    before_stop,
     cleaned,
     exit_status,
     failure_sentence,
@@ -383,7 +384,7 @@ class Job:
             )
         if self.reason != "mpiexec" and not self.failures and self.status:
             self.failures += self.abort_failure()
-        if self.failures:
+        if before_stop(self.failures, self.stopped_at) or (self.failures and not self.complaint):
             first, also = first_failure(self.failures, self.stopped_at)
             sentence = failure_sentence(first, self.plan.size, also)
             return Verdict(exit_status(first.status), sentence, first.rank, self.words(first.rank))
@@ -403,8 +404,7 @@ class Job:
         return self.nodes.words.get(rank, b"") if self.nodes else b""
 
     def words_of_failed_ranks(self):
-        end = self.stopped_at or time.monotonic()
-        failed = [f.rank for f in self.failures if f.rank != NO_RANK and f.time <= end]
+        failed = [f.rank for f in before_stop(self.failures, self.stopped_at) if f.rank != NO_RANK]
         return {rank: self.words(rank)[-MOST_WORDS:] for rank in failed[:MOST_FAILED]}
 
     def report(self, verdict):
