@@ -32,10 +32,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .flight import last_words
+from .work import CollectiveError
 
 if TYPE_CHECKING:
     from .watch_base import BaseWatch
 
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 OUR_THREADS = "collectives "
 INTERRUPTED = 130  # what a shell reports for SIGINT
 
@@ -86,7 +88,7 @@ def install(
         if os.getpid() != owner:  # a forked child is no rank: its end is its parent's affair
             previous_hook(kind, error, trace)
             return
-        report(rank, "".join(traceback.format_exception(kind, error, trace)))
+        report(rank, _traceback(error, trace))
         end(INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1, error)
 
     def on_thread_exception(args: threading.ExceptHookArgs) -> None:
@@ -126,6 +128,15 @@ def leave(status: int, abort: Callable[[int], None] | None = None) -> None:
     if abort is not None:
         abort(status)
     os._exit(status)
+
+
+def _traceback(error: BaseException, trace: TracebackType | None) -> str:
+    """The traceback; of our own errors down to the user's line, since what lies below is not theirs."""
+    told = traceback.TracebackException(type(error), error, trace)
+    if isinstance(error, CollectiveError):
+        while len(told.stack) > 1 and told.stack[-1].filename.startswith(_HERE):
+            told.stack.pop()
+    return "".join(told.format())
 
 
 def _sentence(error: BaseException) -> str:

@@ -77,7 +77,7 @@ class Watch(BaseWatch):
         self._wake, self._woken = socket.socketpair()
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.SimpleQueue[Message]] = {}
-        self._blocked: dict[Call, tuple[int, ...]] = {}
+        self._blocked: dict[Call, Sequence[int]] = {}
         self._doomed: dict[Call, float] = {}
         self._ending: set[Call] = set()
         self._news = threading.Condition()
@@ -307,9 +307,9 @@ class Watch(BaseWatch):
         up, the watch thread says so on stderr, writes the flight record and ends the process.
 
         Args:
-            members: the group's ranks in the job; () for all.
+            members: the group's ranks in the job; () for those that the recorder knows, else all.
         """
-        return _Blocked(self, call, tuple(members) or tuple(range(self.size)))
+        return _Blocked(self, call, members or self.recorder.groups.get(call.group) or range(self.size))
 
     def _check_blocked(self) -> None:
         for call, members in list(self._blocked.items()):
@@ -455,7 +455,7 @@ class _Blocked:
 
     __slots__ = ("_call", "_members", "_watch")
 
-    def __init__(self, watch: Watch, call: Call, members: tuple[int, ...]) -> None:
+    def __init__(self, watch: Watch, call: Call, members: Sequence[int]) -> None:
         self._watch, self._call, self._members = watch, call, members
 
     def __enter__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from . import watch_report as wr
@@ -93,6 +94,14 @@ class BaseWatch(ABC):
                     f"{wr.named(call)} cannot be made on rank {self.rank}: {self._why(gave_up)}",
                     gave_up.by,
                 )
+
+    def blocked(self, call: Call, members: Sequence[int] = ()) -> AbstractContextManager[None]:
+        """`with watch.blocked(call):` around a native call that nobody can interrupt; see `Watch`.
+
+        Args:
+            members: the group's ranks in the job; () for those that the recorder knows.
+        """
+        return nullcontext()
 
     # ---- to be told and asked ------------------------------------------------------------------
 

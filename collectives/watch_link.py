@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .secret import Handshake
+from .secret import Handshake, HandshakeError
 from .transport import node_identity
 
 Message = dict[str, Any]
@@ -205,7 +205,11 @@ def greet(connection: socket.socket, shake: Handshake, seconds: float = 5.0) -> 
             if not more:
                 raise ConnectionResetError("closed the connection during the handshake")
             data += more
-        connection.sendall(shake.feed(data))
+        try:
+            connection.sendall(shake.feed(data))
+        except HandshakeError as error:
+            connection.sendall(error.answer)
+            raise
     return shake.claim
 
 
@@ -223,9 +227,10 @@ def connect(address: Message, secret: bytes, rank: int, seconds: float = 20.0) -
     """
     deadline = time.monotonic() + seconds
     places = _places(address)
-    complaints: dict[str, str] = {}
     pause = 0.01
     while True:
+        complaints: dict[str, str] = {}
+        refused = 0
         for family, place in places:
             connection = socket.socket(family, socket.SOCK_STREAM)
             connection.settimeout(min(5.0, seconds))
@@ -238,9 +243,10 @@ def connect(address: Message, secret: bytes, rank: int, seconds: float = 20.0) -
             except Exception as error:  # whoever answers there may be anybody
                 connection.close()
                 complaints[str(place).strip("\0")] = f"{type(error).__name__}: {error}"
-        if time.monotonic() + pause > deadline:
+                refused += isinstance(error, HandshakeError)
+        if refused == len(places) or time.monotonic() + pause > deadline:
             said = "; ".join(f"{place}: {text}" for place, text in complaints.items())
-            raise ConnectionError(f"no connection to the watch of rank 0 in {seconds:g} s ({said})")
+            raise ConnectionError(f"no connection to the watch of rank 0 ({said})")
         time.sleep(pause)
         pause = min(2 * pause, 0.5)
 

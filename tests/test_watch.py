@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from mpi_runner import clean_environment
+
+from collectives import flight
+from collectives import watch as watch_module
+from collectives.call import Call
+from collectives.watch import LocalWatch, Watch
+from collectives.work import CollectiveError, CollectiveTimeout, RankFailedError
 
 WORKER = Path(__file__).with_name("watch_worker.py")
 
@@ -167,3 +179,177 @@ def test_clocks_questions_and_start(tmp_path):
         assert sorted(offsets) == [0, 1, 2, 3]
         assert all(abs(offset) < 100_000 for offset in offsets.values()), offsets
         assert all("watch_worker.py:" in at for at in result["where"].values())
+
+
+# ---- two ranks in this process ----------------------------------------------------------------------
+
+
+class Pair:
+    """The watches of two ranks, both in this process, over the hub's real socket."""
+
+    def __init__(self, secrets: tuple[bytes, bytes] = (b"secret", b"secret"), host: str | None = None) -> None:
+        self.meeting = threading.Barrier(2)
+        self.brought: dict[int, bytes] = {}
+        self.address: dict = {}
+        self.recorders = [flight.Recorder(), flight.Recorder()]
+        with ThreadPoolExecutor(2) as pool:
+            begun = [
+                pool.submit(
+                    Watch.start, rank, 2, partial(self.exchange, rank), recorder=self.recorders[rank],
+                    secret=secrets[rank], host=host,
+                )
+                for rank in (0, 1)
+            ]  # fmt: skip
+        self.watches = [one.result() for one in begun if one.exception() is None]
+        self.errors = [one.exception() for one in begun]
+
+    def exchange(self, rank: int, mine: bytes) -> list[bytes]:
+        self.brought[rank] = mine
+        self.meeting.wait(10)
+        everyone = [self.brought[0], self.brought[1]]
+        self.meeting.wait(10)
+        self.address = json.loads(everyone[0])
+        return everyone
+
+    def stranger(self) -> socket.socket:
+        family = socket.AF_UNIX if "unix" in self.address else socket.AF_INET
+        connection = socket.socket(family)
+        place = "\0" + self.address["unix"] if "unix" in self.address else ("127.0.0.1", self.address["port"])
+        connection.connect(place)
+        return connection
+
+    def close(self) -> None:
+        for watch in reversed(self.watches):  # rank 0 waits for the others
+            watch.left()
+            watch.close()
+
+    def check(self) -> None:
+        """Each can ask the other."""
+        for watch in self.watches:
+            answer = watch.ask([1 - watch.rank], 10.0)[1 - watch.rank]
+            assert answer is not None and answer.pid == os.getpid()
+            assert not watch.trouble
+
+
+@pytest.fixture(params=["one node", "two nodes"])
+def pair(request, monkeypatch):
+    """`two nodes`: as seen by the ranks, which then connect through TCP."""
+    host = None
+    if request.param == "two nodes":
+        host, ours, count = "127.0.0.1", watch_module.node(), itertools.count()
+        monkeypatch.setattr(watch_module, "node", lambda: {**ours, "node": f"node {next(count)}"})
+    made = Pair(host=host)
+    assert made.errors == [None, None] and ("unix" in made.address) == (host is None)
+    yield made
+    made.close()
+
+
+def test_strangers_are_dropped(pair):
+    strangers = [pair.stranger() for _ in range(5)]
+    strangers[0].sendall(os.urandom(1000))
+    strangers[1].sendall(b"\xff\xff\xff\xff" + b"x" * 100)  # a frame of 4 GiB
+    strangers[2].sendall(b"GET / HTTP/1.1\r\n\r\n")
+    strangers[3].close()  # the last one says nothing, and stays
+    pair.check()
+    for stranger in strangers[:3]:
+        stranger.settimeout(10)
+        try:
+            while stranger.recv(4096):
+                pass
+        except ConnectionResetError:
+            pass
+    pair.check()
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_another_secret_is_refused_with_advice():
+    # Rank 0 does not know that the stranger was meant to be its rank 1: it just does not come.
+    made = Pair(secrets=(b"secret", b"another"))
+    assert made.errors[0] is None and isinstance(made.errors[1], CollectiveError)
+    assert "rank 1 of 2 cannot join the job's watch" in str(made.errors[1])
+    assert "DISTTORCH_JOB_SECRET" in str(made.errors[1])
+    made.watches[0].close(linger=0)
+
+
+def test_rank_that_talks_nonsense_is_dropped_and_named(pair):
+    pair.watches[1]._link.socket.send(b"\x00\x00\x00\x02[]")
+    call = Call("barrier")
+    call.group, call.number = "world", 1
+    with pytest.raises(RankFailedError, match="rank 1 died without a word") as caught:
+        while True:
+            pair.watches[0].look(call, [1])
+    assert caught.value.culprit == 1
+
+
+def test_more_news_than_a_stopped_rank_reads_is_dropped_not_waited_for(pair):
+    # Rank 1's thread stops reading; rank 0 asks until its buffer would be full many times over.
+    hub = pair.watches[0]._hub
+    peer = hub._peers[1]
+    question = {"kind": "ask", "id": 1, "ranks": [], "from": 0, "what": "where", "group": "x" * 500_000}
+    pair.watches[1]._hear = lambda message: stop.wait(20)
+    stop = threading.Event()
+    for _ in range(20):
+        pair.watches[0]._send({**question, "ranks": [1]})
+    assert pair.watches[0].ask([0], 10.0)[0] is not None
+    deadline = time.monotonic() + 10
+    while not peer.unsent and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert 0 < len(peer.unsent) < 6 << 20
+    del pair.watches[1]._hear
+    stop.set()
+
+
+def test_null_watch_keeps_time_only():
+    watch = Watch.start(0, 1, lambda mine: [mine], recorder=flight.Recorder(), secret=b"", timeout=30.0)
+    call = Call("barrier")
+    call.group, call.number = "world", 1
+    watch.look(call, [])
+    with watch.blocked(call):
+        pass
+    call.timeout = 0.0
+    with pytest.raises(CollectiveTimeout, match=r"\(call 1 of group 'world'\) timed out after 0 s on rank 0"):
+        watch.look(call, [])
+
+
+# ---- ranks that are threads -------------------------------------------------------------------------
+
+
+def test_local_watch_says_the_same():
+    first, second = LocalWatch.make([flight.Recorder(), flight.Recorder()], timeout=30.0)
+    entered, leave = threading.Event(), threading.Event()
+
+    def absent() -> None:
+        second.thread = threading.get_ident()
+        entered.set()
+        leave.wait(20)
+
+    thread = threading.Thread(target=absent)
+    thread.start()
+    entered.wait(10)
+    call = Call("barrier")
+    call.group, call.number, call.timeout = "world", 1, 0.0
+    with pytest.raises(CollectiveTimeout) as caught:
+        first.look(call, [1])
+    assert caught.value.missing == [1]
+    assert "rank 1 has not come; it has made no call yet; it is at test_watch.py:" in str(caught.value)
+    assert " in absent" in str(caught.value)
+    with pytest.raises(RankFailedError, match="rank 0 gave up waiting for rank 1 in call 1"):
+        second.enter(call)
+    leave.set()
+    thread.join()
+    second.failed(ValueError("boom"))
+    call.group, call.number, call.timeout = "part", 1, None
+    with pytest.raises(RankFailedError, match="rank 1 failed: ValueError: boom"):
+        first.look(call, [1])
+    first.look(call, [0])  # nobody waits for rank 1 here
+
+
+def test_any_rank_will_do_as_long_as_one_is_there():
+    watches = LocalWatch.make([flight.Recorder() for _ in range(3)])
+    call = Call("recv")
+    watches[1].left()
+    watches[0].look(call, [])
+    watches[2].left()
+    with pytest.raises(RankFailedError, match="rank 1 left the job with status 0"):
+        watches[0].look(call, [])

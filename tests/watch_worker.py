@@ -77,6 +77,7 @@ class Rank:
         call.group, call.number = "world", self.numbers.get("world", 0) + 1
         self.recorder.begin(call)
         with self.watch.blocked(call):
+            (self.folder / "blocked").touch()
             threading.Event().wait(60)
 
 
@@ -210,6 +211,8 @@ def blocked(rank: Rank, how: str) -> None:
     if rank.rank == 1:
         if how == "never":
             in_my_sleep()
+        while not (rank.folder / "blocked").exists():
+            time.sleep(0.001)
         end(rank, how)
     rank.block()
 
