@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from . import listen
 from .mesh import Entrance, name_ranks
-from .secret import job_secret
+from .secret import ADVICE, job_secret
 from .store import FileStore, PrefixStore, Store, StoreConnectionError, StoreTimeout, TCPStore
 from .tcp import TCPTransport
 from .transport import node_identity
@@ -251,6 +251,7 @@ class _Meeting:
         return transport
 
     def _register(self) -> None:
+        self.store.add("come", 1)
         size = self.store.compare_set("world_size", "", str(self.size))
         if int(size) != self.size:
             self._fail(
@@ -265,7 +266,6 @@ class _Meeting:
                 f"{first.rsplit(',', 1)[0]} and as {me.rsplit(',', 1)[0]}; give every process its own "
                 "rank" + (", and remove the file if an earlier job left it" if "file" in self.place else "")
             )
-        self.store.add("come", 1)
 
     def _gather(self, topic: str, mine: dict[str, str]) -> list[dict[str, str]]:
         self.store.set(f"{topic}/{self.rank}", json.dumps(mine))
@@ -289,10 +289,11 @@ class _Meeting:
         absent = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
         if not absent:
             return
-        some = name_ranks(absent).replace("ranks", "rank(s)")
+        strangers = getattr(self.base, "strangers", 0)
         self._fail(
-            f"{some} of {self.size} did not come to {self.place} within {self.timeout:g} s; check that "
-            "every rank was started and can reach this address",
+            f"{name_ranks(absent)} of {self.size} did not come to {self.place} within {self.timeout:g} s; "
+            "check that every rank was started and can reach this address"
+            + (f" ({strangers} connections were turned away: {ADVICE})" if strangers else ""),
             absent,
         )
 
@@ -306,11 +307,14 @@ class _Meeting:
         if not self.store.check(["failure"]):
             return
         failure = json.loads(self.store.get("failure"))
-        seen = self.store.add("failure_seen", 1)
+        self.store.add("failure_seen", 1)
         end = time.monotonic() + _LINGER
-        while self.hosting and time.monotonic() < end and seen < self.store.add("come", 0):
+        while self.hosting and time.monotonic() < end:
+            come = self.store.add("come", 0)
+            expected = come if failure["absent"] else max(come, self.size)
+            if self.store.add("failure_seen", 0) >= expected:
+                break
             time.sleep(0.02)
-            seen = self.store.add("failure_seen", 0)
         if failure["absent"]:
             raise CollectiveTimeout(failure["text"], failure["absent"])
         raise RendezvousError(failure["text"])
