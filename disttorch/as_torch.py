@@ -32,6 +32,10 @@ class _Loader(importlib.abc.Loader):
         # Python takes what stands in sys.modules after this, and leaves its attributes alone
         sys.modules[module.__name__] = self.module
 
+    def get_code(self, fullname):
+        """For ``python -m torch.distributed.run``, which runs the module's code anew."""
+        return self.module.__spec__.loader.get_code(self.module.__spec__.name)
+
 
 class Finder(importlib.abc.MetaPathFinder):
     """Finds ``torch`` and all below it in disttorch."""

@@ -79,7 +79,7 @@ class Choice:
     nccl: bool
 
     def config(self, used: str) -> str:
-        """The backend of each device type, once the job is connected by `used`."""
+        """The backend of each device type, where `used` connects the job's processes."""
         return f"cpu:{used},cuda:{Backend.NCCL if self.nccl else used}"
 
 
@@ -88,14 +88,15 @@ def choose(text: str | None) -> Choice:
 
     Raises:
         NotImplementedError: a backend that disttorch does not have.
+        RuntimeError: NCCL, whose binding is not installed.
         ValueError: an unknown name, a malformed string, two different backends.
     """
     names = [] if text is None else [_name_in(part, text) for part in str(text).split(",")]
     for name in names:
         if name == Backend.NCCL and not is_nccl_available():
-            raise NotImplementedError(
-                "the NCCL backend is not built yet: use init_process_group() or "
-                "init_process_group('mpi'), which carries GPU arrays too"
+            raise RuntimeError(
+                "the NCCL backend needs the package nccl4py or cupy: pip install nccl4py, or use "
+                "init_process_group(), whose backends carry GPU arrays too"
             )
         if name in (Backend.UCC, Backend.XCCL):
             raise NotImplementedError(
@@ -148,8 +149,8 @@ def is_gloo_available() -> bool:
 
 
 def is_nccl_available() -> bool:
-    """Whether there is an NCCL backend: not yet."""
-    return False
+    """Whether a binding of NCCL is installed. Does not load it, so a missing GPU is not noticed."""
+    return any(importlib.util.find_spec(name) is not None for name in ("nccl", "cupy"))
 
 
 def is_ucc_available() -> bool:

@@ -60,13 +60,14 @@ def init_process_group(
     ranks = _connect(wanted, mine.inside, init_method, rank, world_size, store, seconds)
     _check_place(ranks, world_size, rank)
     used = backends.Backend(collectives.backend_of(ranks))
+    host = used if mine.inside is not None else collectives.backend_of(collectives.world())
     if wanted.gloo and ranks.rank == 0:
         backends.warn_of_gloo(used)
     ranks.reset_ledger()
     ranks.timeout = seconds
     members = list(range(ranks.size))
     mine.world = ProcessGroup(
-        ranks, members, used, "0", "default_pg", wanted.config(used), _device(device_id)
+        ranks, members, used, "0", "default_pg", wanted.config(host), _device(device_id)
     )
     mine.groups = [mine.world]
     mine.named = 0
@@ -142,9 +143,14 @@ def _connect(
                 f"backend {wanted.cpu!r} was asked for, but ranks are threads here (run_local)"
             )
         return inside
-    return collectives.init(
+    ranks = collectives.init(
         wanted.cpu, init_method, rank=rank, world_size=world_size, store=store, timeout=seconds
     )
+    if not wanted.nccl:
+        return ranks
+    from collectives import nccl  # only here: it looks for a GPU
+
+    return nccl.connect(ranks)
 
 
 def _check_meeting(method: str | None, store: Any, rank: int, world_size: int) -> None:

@@ -236,10 +236,9 @@ def _checked_members(ranks: Sequence[int] | None, world: ProcessGroup, sort: boo
 
 def _check_backend(backend: str | None, parent: ProcessGroup) -> None:
     wanted = backends.choose(backend)
-    if wanted.cpu not in (None, parent.backend):
-        raise ValueError(
-            f"new_group: backend {wanted.cpu!r} differs from the job's {parent.backend!r}"
-        )
+    host = backends.BackendConfig(parent.config).device_backend_map["cpu"]
+    if wanted.cpu not in (None, host):
+        raise ValueError(f"new_group: backend {wanted.cpu!r} differs from the job's {str(host)!r}")
 
 
 # ---- questions -----------------------------------------------------------------------------------
