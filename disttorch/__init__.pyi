@@ -31,11 +31,13 @@ from . import distributed as distributed
 from . import distributions as distributions
 from . import fft as fft
 from . import func as func
+from . import futures as futures
 from . import interop as interop
 from . import jit as jit
 from . import legacy_types as legacy_types
 from . import linalg as linalg
 from . import models as models
+from . import multiprocessing as multiprocessing
 from . import nn as nn
 from . import ops as ops
 from . import optim as optim
