@@ -3,7 +3,7 @@
     python benchmarks/collectives.py                          # 2 ranks, 8 B to 256 MiB, all calls
     python benchmarks/collectives.py --quick                  # all_reduce, few sizes, a minute
     python benchmarks/collectives.py --calls all_reduce,broadcast --sizes 8,64K,16M --ranks 4
-    python benchmarks/collectives.py --save                   # and write benchmarks/results/collectives.*
+    python benchmarks/collectives.py --save                   # write benchmarks/results/collectives.*
 
 disttorch and mpi4py take turns in the same processes; gloo runs in processes of its own, in an
 environment with PyTorch. The two jobs alternate and never run at the same time. Figures are medians,
@@ -213,16 +213,16 @@ def table(
     libraries = sorted({row["library"] for row in rows}, key=_order)
     raws = [name for name in libraries if name.startswith("mpi4py")]
     lines = [
-        f"{ranks} ranks on {os.cpu_count()} cores (load before: {load:.1f}), float32, one thread a rank; "
-        "medians of the slowest rank"
+        f"{ranks} ranks on {os.cpu_count()} cores (load before: {load:.1f}), float32, "
+        "one thread a rank; medians of the slowest rank"
     ]
     lines += [f"  {name}: {version}" for name, version in about.items() if name in libraries]
     for call in dict.fromkeys(row["call"] for row in rows):
         mine = [row for row in rows if row["call"] == call]
         names = [name for name in libraries if any(row["library"] == name for row in mine)]
         heads = "".join(f"{short(name):>11s}" for name in names)
-        ratios = ["gloo"] * ("gloo" in names) + ["best mpi"] * bool(raws) + ["limit"] * ("limit" in names)
-        lines += ["", f"{call}: microseconds | busbw in GB/s | disttorch's busbw over that of the others"]
+        ratios = [name for name in ("gloo", "best mpi", "limit") if name in names or name == "best mpi"]
+        lines += ["", f"{call}: microseconds | busbw in GB/s | disttorch's busbw over the others'"]
         lines.append(f"{'size':>9s}{heads} |{heads} |" + "".join(f"{'/ ' + r:>11s}" for r in ratios))
         for size in dict.fromkeys(row["bytes"] for row in mine):
             found = {row["library"]: row for row in mine if row["bytes"] == size}

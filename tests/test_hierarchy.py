@@ -248,7 +248,7 @@ def test_what_goes_between_nodes():
 def test_nodes_that_do_not_fit():
     def rank(wire):
         wire.watch = Watch()
-        with pytest.raises(ValueError, match=r"nodes \[\[0\], \[0, 1\]\] must name each of 2 ranks once"):
+        with pytest.raises(ValueError, match=r"nodes .* must name each of 2 ranks once"):
             Hierarchy(wire, [[0], [0, 1]])
 
     on_wires(2, rank)

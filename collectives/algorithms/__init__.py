@@ -9,7 +9,6 @@ carry `tag`. A transport is anything like `Transport`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from . import all_reduce, all_to_all, broadcast, gather, reduce, reduce_scatter
 from .steps import Transport
