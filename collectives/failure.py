@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 OUR_THREADS = "collectives "
 INTERRUPTED = 130  # what a shell reports for SIGINT
+_watch: BaseWatch | None = None
 
 
 class _ExitCode:
@@ -72,13 +73,18 @@ def install(
     """
     owner = os.getpid()
     previous_hook, previous_thread_hook = sys.excepthook, threading.excepthook
+    global _watch
+    _watch = watch
     if watch is not None:
         watch.managed = True
 
     def end(status: int, error: BaseException | str) -> None:
         if watch is not None:
             watch.failed(error, status)
-            last_words(watch.recorder, error if isinstance(error, str) else _sentence(error))
+            if isinstance(error, str):
+                last_words(watch.recorder, error)
+            else:
+                last_words(watch.recorder, f"{type(error).__name__}: {error}", error)
             watch.settle(error)
         leave(status, abort)
 
@@ -121,6 +127,17 @@ def install(
     atexit.register(at_exit)
 
 
+def tell(error: BaseException, status: int = 1) -> None:
+    """Tell the other ranks what this one fails by.
+
+    For whoever catches the error of a rank's whole program before the interpreter sees it, as the main
+    function of a spawned process does. What is told first counts; leaving is up to the caller.
+    """
+    if _watch is not None:
+        _watch.failed(error, status)
+        last_words(_watch.recorder, f"{type(error).__name__}: {error}", error)
+
+
 def leave(status: int, abort: Callable[[int], None] | None = None) -> None:
     """End this process, and all ranks where `abort` can, once what was printed has been taken."""
     _flush()
@@ -137,10 +154,6 @@ def _traceback(error: BaseException, trace: TracebackType | None) -> str:
         while len(told.stack) > 1 and told.stack[-1].filename.startswith(_HERE):
             told.stack.pop()
     return "".join(told.format())
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def report(rank: int, text: str) -> None:

@@ -82,7 +82,7 @@ class Watch(BaseWatch):
         self._ending: set[Call] = set()
         self._news = threading.Condition()
         self._heard = threading.Event()  # the hub has told the others how this rank ended
-        self._said = self._closed = False
+        self._said = self._closed = self._recorded = False
         self._owner = os.getpid()
         self._thread = threading.Thread(target=self._run, name="disttorch watch", daemon=True)
 
@@ -165,7 +165,7 @@ class Watch(BaseWatch):
     def settle(self, error: BaseException | str | None = None, seconds: float = 0.5) -> None:
         """Give the other ranks time to say why they end, before this one ends them all by `abort`.
 
-        A rank that fails because of another waits longer: that one, or what started the ranks, ends
+        A rank that fails because another failed waits longer: that one, or what started the ranks, ends
         the job, and with the status that fits.
 
         Args:
@@ -176,6 +176,8 @@ class Watch(BaseWatch):
             return
         culprit = wr.culprit_of(error) if isinstance(error, BaseException) else None
         follows = culprit not in (None, self.rank)
+        if follows and culprit in self._ended and self._ended[culprit].how == LEFT:
+            follows = False  # nobody else will end the job
         others = set(range(self.size)) - {self.rank}
         deadline = time.monotonic() + (FOLLOW if follows else seconds)
         with self._news:
@@ -411,11 +413,13 @@ class Watch(BaseWatch):
         elif kind == "ended":
             self._learn(Ended.from_message(message))
         elif kind == "gave up":
-            absent = tuple(message["absent"])
+            by, absent = message["rank"], tuple(message["absent"])
             self._given_up.append(
-                GaveUp(message["rank"], absent, message["group"], message["number"], message["text"])
+                GaveUp(by, absent, message["group"], message["number"], message["text"])
             )
             self.trouble = True
+            if self.rank in absent:
+                self._record(self._why(self._given_up[-1]))
         elif kind == "closing":
             self._lose_hub(died=False)
 
@@ -424,6 +428,14 @@ class Watch(BaseWatch):
             self._ended[end.rank] = end
             self.trouble = True
             self._news.notify_all()
+        if end.how != LEFT:
+            self._record(end.sentence())
+
+    def _record(self, reason: str) -> None:
+        """Write the flight record at the first bad news: this rank may be killed before it looks."""
+        if not self._recorded and not self._said and self._mine():
+            self._recorded = True
+            last_words(self.recorder, reason)
 
     def _lose_hub(self, died: bool) -> None:
         """`died`: the connection broke; otherwise rank 0 has said that it stops watching."""

@@ -69,6 +69,7 @@ class BaseWatch(ABC):
             if self.trouble:
                 self._raise_if_in_vain(call, missing)
             return
+        call = call.whole
         self.recorder.waiting[call.group] = (call, missing)
         if self.trouble:
             self._raise_if_in_vain(call, missing)
@@ -199,14 +200,17 @@ class BaseWatch(ABC):
     # ---- time is up ----------------------------------------------------------------------------
 
     def _raise_timeout(self, call: Call, missing: Sequence[int], limit: float) -> None:
-        awaited = self._waited_for(call, missing)
-        text = self._timeout_text(call, awaited, limit)
+        text, absent = self._timeout_text(call, self._waited_for(call, missing), limit)
         last_words(self.recorder, text)
-        raise CollectiveTimeout(text, awaited)
+        raise CollectiveTimeout(text, absent)
 
-    def _timeout_text(self, call: Call, awaited: Sequence[int], limit: float) -> str:
-        """Where everybody is that the call waits for; tells the others that it has given up."""
+    def _timeout_text(
+        self, call: Call, awaited: Sequence[int], limit: float
+    ) -> tuple[str, list[int]]:
+        """Where everybody is that the call waits for, and who has not come; tells the others that
+        this rank has given up."""
         answers = self._follow(call, awaited)
+        absent = self._absent(call, awaited, answers)
         parts = [wr.whereabouts(call, rank, answers[rank], self._silence(rank)) for rank in awaited]
         # Those on whom the awaited ones wait in turn: who waits for nobody is at the root.
         further = [rank for rank in answers if rank not in awaited and rank != self.rank]
@@ -219,7 +223,38 @@ class BaseWatch(ABC):
             self.trouble = True
             self._tell_gave_up(gave_up)
         stacks = [wr.stack_text(answer) for answer in answers.values() if answer is not None]
-        return text + "".join(stacks)
+        return text + "".join(stacks), absent
+
+    def _absent(
+        self, call: Call, awaited: Sequence[int], answers: dict[int, Report | None]
+    ) -> list[int]:
+        """The ranks at the root: awaited ones that are in this very call wait for others in turn."""
+        found: list[int] = []
+        seen: set[int] = {self.rank}
+        ask = list(awaited)
+        while ask:
+            rank = ask.pop(0)
+            if rank in seen:
+                continue
+            seen.add(rank)
+            answer = answers.get(rank)
+            further = [
+                waited
+                for other in (answer.calls if answer is not None else ())
+                if (other["group"], other["number"]) == (call.group, call.number)
+                for waited in other["waiting_for"]
+            ]
+            further += [
+                waited
+                for gave_up in self._given_up
+                if (gave_up.by, gave_up.group, gave_up.number) == (rank, call.group, call.number)
+                for waited in gave_up.absent
+            ]
+            if further:
+                ask += further
+            else:
+                found.append(rank)
+        return sorted(found or awaited)
 
     def _follow(self, call: Call, awaited: Sequence[int]) -> dict[int, Report | None]:
         """Reports of the awaited ranks, of those they wait for, and so on."""

@@ -233,7 +233,7 @@ def test_records_of_a_job_in_which_a_rank_was_killed(tmp_path):
 
 def test_records_of_a_job_that_hangs_are_written_on_a_signal(tmp_path):
     with started(tmp_path, "late: patient", 2) as ranks:
-        while not (tmp_path / "world2.0").exists():
+        while not ((tmp_path / "world2.0").exists() and (tmp_path / "patient").exists()):
             time.sleep(0.01)
         for rank in ranks:
             rank.send_signal(signal.SIGUSR2)

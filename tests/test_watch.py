@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from mpi_runner import clean_environment
 
-from collectives import flight
+from collectives import flight, watch_hub
 from collectives import watch as watch_module
 from collectives.call import Call
 from collectives.watch import LocalWatch, Watch
@@ -103,7 +103,9 @@ def test_end_of_a_rank_is_named_on_all_others(tmp_path, how, said, size, victim)
         seconds = json.loads((tmp_path / f"noticed.{number}").read_text())
         assert seconds < 2.0, f"rank {number} noticed after {seconds} s"
         record = json.loads((tmp_path / "flight" / f"rank{number}.json").read_text())
-        assert any(said.format(v=victim) in reason for reason in record["reasons"])
+        what = said.format(v=victim).partition(" after call")[0]
+        assert any(what in reason for reason in record["reasons"])
+        assert any(" in ending" in line for line in record["stacks"]["MainThread"])
 
 
 def test_first_failure_is_to_blame_for_those_that_follow(tmp_path):
@@ -133,6 +135,9 @@ def test_rank_that_does_not_come_is_named_with_its_stack(tmp_path, how, at):
         first = WORKER.read_text().splitlines().index(f"def {at}() -> None:") + 1
         assert re.search(rf"watch_worker\.py:({first + 1}|{first + 2}) in {at}\n", text)
         assert "in late" in text and "in main" in text
+        record = json.loads((tmp_path / "flight" / "rank1.json").read_text())
+        assert any("gave up waiting for rank 1" in reason for reason in record["reasons"])
+        assert any(f" in {at}" in line for line in record["stacks"]["MainThread"])
 
 
 def test_stopped_rank_is_named_as_stopped(tmp_path):
@@ -244,7 +249,8 @@ def pair(request, monkeypatch):
     made.close()
 
 
-def test_strangers_are_dropped(pair):
+def test_strangers_are_dropped(pair, monkeypatch):
+    monkeypatch.setattr(watch_hub, "GREETING", 0.2)  # for the one that says too little
     strangers = [pair.stranger() for _ in range(5)]
     strangers[0].sendall(os.urandom(1000))
     strangers[1].sendall(b"\xff\xff\xff\xff" + b"x" * 100)  # a frame of 4 GiB

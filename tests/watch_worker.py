@@ -146,6 +146,7 @@ def late(rank: Rank, how: str) -> None:
         elif how == "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif how == "patient":
+            (rank.folder / "patient").touch()
             while not (rank.folder / "let go").exists():
                 time.sleep(0.01)
         elif how == "comes later":

@@ -130,6 +130,10 @@ def find(records: Sequence[Record], complaints: Sequence[str] = ()) -> Finding:
 def _last(record: Record) -> dict[str, Any]:
     last = max(record["calls"], key=lambda call: call["started"], default=None)
     stacks = record.get("stacks") or {}
+    stack = list(stacks.get("MainThread") or next(iter(stacks.values()), []))
+    ours = tuple(record.get("ours") or ())
+    while ours and len(stack) > 1 and stack[-1].startswith(ours):
+        stack.pop()  # how we wait is not what the reader looks for
     return {
         "call": None if last is None else call_text(last),
         "state": None if last is None else last["state"],
@@ -137,7 +141,7 @@ def _last(record: Record) -> dict[str, Any]:
         "group": None if last is None else last["group"],
         "seconds": None if last is None else _age(last, record),
         "reasons": list(record.get("reasons") or ()),
-        "stack": list(stacks.get("MainThread") or next(iter(stacks.values()), [])),
+        "stack": stack,
     }
 
 

@@ -89,7 +89,8 @@ class Recorder:
             "reasons" for which it was written; "calls": what `Call.as_dict` says, with "state"
             ("done", "under way" or "failed") and, where it waits or has waited in vain, "waiting_for"
             (ranks in the job); "reached": name of a group -> number of its last call;
-            with stacks: "stacks", name of a thread -> its frames, innermost last.
+            with stacks: "stacks", name of a thread -> its frames, innermost last, and "ours", the
+            folders whose frames are not the user's.
         """
         waiting = dict(self.waiting)
         calls = []
@@ -116,14 +117,21 @@ class Recorder:
         }
         if with_stacks:
             record["stacks"] = stacks()
+            record["ours"] = list(_OUR_FOLDERS)
         return record
 
-    def dump(self, directory: str | os.PathLike[str] = "", reason: str = "asked for") -> str:
+    def dump(
+        self,
+        directory: str | os.PathLike[str] = "",
+        reason: str = "asked for",
+        error: BaseException | None = None,
+    ) -> str:
         """Write `rank<R>.json`; a reader sees the old file or the whole new one.
 
         Args:
             directory: made if it is not there; "" for `self.directory`.
-            reason: joins those of earlier dumps.
+            reason: joins those of earlier dumps, unless one of them says the same.
+            error: what this thread ends by: the record shows where it was raised as this thread's stack.
 
         Returns:
             The file's path; "" where no directory is known.
@@ -134,13 +142,17 @@ class Recorder:
         folder = os.fspath(directory) or self.directory
         if not folder:
             return ""
-        self.reasons.append(reason)
+        if not any(known in reason for known in self.reasons):
+            self.reasons.append(reason)
+        record = self.snapshot(with_stacks=True)
+        if error is not None:
+            record["stacks"][threading.current_thread().name] = raised_in(error)
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"rank{max(self.rank, 0)}.json")
         handle, temporary = tempfile.mkstemp(prefix=".rank", suffix=".tmp", dir=folder)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.snapshot(with_stacks=True), file, indent=1)
+                json.dump(record, file, indent=1)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -176,13 +188,13 @@ def recorder() -> Recorder:
     return _process
 
 
-def last_words(record: Recorder, reason: str) -> None:
+def last_words(record: Recorder, reason: str, error: BaseException | None = None) -> None:
     """Dump on the way out: a record that cannot be written must not hide why it was to be written."""
     try:
-        record.dump(reason=reason)
-    except OSError as error:
+        record.dump(reason=reason, error=error)
+    except OSError as trouble:
         sys.stderr.write(
-            f"[rank {record.rank}] the flight record cannot be written: {error}; set {DIRECTORY} to "
+            f"[rank {record.rank}] the flight record cannot be written: {trouble}; set {DIRECTORY} to "
             "a directory that can\n"
         )
 
@@ -198,13 +210,24 @@ def stacks() -> dict[str, list[str]]:
 
 
 def stack(frame: FrameType | None, limit: int = 40) -> list[str]:
-    """The frames down to `frame` as "path:line in function", innermost last."""
+    """The frames down to `frame` as "path:line in function", innermost last; without this recorder's."""
     lines: list[str] = []
     while frame is not None and len(lines) < limit:
         code = frame.f_code
-        lines.append(f"{code.co_filename}:{frame.f_lineno} in {code.co_name}")
+        if code.co_filename != __file__:
+            lines.append(f"{code.co_filename}:{frame.f_lineno} in {code.co_name}")
         frame = frame.f_back
     return lines[::-1]
+
+
+def raised_in(error: BaseException) -> list[str]:
+    """The frames through which `error` came, as `stack` has them."""
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+    return lines
 
 
 _NOT_THE_USERS = tuple(
