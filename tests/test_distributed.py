@@ -10,6 +10,7 @@ import time
 import warnings
 
 import pytest
+from distributed_more_scenarios import MORE, reports
 from distributed_scenarios import SCENARIOS
 from mpi_runner import clean_environment, require_mpi, run_command
 
@@ -27,9 +28,14 @@ def alone():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
+@pytest.mark.parametrize("scenario", SCENARIOS + MORE, ids=lambda s: s.__name__)
 def test_on_threads(scenario, n):
     dist.run_local(n, lambda rank: scenario(), timeout=60)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_reports(n, tmp_path):
+    dist.run_local(n, lambda rank: reports(tmp_path), timeout=60)
 
 
 def test_everything_needs_a_group():
