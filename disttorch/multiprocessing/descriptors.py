@@ -148,7 +148,7 @@ class _Server:
     def hand_over(self) -> None:
         """At the end of a child: leave a successor for what has not been fetched yet."""
         parent = multiprocessing.parent_process()
-        if self.listener is None or parent is None:
+        if self.listener is None or parent is None or parent.pid is None:
             return  # the main process ended its children before
         os.write(self.stopper, b".")
         self.thread.join()

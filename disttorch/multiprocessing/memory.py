@@ -18,6 +18,7 @@ import mmap
 import os
 import sys
 import weakref
+from typing import Any
 
 from ..backend import CPU, ndarray
 from ..backend.shared_memory import _new_file
@@ -144,7 +145,7 @@ def _slot(kind: type) -> str | None:
 
 
 def _array_of(holder):
-    return getattr(holder, _slot(type(holder)))
+    return holder._data if isinstance(holder, Tensor) else holder._flat
 
 
 # ---------------------------------------------------------------- moving
@@ -162,20 +163,20 @@ def share(*holders) -> None:
         if holder.is_cuda or block_of(_array_of(holder)) is not None:
             continue
         others = others or not _is_alone(holder)
-        slot = _slot(type(holder))
         if not isinstance(_array_of(holder), ndarray):  # one of NumPy's scalars has no memory
-            setattr(holder, slot, CPU.asarray(_array_of(holder)))
+            holder._data = CPU.asarray(holder._data)
         root = _root(_array_of(holder))
         if id(root) not in moves:
             moves[id(root)] = _Move(root)
     if not moves:
         return
     found = gc.get_objects() if others else holders
-    windows = []
+    slots = {kind: _slot(kind) for kind in set(map(type, found))}
+    windows: list[tuple[Any, str, Any]] = []
     for holder in found:
-        slot = _slot(type(holder))
+        slot = slots[type(holder)]
         array = vars(holder).get(slot) if slot else None
-        if isinstance(array, ndarray) and (move := moves.get(id(_root(array)))) is not None:
+        if slot and isinstance(array, ndarray) and (move := moves.get(id(_root(array)))):
             windows.append((holder, slot, move.window(array)))
     for holder, slot, window in windows:  # all or none
         setattr(holder, slot, window)

@@ -244,8 +244,8 @@ def start_processes(fn, args=(), nprocs: int = 1, join: bool = True, daemon: boo
             handle, error_file = tempfile.mkstemp(prefix="disttorch-spawn-", suffix=".pickle")
             os.close(handle)
             error_files.append(error_file)
-            process = mp.Process(target=_wrap, args=(fn, i, args, error_file, secret),
-                                 daemon=daemon)  # type: ignore[attr-defined]
+            process = mp.Process(  # type: ignore[attr-defined]
+                target=_wrap, args=(fn, i, args, error_file, secret), daemon=daemon)
             process.start()
             processes.append(process)
     except BaseException:
