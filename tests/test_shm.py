@@ -4,10 +4,10 @@ import errno
 import os
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
+import shm_worker
 
 from collectives.call import Call
 from collectives.shm import NodeEngine, Segment, available, segment as segments, why_not
@@ -54,11 +54,7 @@ def test_the_usual_chunk():
 
 def test_the_order_of_a_sum_matters_for_these_values():
     """Otherwise the test above would not see a sum in another order."""
-    sys.path.insert(0, os.path.dirname(WORKER))
-    import shm_worker
-
-    ranks = types.SimpleNamespace(size=4, data=shm_worker.Ranks.data)
-    a, b, c, d = (shm_worker.Ranks.data(ranks, r, 1000, np.float32) for r in range(4))
+    a, b, c, d = (shm_worker.values_of(rank, 1000, np.dtype(np.float32)) for rank in range(4))
     assert ((a + b) + (c + d)).tobytes() != (((a + b) + c) + d).tobytes()
     assert shm_worker.tree([a, b, c, d], np.add).tobytes() == ((a + b) + (c + d)).tobytes()
 
@@ -84,7 +80,7 @@ def test_a_mismatch_ends_on_every_rank_with_the_same_sentence(kind):
     assert len(sentences) == 1, printed
     sentence = sentences.pop()
     if kind == "splits":
-        assert "rank 0 sends 2 elements to rank 2, which expects 3" in sentence
+        assert "rank 10 sends 2 elements to rank 12, which expects 3" in sentence
         return
     assert "ranks of group 'tests' made different calls as call 2" in sentence
     assert "rank 12 differs from the others" in sentence

@@ -148,7 +148,7 @@ class NodeEngine(Reductions):
             self._meet(call)
             sent, expected = self._counts[self._turn].swapaxes(0, 1)
             if not np.array_equal(sent, expected.T):
-                check.fits(call.group, call.number, sent.tolist(), expected.tolist())
+                check.fits(call, self.members, sent.tolist(), expected.tolist())
             longest = int(sent.max()) * itemsize
         else:
             longest = buffer.size // size * itemsize

@@ -4,8 +4,8 @@ Each rank has a counter in the segment that only it writes. A rank has come to t
 its counter has reached k; all ranks meet in the same order, so their counters stay in step.
 Counters are 32 bits wide (what a futex compares) and wrap around.
 
-A waiting rank first spins for some microseconds, which is faster than any system call and which
-holds the GIL; then it sleeps in a futex, so that other threads and other ranks get the core.
+A waiting rank first spins for a few microseconds, which is faster than any system call but holds the
+GIL; then it yields its core again and again; then it sleeps in a futex.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ _BEHIND = 0x7FFFFFFF  # distance to the target, modulo 2^32: more than that is a
 
 _MAIN = threading.main_thread().ident
 
-SPINS = 300  # about 15 µs
-BRIEF_SPINS = 5  # where the GIL, or the core, is somebody else's
-YIELDS = 60  # where there are more ranks than cores
+# Before it sleeps, a waiting rank reads a counter so often (20 reads a microsecond), and then offers its
+# core, and with it the GIL, to whoever wants it so often (twice a microsecond if nobody does).
+PATIENCE = (100, 100)
+CROWDED = (5, 100)  # with more ranks than cores
+BESIDE = (5, 20)  # in a thread beside the main one, which is computing and wants the GIL
 
 
 class Watch(Protocol):
@@ -50,7 +52,7 @@ class Signals:
         rank: of this process in the group.
         members: the job's number of each rank of the group.
         watch: asked about once a millisecond while this rank waits.
-        spins: how often a counter is read before the first system call; None chooses by the cores.
+        spins: how often a counter is read before this rank sleeps; None chooses by the cores.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Signals:
         self._members = members
         self._watch = watch
         self._spins = spins
-        self._yields = 0
+        self._chosen: tuple[int, int] | None = None
         self._bytes = memory.data
         words = memory[: layout.sleepers]
         self._words = words.view(np.uint32).data
@@ -166,16 +168,18 @@ class Signals:
     def _patience(self) -> tuple[int, int]:
         """How often to spin and to yield before sleeping."""
         if threading.get_ident() != _MAIN:
-            return BRIEF_SPINS, 0  # the main thread is computing, and needs the GIL
-        if self._spins is None:
+            return BESIDE
+        if self._spins is not None:
+            return self._spins, 0
+        if self._chosen is None:
             # A launcher may have bound each rank to one core: what counts is the union.
             rows = [self._layout.core_row(rank) for rank in range(self._layout.size)]
             masks = [int.from_bytes(self._bytes[row : row + CORE_BYTES], "little") for row in rows]
             if not all(masks):
-                return BRIEF_SPINS, YIELDS  # a rank has not even attached yet
+                return CROWDED  # a rank has not even attached yet
             cores = min(functools.reduce(operator.or_, masks).bit_count(), _quota())
-            self._spins, self._yields = (SPINS, 0) if cores >= len(rows) else (BRIEF_SPINS, YIELDS)
-        return self._spins, self._yields
+            self._chosen = PATIENCE if cores >= len(rows) else CROWDED
+        return self._chosen
 
     def _sleep(self, call: Call, peers: Sequence[int]) -> None:
         words, layout = self._words, self._layout
