@@ -1,14 +1,15 @@
 """The only place here that knows about arrays in GPU memory.
 
 A device array is what offers `__cuda_array_interface__` with a NumPy dtype, in practice CuPy's.
-Unless MPI reads device memory by itself (`mpi.cuda_aware`), such arrays travel through pinned host
-memory. CuPy is imported when the first device array arrives.
-
-Not yet run on a GPU: the code below follows CuPy's documentation and has not been executed.
+Unless MPI reads device memory by itself (`mpi.cuda_aware`) or NCCL carries them (`nccl`), such
+arrays travel through pinned host memory. CuPy is imported when the first device array arrives.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class HostBridge:
 
         self._cupy = cupy
         self._array = cupy.asarray(array)
-        self._produced = cupy.cuda.get_current_stream().record()
+        with self._array.device:
+            self._produced = cupy.cuda.get_current_stream().record()
 
     def download(self, read: bool) -> np.ndarray:
         """A pinned host array of the same shape and dtype, filled if `read`."""
@@ -55,7 +57,7 @@ class HostBridge:
             self._produced.synchronize()
             if read and array.size:
                 with cupy.cuda.Stream(non_blocking=True) as stream:
-                    # (a 0-dim array would come back as 1-dim)
+                    # ascontiguousarray makes one dim of none
                     cupy.ascontiguousarray(array).reshape(array.shape).get(out=host)
                     stream.synchronize()
         return host
@@ -68,3 +70,113 @@ class HostBridge:
         with array.device, cupy.cuda.Stream(non_blocking=True) as stream:
             array[...] = cupy.asarray(host)
             stream.synchronize()
+
+
+class Gpu:
+    """One GPU's streams and events. Made on the device that is current then.
+
+    Attributes:
+        index: the device's number in this process.
+    """
+
+    def __init__(self) -> None:
+        import cupy
+
+        self._cupy = cupy
+        self.index = cupy.cuda.Device().id
+
+    def identity(self) -> str:
+        """The same text in all processes that use this GPU, and in no other."""
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self.index)
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        host = boot.read_text().strip() if boot.exists() else ""
+        return f"{host} {bytes(properties['uuid']).hex()} {self._cupy.cuda.Device(self.index).pci_bus_id}"
+
+    def index_of(self, array: Any) -> int:
+        """The number of the device that holds an array."""
+        return array.device.id
+
+    def stream(self) -> Any:
+        """A new stream, which waits for no other unless told."""
+        with self._cupy.cuda.Device(self.index):
+            return self._cupy.cuda.Stream(non_blocking=True)
+
+    def address(self, stream: Any) -> int:
+        return stream.ptr
+
+    @contextlib.contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        """Inside, array operations of this thread go to `stream` of this GPU."""
+        with self._cupy.cuda.Device(self.index), stream:
+            yield
+
+    def record(self, stream: Any = None) -> Any:
+        """A mark behind all that `stream` (None: the thread's current one) has been given."""
+        with self._cupy.cuda.Device(self.index):
+            event = self._cupy.cuda.Event(disable_timing=True)
+            event.record(stream if stream is not None else self._cupy.cuda.get_current_stream())
+            return event
+
+    def wait(self, event: Any, stream: Any = None) -> None:
+        """What `stream` (None: the current one) is given from now on waits for the mark."""
+        with self._cupy.cuda.Device(self.index):
+            (stream if stream is not None else self._cupy.cuda.get_current_stream()).wait_event(event)
+
+    def done(self, event: Any) -> bool:
+        """Whether all before the mark has been done."""
+        return event.done
+
+    def pointer(self, array: Any) -> int:
+        """The address of a contiguous array's first element."""
+        return array.data.ptr
+
+    def empty(self, size: int, dtype: np.dtype) -> Any:
+        """A flat array, allocated for the current stream."""
+        return self._cupy.empty(size, dtype)
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return self._cupy.asnumpy(array)
+
+    def from_host(self, array: np.ndarray) -> Any:
+        with self._cupy.cuda.Device(self.index):
+            return self._cupy.asarray(array)
+
+
+class Staged:
+    """A caller's device array as a flat contiguous buffer in device memory, for one call.
+
+    `load` and `store` only enqueue, on the stream that is current where they are called.
+
+    Args:
+        array: the caller's array.
+        wire: dtype to reduce in; None moves the array in its own.
+    """
+
+    def __init__(self, array: Any, wire: np.dtype | None) -> None:
+        self._array = array
+        self._wire = array.dtype if wire is None else wire
+        self._is_copy = True
+
+    @property
+    def nbytes(self) -> int:
+        return self._array.size * self._wire.itemsize
+
+    def load(self, *, read: bool = True, private: bool = False) -> Any:
+        """The buffer: the array's own memory where layout and dtype allow, else a copy."""
+        array = self._array
+        in_place = array.flags.c_contiguous and not private
+        flat = array.reshape(-1) if in_place else array.flatten()
+        if flat.dtype == self._wire:
+            self._is_copy = not in_place
+            return flat
+        if flat.dtype == np.bool_ and self._wire == np.uint8:
+            self._is_copy = not in_place
+            return flat.view(np.uint8)
+        return flat.astype(self._wire)
+
+    def store(self, buffer: Any) -> None:
+        """Bring a changed buffer back into the caller's array, rounding once if it is wider."""
+        if self._is_copy:
+            if self._array.dtype == np.bool_ and buffer.dtype == np.uint8:
+                buffer = buffer.view(np.bool_)
+            self._array[...] = buffer.reshape(self._array.shape).astype(self._array.dtype, copy=False)

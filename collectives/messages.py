@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import arguments
 from .backend import Backend
-from .buffers import Array, Staged, check_array, empty_bytes, from_bytes, lengths, name_of
+from .buffers import Array, check_array, empty_bytes, from_bytes, lengths, name_of
 from .call import Call
 from .ledger import Ledger
 from .work import Work
@@ -24,13 +24,14 @@ class Messages(Backend):
     timeout: float | None
     _recorder: Any
     _ledger: Ledger
+    _stage: Callable[..., Any]
 
     def isend(self, array: Array, dst: int, tag: int = 0) -> Work:
         """Start sending `array` to rank `dst` (not this one); keep it unchanged until `wait`."""
         dst = self._peer(dst, "isend: dst")
         check_array(array, "isend: array", written=False)
         tag = arguments.tag(tag, self.largest_tag)
-        staged = Staged(array, None, self.takes_device_arrays)
+        staged = self._stage(array)
         call = self._message("send", array, staged.nbytes, dst)
         return self._followed(call, self._isend(call, staged.load(), dst, tag))
 
@@ -43,7 +44,7 @@ class Messages(Backend):
             src = self._peer(src, "irecv: src")
         check_array(array, "irecv: array", written=True)
         tag = arguments.tag(tag, self.largest_tag)
-        staged = Staged(array, None, self.takes_device_arrays)
+        staged = self._stage(array)
         buffer = staged.load(read=False)
         call = self._message("recv", array, staged.nbytes, -1 if src is None else src)
         work = self._irecv(call, buffer, src, tag, lambda: staged.store(buffer))
@@ -89,7 +90,7 @@ class Messages(Backend):
         def ended(error: BaseException | None) -> None:
             self._recorder.end(call, error)
             if error is None:
-                self._ledger.count(call.name, call.payload_bytes, call.transport_bytes)
+                self._ledger.add(call)
 
         work.when_ended(ended)
         return work
