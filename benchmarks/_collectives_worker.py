@@ -94,7 +94,7 @@ def main() -> None:
                     functions["limit, pieces"] = least_reduction(n, whole, PIECE)
             rows.append((call, size, timer.measure(functions)))
     if comm.rank == 0:
-        library = MPI.Get_library_version().split("\n")[0].strip()
+        library = MPI.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip()
         write(options.result, {raw: library}, rows)
 
 

@@ -241,24 +241,29 @@ def trees():
     return always + [("all_reduce", "recursive_doubling", n) for n in (2, 4, 8)]
 
 
+def tell_sides(left, right, out):
+    """An addition that shows which side a value was on."""
+    np.add(np.float32(1.5) * left, right, out=out)
+
+
 @pytest.mark.parametrize(("call", "name", "n"), trees())
-@pytest.mark.parametrize("each", [1, 7, 5001])
-def test_bits_of_the_fixed_tree(call, name, n, each):
+@pytest.mark.parametrize(("each", "ufunc"), [(1, np.add), (7, tell_sides), (5001, np.add)])
+def test_bits_of_the_fixed_tree(call, name, n, each, ufunc):
     function, count = ALGORITHMS[call][name], n * each
-    expected = tree.fold([rough(rank, count) for rank in range(n)], np.add)
+    expected = tree.fold([rough(rank, count) for rank in range(n)], ufunc)
 
     def rank(wire):
         mine, out = rough(wire.rank, count), np.empty(each, np.float32)
         if call == "all_reduce":
-            function(wire, mine, np.add)
+            function(wire, mine, ufunc)
             assert mine.tobytes() == expected.tobytes()
         elif call == "reduce_scatter":
-            function(wire, out, mine, np.add)
+            function(wire, out, mine, ufunc)
             assert out.tobytes() == expected[wire.rank * each :][:each].tobytes()
         else:
             for root in range(n):
                 mine = rough(wire.rank, count)
-                function(wire, mine, np.add, root)
+                function(wire, mine, ufunc, root)
                 assert wire.rank != root or mine.tobytes() == expected.tobytes()
 
     on_wires(n, rank)
