@@ -37,11 +37,13 @@ class Call:
         timeout: seconds that it may take; None for the watch's default.
         started, ended: nanoseconds of `time.perf_counter_ns`; 0 before it happened.
         error: what it raised, as text; "".
+        whole: the call that this one is a step of; itself where it is none.
     """
 
     __slots__ = (
         "name", "dtype", "count", "shape", "op", "root", "group", "number", "code", "line",
         "fingerprint", "payload_bytes", "transport_bytes", "timeout", "started", "ended", "error",
+        "whole",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +79,7 @@ class Call:
         self.started = time.perf_counter_ns()
         self.ended = 0
         self.error = ""
+        self.whole = self
 
     @property
     def site(self) -> str:
@@ -97,12 +100,12 @@ class Call:
         """A call that is a part of this one: same place in the user's code, checked by itself."""
         part = Call(f"{self.name}: {name}", dtype, count, (count,) if count else (), "", root)
         part.code, part.line, part.group = self.code, self.line, self.group
-        part.number, part.timeout = self.number, self.timeout
+        part.number, part.timeout, part.whole = self.number, self.timeout, self.whole
         return part
 
     def as_dict(self) -> dict[str, Any]:
         """For the flight record's JSON."""
-        record = {name: getattr(self, name) for name in self.__slots__ if name not in ("code", "line")}
+        record = {name: getattr(self, name) for name in self.__slots__ if name not in ("code", "line", "whole")}
         record["file"], record["line"] = self.code.co_filename, self.line
         record["shape"] = list(self.shape)
         return record

@@ -490,7 +490,7 @@ class Group(Messages, Objects, Backend):
                     self._broken = str(error).partition("\n")[0]
                 raise
             self._recorder.end(call)
-            self._ledger.count(call.name, call.payload_bytes, call.transport_bytes)
+            self._ledger.add(call)
 
     def _member(self, rank: int, what: str) -> int:
         return arguments.member(rank, self.size, self.name, what)

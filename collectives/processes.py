@@ -54,8 +54,7 @@ class ProcessesGroup(Group):
         calls = transport.sub(range(self.size), f"{name} calls")
         self._messages = ByMessages(calls, watch, lambda: self.deterministic)
         self._ways: dict[str, Any] = self._connect(calls)
-        # The usual case, without a look at any table.
-        self._only = None if selection.table() else self._ways.get("shm")
+        self.reconsider()
 
     def _connect(self, calls: Transport) -> dict[str, Any]:
         """What can carry out calls beside messages, by its name in `selection`, the best first."""
@@ -75,6 +74,16 @@ class ProcessesGroup(Group):
 
             ways["hierarchy"] = Hierarchy(calls, nodes, engine)
         return ways
+
+    def reconsider(self) -> None:
+        """Take notice of a new table in `selection`."""
+        # The usual case, without a look at any table.
+        self._only = None if selection.table() else self._ways.get("shm")
+
+    @property
+    def ways(self) -> list[str]:
+        """What can carry out calls beside the algorithms over messages: names as in `selection`."""
+        return list(self._ways)
 
     @property
     def backend(self) -> str:

@@ -20,7 +20,7 @@ ANSWER = 1.0  # seconds that a rank may take to say where it is
 
 @dataclass(frozen=True)
 class GaveUp:
-    """Rank `by` has stopped waiting for `absent` in call `number` of `group`."""
+    """Rank `by` has stopped waiting in call `number` of `group`, where `absent` have not come."""
 
     by: int
     absent: tuple[int, ...]
@@ -184,8 +184,17 @@ class BaseWatch(ABC):
 
     def _raise_if_in_vain(self, call: Call | None, missing: Sequence[int]) -> None:
         found = self._in_vain(call, missing)
-        if found is not None:
-            raise self._failure(self._in_vain_text(call, found[0]), found[1])
+        if found is None:
+            return
+        if call is not None and call.number:
+            for gave_up in self._given_up:
+                same = (gave_up.group, gave_up.number) == (call.group, call.number)
+                if same and gave_up.by == found[1] and self.rank not in gave_up.absent:
+                    # Not somebody else's failure: the same absence, which another noticed first.
+                    text = self._in_vain_text(call, found[0])
+                    last_words(self.recorder, text)
+                    raise CollectiveTimeout(text, gave_up.absent)
+        raise self._failure(self._in_vain_text(call, found[0]), found[1])
 
     def _in_vain_text(self, call: Call | None, why: str) -> str:
         what = "what this rank waits for" if call is None else wr.named(call)
@@ -218,7 +227,7 @@ class BaseWatch(ABC):
             parts.append(wr.whereabouts(call, rank, answers[rank], self._silence(rank)))
         text = f"{wr.named(call)} timed out after {limit:g} s on rank {self.rank}: {'; '.join(parts)}"
         if call.number:  # not a message between two: the group's ranks are no longer in step
-            gave_up = GaveUp(self.rank, tuple(awaited), call.group, call.number, text)
+            gave_up = GaveUp(self.rank, tuple(absent), call.group, call.number, text)
             self._given_up.append(gave_up)
             self.trouble = True
             self._tell_gave_up(gave_up)
@@ -237,10 +246,9 @@ class BaseWatch(ABC):
             if rank in seen:
                 continue
             seen.add(rank)
-            answer = answers.get(rank)
             further = [
                 waited
-                for other in (answer.calls if answer is not None else ())
+                for other in wr.calls_of(answers.get(rank))
                 if (other["group"], other["number"]) == (call.group, call.number)
                 for waited in other["waiting_for"]
             ]
@@ -266,8 +274,7 @@ class BaseWatch(ABC):
             waited = {
                 rank
                 for answer in answers.values()
-                if answer is not None
-                for other in answer.calls
+                for other in wr.calls_of(answer)
                 for rank in other["waiting_for"]
             }
             ask = sorted(waited - answers.keys() - {self.rank})

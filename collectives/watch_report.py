@@ -141,6 +141,14 @@ def report_from(message: Any) -> Report | None:
     return Report(**known)
 
 
+def calls_of(answer: Report | None) -> list[dict[str, Any]]:
+    """The calls under way of a rank, and its last one if that has failed."""
+    if answer is None:
+        return []
+    failed = answer.last is not None and answer.last["error"]
+    return [*answer.calls, answer.last] if failed and answer.last else answer.calls
+
+
 def whereabouts(call: Call, rank: int, answer: Report | None, silence: str) -> str:
     """One sentence part: why `call` waits for `rank`.
 
@@ -155,6 +163,9 @@ def whereabouts(call: Call, rank: int, answer: Report | None, silence: str) -> s
             waits = f", waiting for {ranks(other['waiting_for'])}" if other["waiting_for"] else ""
             same = "the same call" if other["text"] == str(call) else f"{other['text']} instead"
             return f"rank {rank} has been in {same} for {other['seconds']:.1f} s{waits}"
+    last = answer.last
+    if last is not None and last["error"] and (last["group"], last["number"]) == (call.group, call.number):
+        return f"rank {rank} gave the same call up, waiting for {ranks(last['waiting_for'])}"
     if answer.calls:
         other = answer.calls[-1]
         waits = f", waiting for {ranks(other['waiting_for'])}" if other["waiting_for"] else ""

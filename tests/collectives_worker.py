@@ -8,6 +8,7 @@ is `rank R: N cases, M scenarios, F failures`.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -15,6 +16,8 @@ import warnings
 from collectives_conformance import CALLS, DTYPES, SCENARIOS, check_call
 
 import collectives
+from collectives import selection
+from collectives.algorithms import ALGORITHMS
 
 warnings.simplefilter("error")
 
@@ -27,8 +30,13 @@ WAYS = {
 
 
 def main() -> int:
-    group = collectives.world()
     size, backend, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    if way == "hierarchy":  # two nodes, their ranks in turn
+        rank = int(os.environ.get("PMI_RANK") or os.environ["RANK"])
+        os.environ["DISTTORCH_NODE"] = f"node {rank % 2}"
+        rows = [(float("inf"), "hierarchy")]
+        selection.use({call: {1: rows} for call in ALGORITHMS})
+    group = collectives.world()
     if collectives.backend_of(group) != backend or group.size != size:
         raise RuntimeError(f"expected {size} ranks over {backend}, got {group}")
     if size > 1 and WAYS[way] != type(group.way("all_reduce", 8)).__name__:

@@ -37,6 +37,12 @@ def test_conformance_of_shared_memory(n):
     conformance(n, "shm")
 
 
+@pytest.mark.parametrize("n", [3, 4])
+def test_conformance_between_nodes(n):
+    """Two nodes, as each rank is told."""
+    conformance(n, "hierarchy")
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_conformance_of_mpi_s_own_calls(n):
     conformance(n, "native", DISTTORCH_SHM="0")
