@@ -5,6 +5,8 @@ other ranks, which wait for this one: the job hangs. `install` closes every way 
 
 - an uncaught exception (KeyboardInterrupt too) reaches `sys.excepthook`;
 - an error in one of our own threads reaches `threading.excepthook`;
+- a child of multiprocessing catches the error of its function itself, and ends by os._exit if it was
+  forked: a finalizer of multiprocessing runs there;
 - SystemExit reaches no hook at all. What the interpreter does read, just before it ends, is the
   exception's `code`; `_watch_exit_code` puts a property in front of that attribute, and a handler
   that runs at exit acts on what was read there.
@@ -51,10 +53,14 @@ class _ExitCode:
 
     @classmethod
     def status(cls) -> int:
-        """The process's exit status, by Python's rules: None is 0, a message is 1."""
-        if not cls.seen or cls.value is None:
-            return 0
-        return cls.value & 0xFF if isinstance(cls.value, int) else 1
+        return _status(cls.value) if cls.seen else 0
+
+
+def _status(code: Any) -> int:
+    """The process's exit status for SystemExit's `code`, by Python's rules: None is 0, a message is 1."""
+    if code is None:
+        return 0
+    return code & 0xFF if isinstance(code, int) else 1
 
 
 def install(
@@ -121,10 +127,26 @@ def install(
         except BaseException as error:
             on_exception(type(error), error, error.__traceback__)
 
+    def at_process_end() -> None:
+        """In a child of multiprocessing, which prints errors itself; a forked one runs no atexit."""
+        error = sys.exc_info()[1]
+        status = _status(error.code) if isinstance(error, SystemExit) else 1
+        if error is None or not status:
+            finish()
+            if watch is not None:
+                watch.left()
+                watch.close()
+        elif watch is not None:
+            watch.failed(f"it exits with status {status}" if isinstance(error, SystemExit) else error, status)
+            last_words(watch.recorder, f"{type(error).__name__}: {error}", error)
+
     sys.excepthook = on_exception
     threading.excepthook = on_thread_exception
     _watch_exit_code()
     atexit.register(at_exit)
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        sys.modules["multiprocessing.util"].Finalize(None, at_process_end, exitpriority=-1)
 
 
 def tell(error: BaseException, status: int = 1) -> None:

@@ -158,6 +158,15 @@ def test_child_of_a_killed_rank_does_not_keep_it_alive(tmp_path):
     assert "rank 1 died without a word" in last_line(ends[0])
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("how, said", WAYS)
+def test_rank_that_is_a_child_of_multiprocessing(tmp_path, method, how, said):
+    ends = run(tmp_path, f"{method} child ending: {how}", 2)
+    assert said.format(v=1) in last_line(ends[0])
+    if how == "exception":
+        assert "boom on purpose" in ends[1].err
+
+
 @pytest.mark.parametrize(
     "how, said",
     [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -219,7 +220,18 @@ def blocked(rank: Rank, how: str) -> None:
 
 
 def main() -> None:
-    scenario, number, size, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    """Be the rank, or the parent of it."""
+    method, _, scenario = sys.argv[1].rpartition("child ")
+    if method and sys.argv[2] == "1":
+        child = multiprocessing.get_context(method.strip()).Process(target=program, args=(scenario,))
+        child.start()
+        child.join()
+        sys.exit(child.exitcode)
+    program(scenario)
+
+
+def program(scenario: str) -> None:
+    number, size, folder = int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     kind, _, how = scenario.partition(": ")
     short = how in ("sleep", "busy", "stopped", "comes later", "never")
     timeout = 0.5 if short else 30.0
