@@ -98,12 +98,45 @@ def _recorder(ranks: collectives.Group) -> Any:
     return ranks._recorder
 
 
+def breakpoint(rank: int = 0, skip: int = 0, timeout_s: float | None = 3600) -> None:
+    """Stop in the debugger on one rank of the job while the others wait.
+
+    Args:
+        skip: how many times a call at the same place goes on without stopping.
+        timeout_s: what calls may wait from now on, so that a long look does not end the job; None:
+            as before.
+    """
+    frame = sys._getframe(1)
+    place = (frame.f_code.co_filename, frame.f_lineno, default_group().rank())
+    _passed[place] = _passed.get(place, 0) + 1
+    if _passed[place] <= skip:
+        return
+    if timeout_s is not None:
+        for pg in job().groups:
+            pg.timeout = timeout_s
+    if default_group().rank() == rank:
+        _debugger()
+    default_group().ranks.barrier()
+
+
+_passed: dict[tuple[str, int, int], int] = {}
+
+
+def _debugger() -> None:
+    """pdb on the terminal: a launcher may have given this process another standard input."""
+    import pdb
+
+    debugger = pdb.Pdb(stdin=open("/dev/tty"), stdout=sys.stderr)  # noqa: SIM115  (read from later)
+    debugger.message("type 'up' to reach the line of dist.breakpoint(), 'c' to let all ranks go on")
+    debugger.set_trace(sys._getframe(1))
+
+
 def are_deterministic_reductions_enabled() -> bool:
     """Whether reductions of all groups follow one tree by rank order."""
     return settings.deterministic
 
 
 __all__ = [
-    "are_deterministic_reductions_enabled", "flight_record", "ledger", "ledger_table",
+    "are_deterministic_reductions_enabled", "breakpoint", "flight_record", "ledger", "ledger_table",
     "reset_ledger", "set_deterministic", "write_timeline",
 ]

@@ -436,6 +436,131 @@ def mesh(r):
             ends(dist.DeviceMesh.from_group, [], "cpu"), ends(two.get_group, "pp"))
 
 
+@case
+def more_questions(r):
+    both = dist.new_group([0, 1], group_desc="both of them")
+    options = dist.ReduceOptions()
+    return (both.group_desc, dist.get_group_rank(both, 1), dist.constants.default_pg_timeout,
+            options.reduceOp == ReduceOp.SUM, options.rootRank, options.timeout,
+            dist.BroadcastOptions().rootTensor, dist.BarrierOptions().device_ids,
+            ReduceOp.SUM == ReduceOp.SUM, ReduceOp.SUM == ReduceOp.MAX, ReduceOp.AVG.name,
+            dist.Backend("GLOO"), dist.Backend.NCCL, dist.Backend.UNDEFINED,
+            [level.name for level in (dist.DebugLevel.OFF, dist.DebugLevel.DETAIL)],
+            issubclass(dist.DistBackendError, dist.DistError), issubclass(dist.DistError, RuntimeError),
+            ends(dist.init_device_mesh, "cpu", (1, 2), mesh_dim_names="ab"),
+            dist.get_default_backend_for_device("cuda"), dist.is_ucc_available())
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+def gradient(call, *shape):
+    """What a call gives, and the gradient of a loss that is different on each rank."""
+    def run(r):
+        x = value(r, *shape).double().requires_grad_()
+        outs = call(r, x)
+        outs = [outs] if isinstance(outs, torch.Tensor) else list(outs)
+        loss = sum(((i + 1.0) * (r + 2.0) * out * out).sum() for i, out in enumerate(outs))
+        loss.backward()
+        return outs, x.grad
+
+    return run
+
+
+def zeros(*shape):
+    return torch.zeros(*shape, dtype=torch.float64)
+
+
+def gradient_cases():
+    import torch.distributed._functional_collectives as C
+    import torch.distributed.nn.functional as F
+
+    group = dist.group.WORLD
+    return {
+        "all_reduce": gradient(lambda r, x: F.all_reduce(x), 2, 2),
+        "broadcast": gradient(lambda r, x: F.broadcast(x, 1), 3),
+        "gather": gradient(lambda r, x: F.gather(x, 1), 2),
+        "scatter": gradient(lambda r, x: F.scatter(list(x.unbind(0)), 1), 2, 3),
+        "all_gather": gradient(lambda r, x: F.all_gather(x), 2, 1),
+        "reduce_scatter": gradient(
+            lambda r, x: F.reduce_scatter(zeros(3), [t.contiguous() for t in x.unbind(0)]), 2, 3),
+        "all_to_all": gradient(
+            lambda r, x: F.all_to_all([zeros(2), zeros(2)], [t.contiguous() for t in x.unbind(0)]),
+            2, 2),
+        "all_to_all_single": gradient(lambda r, x: F.all_to_all_single(zeros(4), x), 4),
+        "all_to_all_single, sizes": gradient(
+            lambda r, x: F.all_to_all_single(zeros(3), x, *([[1, 2], [1, 2]], [[2, 1], [2, 1]])[r]),
+            3),
+        "functional all_reduce": gradient(lambda r, x: C.all_reduce(x, "sum", group), 2),
+        "functional all_gather": gradient(lambda r, x: C.all_gather_tensor_autograd(x, 1, group), 2, 1),
+        "functional all_to_all": gradient(
+            lambda r, x: C.all_to_all_single_autograd(x, *([[1, 2], [1, 2]], [[2, 1], [2, 1]])[r],
+                                                      group), 3),
+        "functional reduce_scatter": gradient(
+            lambda r, x: C.reduce_scatter_tensor_autograd(x, "sum", 0, group), 4),
+    }
+
+
+@case
+def gradients(r):
+    found = []
+    for name, run in gradient_cases().items():
+        found.append(f"{name}: {text(run(r))}")
+    return found
+
+
+@case
+def functional(r):
+    import torch.distributed._functional_collectives as C
+
+    x, group = value(r, 2, 2), dist.group.WORLD
+    mesh_ = dist.init_device_mesh("cpu", (2, 1))
+    found = (C.all_reduce(x, "max", group), C.broadcast(x, 1, group),
+             C.all_gather_tensor(x, 1, [0, 1]), C.reduce_scatter_tensor(x, "sum", 1, (mesh_, 0)),
+             C.all_to_all_single(x, None, None, group),
+             C.permute_tensor(value(r, 3), [1, 0], group),
+             *C.all_reduce_coalesced([x, x + 1], "sum", group), C.all_reduce(x, "sum", (mesh_, 1)))
+    return [C.wait_tensor(t) for t in found]
+
+
+# ---- futures and stores --------------------------------------------------------------------------
+
+
+@case
+def futures(r):
+    Future = torch.futures.Future
+    first, second = Future(), Future()
+    seen = []
+    doubled = first.then(lambda f: 2 * f.value())
+    first.add_done_callback(lambda f: seen.append(f.value()))
+    failing = first.then(lambda f: {}[f.value()])
+    before = first.done(), doubled.done()
+    first.set_result(21)
+    both = torch.futures.collect_all([first, second])
+    waiting = both.done()
+    second.set_exception(ValueError("second"))
+    return (before, first.done(), doubled.wait(), seen, waiting, both.done(), ends(failing.wait)[-5:],
+            ends(second.wait), ends(second.value), ends(both.wait), ends(first.set_result, 1),
+            torch.futures.wait_all([first, doubled]), ends(torch.futures.wait_all, [first, second]),
+            torch.futures.collect_all([first, doubled]).wait()[1].value(),
+            ends(Future().value), ends(first.set_exception, 3))
+
+
+@case
+def stores(r):
+    store = dist.HashStore()
+    store.set("a", "1")
+    store.add("n", 3)
+    store.append("a", "2")
+    inside = dist.PrefixStore("p", store)
+    inside.set("b", b"x")
+    return (store.get("a"), store.add("n", 4), store.get("n"), store.check(["a"]),
+            store.check(["zz"]), inside.get("b"), store.get("p/b"), store.delete_key("a"),
+            store.compare_set("c", "", "new"), store.compare_set("c", "other", "newer"),
+            store.compare_set("c", "new", "newest"), store.get("c"),
+            isinstance(store, dist.Store))
+
+
 # ---- errors that every rank sees before anything is sent -----------------------------------------
 
 
