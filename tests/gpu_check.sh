@@ -1,26 +1,35 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, on a bare machine with cupy, torch, mpi4py and pytest and no network:
-#   tests/gpu_check.sh [FOLDER]        results go to FOLDER (default: gpu_check_results)
+# Everything that needs a GPU, on a bare machine with cupy, torch, mpi4py and pytest and no network;
+# it ends within 9 minutes and prints a table last:
+#   tests/gpu_check.sh [FOLDER]        logs, facts.json and summary.json go to FOLDER
+#                                      (default: gpu_check_results)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-gpu_check_results}" && cd "${1:-gpu_check_results}" && pwd)
-export PYTHONPATH=$PWD
-nvidia-smi > "$out/device.txt" 2>&1
-python3 -c 'import cupy; cupy.show_config()' > "$out/cupy.txt" 2>&1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+nvidia-smi > "$out/nvidia-smi.txt" 2>&1
 
-status=0
+# Many small kernels are compiled: several processes share that where pytest-xdist is installed.
+workers=()
+if python3 -c 'import xdist' 2> /dev/null; then workers=(-n "$(($(nproc) < 12 ? $(nproc) : 12))"); fi
+# Its figures mean nothing beside other processes, and its warning would be an error here.
+python3 -c 'import pytest_benchmark' 2> /dev/null && workers+=(-p no:benchmark)
+tests=(python3 -m pytest -m gpu --tb=short -rfEsP -o addopts="--strict-markers --import-mode=importlib")
+
+: > "$out/summary.tsv"
 run() { # NAME SECONDS COMMAND...
-    local name=$1 limit=$2
+    local name=$1 limit=$2 began=$SECONDS
     shift 2
-    timeout "$limit" "$@" > "$out/$name.log" 2>&1
-    local code=$?
-    [ $code -eq 0 ] || status=1
-    printf '%-24s %s  %s\n' "$name" "$([ $code -eq 0 ] && echo ok || echo "failed ($code)")" \
-        "$(tail -n 1 "$out/$name.log")" | tee -a "$out/summary.txt"
+    echo "== $name"
+    timeout -k 5 "$limit" "$@" > "$out/$name.log" 2>&1
+    printf '%s\t%s\t%s\n' "$name" $? $((SECONDS - began)) >> "$out/summary.tsv"
 }
-: > "$out/summary.txt"
-run gpu-tests 300 python3 -m pytest -q -m gpu tests/gpu
-run example-one-rank 120 python3 examples/train_gpt.py --device cuda --steps 50 --out "$out/run-1"
-run example-two-ranks 120 python3 -m launcher --nproc-per-node 2 examples/train_gpt.py \
-    --device cuda --steps 50 --out "$out/run-2"
-exit $status
+run facts 60 python3 tests/gpu/facts.py "$out/facts.json"
+run ops 150 "${tests[@]}" "${workers[@]}" tests/gpu/test_ops_on_gpu.py tests/gpu/test_tensors_on_gpu.py
+run parity 100 "${tests[@]}" "${workers[@]}" tests/gpu/test_parity_on_gpu.py
+run nccl 90 "${tests[@]}" tests/gpu/test_nccl_on_gpu.py
+run two-ranks 60 "${tests[@]}" "${workers[@]}" tests/gpu/test_two_ranks_on_gpu.py
+run example-one-rank 40 python3 examples/train_gpt.py --device cuda --steps 200 --out "$out/run-1"
+run example-two-ranks 40 python3 -m launcher --nproc-per-node 2 examples/train_gpt.py \
+    --device cuda --steps 100 --out "$out/run-2"
+python3 tests/gpu/summary.py "$out"
