@@ -73,6 +73,15 @@ class Hierarchy:
         self._by_node = [rank for node in self.nodes for rank in node]
         self._ordered = self._by_node == list(range(self.size))
 
+    def close(self) -> None:
+        """Free the transports that were made here. Local: no rank waits for another."""
+        parts = [self._rail]
+        if isinstance(self._engine, _NodeMessages):
+            parts.append(self._engine.transport)
+        for transport in (*parts, self._all):
+            if transport is not None:
+                transport.close()
+
     # ---- meetings --------------------------------------------------------------------------------
 
     def agree(self, call: Call) -> None:

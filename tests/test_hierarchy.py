@@ -245,6 +245,16 @@ def test_what_goes_between_nodes():
             assert sum(bytes_between) == 2 * (4 * count) * 2
 
 
+def test_closing_frees_every_part(nodes, shared):
+    def fn(ranks):
+        ranks.ways.close()
+        (mine,) = ranks.wire.parts
+        assert mine.closed and all(part.closed for part in mine.parts)
+        assert not ranks.wire.closed
+
+    on_nodes(nodes, fn, shared)
+
+
 def test_nodes_that_do_not_fit():
     def rank(wire):
         wire.watch = Watch()

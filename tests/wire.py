@@ -24,10 +24,18 @@ class Wire:
         self.watch = parent.watch if parent else None
         self._boxes, self._name, self._parent = boxes, name, parent
         self.messages = self.bytes = 0
+        self.closed = False
+        self.parts = []
+        if parent:
+            parent.parts.append(self)
 
     def sub(self, ranks, name):
         members = [self.members[rank] for rank in ranks]
         return Wire(list(ranks).index(self.rank), members, self._boxes, f"{self._name}/{name}", self)
+
+    def close(self):
+        assert not self.closed
+        self.closed = True
 
     def _count(self, nbytes):
         self.messages += 1
