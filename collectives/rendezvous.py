@@ -216,6 +216,19 @@ def _node_address(host: str) -> str:
     )
 
 
+def _identity(store: Store) -> str:
+    """Equal for two handles of one store in this process."""
+    if isinstance(store, PrefixStore):
+        return f"{store.prefix}/{_identity(store.underlying_store)}"
+    if isinstance(store, TCPStore):
+        return listen.text_of((store.host, store.port))
+    if isinstance(store, FileStore):
+        return os.path.abspath(store.path)
+    if not hasattr(store, "_identity"):
+        store._identity = secrets.token_hex(8)  # type: ignore[attr-defined]
+    return str(store._identity)  # type: ignore[attr-defined]
+
+
 class _Meeting:
     """One rank's part in one meeting."""
 
@@ -224,7 +237,7 @@ class _Meeting:
         self.timeout, self.deadline = timeout, deadline
         self.base = store
         # A second job of the same processes, or a restarted one, must not see the first one's keys.
-        where = repr(store) if isinstance(store, TCPStore) else getattr(store, "path", str(id(store)))
+        where = f"rank {self.rank} in {_identity(store)}"
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = PrefixStore(f"rendezvous/{restart}/{_rounds[where]}", store)
         _rounds[where] += 1

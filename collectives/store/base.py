@@ -216,6 +216,10 @@ class PrefixStore(Store):
         self._store = store
 
     @property
+    def prefix(self) -> str:
+        return self._prefix
+
+    @property
     def underlying_store(self) -> Store:
         return self._store
 
