@@ -596,3 +596,36 @@ def test_rebuilding_checks_what_it_is_told():
     block = memory.new_block(8)
     with pytest.raises((ValueError, TypeError), match="buffer"):
         reductions.rebuild_tensor(torch.Tensor, (block, "float32", 0, (3,), (4,)), False)
+
+
+GROUP = """
+import sys
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+def main(rank, port):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    t = torch.full((3,), rank + 1.0)
+    dist.all_reduce(t)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+    model(torch.full((1, 1), float(rank))).sum().backward()
+    print(rank, t.tolist(), model.module.weight.grad.item(), flush=True)
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    mp.spawn(main, args=(sys.argv[1],), nprocs=2)
+"""
+
+
+def test_a_process_group_of_spawned_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(GROUP)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {k: v for k, v in os.environ.items() if k != "DISTTORCH_JOB_SECRET"}
+    done = subprocess.run([sys.executable, "-m", "disttorch", str(script), str(port)], timeout=100,
+                          capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0 [3.0, 3.0, 3.0] 0.5", "1 [3.0, 3.0, 3.0] 0.5"]
