@@ -37,6 +37,7 @@ PLACE_VARIABLE = "DISTTORCH_RUN_PLACE"
 # Processes that outlive their rank may end by themselves for this long (multiprocessing's resource
 # tracker frees leaked shared memory then); afterwards they are killed.
 LEFTOVER_SECONDS = 0.5
+SEGMENTS = ("/dev/shm/mpich_shm_", "/dev/shm/disttorch_")
 CONSEQUENCE = ("collectives.work", "RankFailedError")
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -68,14 +69,14 @@ def children_of(parent):
 
 
 def unlink_shared_segments(pid):
-    """Removes the names of MPICH's shared-memory files that process `pid` has mapped.
+    """Removes the names of the shared-memory files of MPICH and of collectives that `pid` has mapped.
 
-    MPICH removes them in MPI_Finalize, which a killed job never reaches. The mappings stay valid,
-    and the names are private to this job.
+    MPICH removes its own in MPI_Finalize, which a killed job never reaches; collectives once all
+    ranks have found it. The mappings stay valid, and the names are private to this job.
     """
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps") as maps:
         for path in {line.split(maxsplit=5)[-1].strip() for line in maps}:
-            if path.startswith("/dev/shm/mpich_shm_") and not path.endswith("(deleted)"):
+            if path.startswith(SEGMENTS) and not path.endswith("(deleted)"):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
 

@@ -39,7 +39,7 @@ def job_from(options):
     check_torchrun(options)
     set_tune(options)
     nodes = nodes_from(options)
-    local_size = ranks_from(options.nproc_per_node)
+    local_size = ranks_from(options.nproc_per_node or ("cpu" if options.tune else "1"))
     check_slots(local_size, options.oversubscribe)
     mode = check_target(options)
     timeout = seconds(options.timeout, "--timeout")
@@ -134,7 +134,9 @@ def tie(nodes, local_size):
     """The Head or Member for `nodes` (of nodes_from), or None for one node."""
     if nodes is None:
         return None
-    from launcher.nodes import Head, Member, NodeSettings
+    from launcher.head import Head
+    from launcher.member import Member
+    from launcher.nodes import NodeSettings
 
     settings = NodeSettings(local_size=local_size, **nodes)
     return Head(settings) if settings.node == 0 else Member(settings)
@@ -170,7 +172,7 @@ def set_tune(options):
     if options.script is not None or options.module or options.no_python:
         raise UsageError("--tune measures the collectives; give no script, --module or --no-python")
     options.module, options.script = True, "collectives.tune"
-    options.args = ["--tune-out", options.out] if options.out is not None else []
+    options.args = ["--out", options.out] if options.out is not None else []
 
 
 def flight_folder(name):

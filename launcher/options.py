@@ -33,7 +33,8 @@ environment of every rank:
   RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK MASTER_ADDR MASTER_PORT, and GROUP_RANK
   GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME TORCHELASTIC_RUN_ID as torchrun sets them;
   DISTTORCH_VIA (mpi or spawn), DISTTORCH_RUN_ID, DISTTORCH_JOB_SECRET (random where not given; it is
-  never shown), DISTTORCH_NODE_ADDR (this node's address, on several nodes), DISTTORCH_FLIGHT_DIR;
+  never shown), DISTTORCH_NODE_ADDR (this node's address for the others, on several nodes),
+  DISTTORCH_FLIGHT_DIR;
   and, where you did not set them, OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS (CPU cores //
   ranks) and OMP_WAIT_POLICY=passive. CUDA_VISIBLE_DEVICES is left alone: take device LOCAL_RANK.
 
@@ -102,9 +103,9 @@ class Adder:
 
 
 def add_job(add):
-    add("--nproc-per-node", "-n", "-np", default="1", metavar="N",
+    add("--nproc-per-node", "-n", "-np", metavar="N",
         help="ranks to start here: a number, gpu (one per GPU), cpu (one per core) or auto (gpu where "
-             "there is one, else cpu); default 1")
+             "there is one, else cpu); default 1, for --tune cpu")
     add("--via", default="auto", metavar="WAY", help="how ranks start: mpi, spawn or auto; see below")
     add("--module", "-m", action="store_true", help="the script is a module name, as in python -m")
     add("--no-python", action="store_true", help="the script is a program to run as it is")

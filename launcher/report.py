@@ -53,6 +53,13 @@ def exit_status(status):
     return status if status >= 0 else 128 - status
 
 
+def how_ended(status):
+    """An exit status (negative: a signal) in words."""
+    if status < 0:
+        return f"was killed by {signal_name(-status)}"
+    return f"ended with exit status {status}"
+
+
 def rank_list(ranks):
     names = [str(rank) for rank in sorted(ranks)]
     if len(names) == 1:

@@ -28,25 +28,21 @@ from launcher.plan import CHILD
 from launcher.report import (
     NO_RANK,
     Failure,
-    Verdict,
-    aborted_by,
     before_stop,
     cleaned,
-    exit_status,
-    failure_sentence,
-    first_failure,
     flight_sentence,
+    how_ended,
     rank_list,
     signal_name,
 )
 from launcher.starters import Starters
+from launcher.verdict import verdict_on
 
 KILL_SECONDS = 0.5  # between SIGKILL to the ranks, and to all that is left
 DUMP_SECONDS = 0.3  # for the ranks to write their stacks when the time is up
 LOST_SECONDS = 1.0  # for mpiexec to end the job when a watcher was killed
 CONSEQUENCE_SECONDS = 0.5  # for the cause to be heard of, after what it caused
 VERDICT_SECONDS = 3.0  # for the launchers of other nodes, after their ranks' time to end
-TIMEOUT_STATUS = 124  # as timeout(1)
 MOST_WORDS = 1 << 15  # bytes of one rank's last words that other nodes get
 MOST_FAILED = 8  # ranks whose last words they get
 
@@ -93,7 +89,7 @@ class Job:
                     self.loop.turn()
                 self.kill_everything()
                 self.drain()
-                return self.report(self.nodes.agree() if self.nodes else self.verdict())
+                return self.report(self.nodes.agree() if self.nodes else verdict_on(self))
         except BrokenPipeError:  # whoever read our output has gone, as in `... | head -1`
             return 128 + signal.SIGPIPE
         except OSError as error:
@@ -121,7 +117,7 @@ class Job:
         self.starters_output, written = os.pipe()
         self.loop.watch(self.starters_output, self.read_starters)
         if self.nodes:
-            self.plan.env["DISTTORCH_NODE_ADDR"] = self.nodes.own_address
+            self.nodes.put_address(self.plan.env)
         self.starters = Starters(self.plan, written)
         try:
             self.starters.start({SOCKET_VARIABLE: address})
@@ -371,30 +367,6 @@ class Job:
 
     # -- the report --
 
-    def verdict(self):
-        """The Verdict on the job as far as we know, which is all of it on node 0."""
-        if isinstance(self.reason, signal.Signals):
-            sentence = f"the job was stopped by {signal_name(self.reason)}{self.where}"
-            return Verdict(128 + self.reason, sentence)
-        if self.reason == "timeout":
-            return Verdict(
-                TIMEOUT_STATUS,
-                f"the job did not end{self.where} and was stopped; "
-                "where each rank was stands above",
-            )
-        if self.reason != "mpiexec" and not self.failures and self.status:
-            self.failures += self.abort_failure()
-        if before_stop(self.failures, self.stopped_at) or (self.failures and not self.complaint):
-            first, also = first_failure(self.failures, self.stopped_at)
-            sentence = failure_sentence(first, self.plan.size, also)
-            return Verdict(exit_status(first.status), sentence, first.rank, self.words(first.rank))
-        if self.complaint:
-            text = b"" if self.verbose else self.starters_said
-            return Verdict(exit_status(self.status or 1), self.complaint, NO_RANK, text)
-        if self.reason:
-            return Verdict(1, "the job was stopped; the launcher of node 0 did not say why in time")
-        return Verdict(0)
-
     def words(self, rank):
         """What `rank` said last, on whatever node it is."""
         if rank in self.ranks:
@@ -426,20 +398,5 @@ class Job:
         elif text:
             self.output.last_words(rank, text)
 
-    def abort_failure(self):
-        """The Failure of the rank that called MPI_Abort, as a list; empty if none said so."""
-        said = {number: self.output.tail(number) for number in self.ranks}
-        number, status = aborted_by(said, self.starters_said) or (-1, 0)
-        if number not in self.ranks:
-            return []
-        return [Failure(number, self.ranks[number].host, time.monotonic(), status)]
-
     def mpiexec_end(self):
         return f"{os.path.basename(self.plan.argv[0])} {how_ended(self.status)}"
-
-
-def how_ended(status):
-    """An exit status (negative: a signal) in words."""
-    if status < 0:
-        return f"was killed by {signal_name(-status)}"
-    return f"ended with exit status {status}"

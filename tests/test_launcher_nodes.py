@@ -17,6 +17,7 @@ import pytest
 from launcher_jobs import LIMIT, Launcher, wait_for
 
 from launcher.channel import Channel, ChannelError, RefusedError
+from launcher.head import listener_at, own_address
 
 SECRET = "DISTTORCH_JOB_SECRET"
 HEAD, MEMBER = "127.0.0.1", "127.0.0.2"
@@ -430,10 +431,23 @@ def test_node_0_cannot_listen(tmp_path):
         ((status, out, lines),) = nodes.finish()
     assert (status, out) == (1, "")
     assert "the port is in use; choose another --master-port on all nodes" in lines[-1]
-    nodes.arguments[nodes.arguments.index(HEAD)] = "192.0.2.1"  # of nobody (RFC 5737)
-    nodes.start(0)
-    ((status, _, lines),) = nodes.finish()
-    assert status == 1 and "give an address of node 0's machine" in lines[-1]
+
+
+def test_where_node_0_listens():
+    (port,) = {free_ports() + 1}
+    for address, bound in (
+        (HEAD, HEAD),
+        ("localhost", HEAD),
+        ("192.0.2.1", ("0.0.0.0", "::")),  # of nobody here (RFC 5737): it may be translated
+    ):
+        with listener_at(address, port) as listener:
+            assert listener.getsockname()[0] in bound
+            assert own_address(listener) == ("" if "::" in bound else bound)
+            with socket.socket() as knocks:
+                listener.listen()
+                knocks.connect((HEAD, port))
+    with socket.create_server((HEAD, port)), pytest.raises(OSError, match="in use"):
+        listener_at(HEAD, port)
 
 
 def test_something_else_at_the_port_is_no_node_0(tmp_path):

@@ -172,11 +172,12 @@ def test_modules_programs_and_stdin(tmp_path):
 
 def test_tune_starts_the_module_of_the_collectives():
     def plan_of(*arguments):
-        plan = job_from(make_parser().parse_args(["--via", "spawn", *arguments])).plan
+        plan = job_from(make_parser().parse_args([*SPAWN, *arguments])).plan
         return plan.size, plan.argv[-plan.argv[::-1].index("module") - 1 :]
 
-    assert plan_of("--tune") == (1, ["module", "collectives.tune"])
-    tuned = (2, ["module", "collectives.tune", "--tune-out", "table.json"])
+    cores = len(os.sched_getaffinity(0))
+    assert plan_of("--tune") == (cores, ["module", "collectives.tune"])
+    tuned = (2, ["module", "collectives.tune", "--out", "table.json"])
     assert plan_of("-n", "2", "--tune", "--out", "table.json") == tuned
     assert plan_of("--tune", "--out", "table.json", "-n", "2") == tuned
 
