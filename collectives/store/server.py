@@ -12,7 +12,7 @@ from typing import Any
 
 from ..listen import Doorman
 from ..wire import WireError, pack, take
-from .table import WRITES, QueueEmpty, Table
+from .table import WRITES, Op, QueueEmpty, Table
 
 PURPOSE = "store"
 REQUEST = struct.Struct("<dI")  # seconds to wait (0: no limit), number of keys to wait for
@@ -23,7 +23,7 @@ INIT_KEY = b"\x00init"  # counts the clients of a store made with a world_size
 class _Client:
     """One connection: what has come and not been read, what was answered and not been sent."""
 
-    __slots__ = ("sock", "incoming", "outgoing", "waiting", "writing")
+    __slots__ = ("sock", "incoming", "outgoing", "waiting", "writing", "gone")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -31,6 +31,7 @@ class _Client:
         self.outgoing = bytearray()
         self.waiting: _Waiter | None = None
         self.writing = False
+        self.gone = False
 
 
 class _Waiter:
@@ -114,23 +115,30 @@ class StoreServer:
                 self._answer(client)
         except (BlockingIOError, InterruptedError):
             return
-        except (OSError, WireError, struct.error, ValueError):
-            self._drop(client)  # a peer that knows the secret but broke: its own error says more
+        except OSError:
+            self._drop(client)
 
     def _answer(self, client: _Client) -> None:
-        # One request at a time: a client sends the next one after it has the answer.
-        while client.waiting is None and (record := take(client.incoming)) is not None:
-            op, fields = record
-            timeout, count = REQUEST.unpack(fields[0])
-            keys, args = fields[1 : 1 + count], fields[1 + count :]
-            missing = self._table.missing(keys)
-            if missing:
-                deadline = time.monotonic() + timeout if timeout else float("inf")
-                waiter = client.waiting = _Waiter(client, keys, op, args, deadline)
-                self._waiters[missing[0]].append(waiter)
-                self._deadline = min(self._deadline, deadline)
-            else:
-                self._run(client, op, args)
+        try:
+            # One request at a time: a client sends the next one after it has the answer.
+            while client.waiting is None and (record := take(client.incoming)) is not None:
+                self._begin(client, *record)
+        except WireError:
+            self._drop(client)  # it knows the secret, so it is not a stranger but broken
+
+    def _begin(self, client: _Client, op: int, fields: list[bytes]) -> None:
+        if not fields or len(fields[0]) != REQUEST.size:
+            raise WireError("a request without its head")
+        timeout, count = REQUEST.unpack(fields[0])
+        keys, args = fields[1 : 1 + count], fields[1 + count :]
+        missing = self._table.missing(keys)
+        if missing:
+            deadline = time.monotonic() + timeout if timeout else float("inf")
+            waiter = client.waiting = _Waiter(client, keys, op, args, deadline)
+            self._waiters[missing[0]].append(waiter)
+            self._deadline = min(self._deadline, deadline)
+        else:
+            self._run(client, op, args)
 
     def _run(self, client: _Client, op: int, args: list[bytes]) -> None:
         try:
@@ -141,7 +149,7 @@ class StoreServer:
             reply = pack(BAD_VALUE, [str(error).encode()])
         self._send(client, reply)
         if op in WRITES:
-            for key in {args[0], *args[::2]}:
+            for key in args[::2] if op == Op.SET else args[:1]:
                 self._release(key)
 
     def _release(self, key: bytes) -> None:
@@ -186,13 +194,16 @@ class StoreServer:
         except OSError:
             client.outgoing.clear()  # reading from it will show that it has gone
         writing = bool(client.outgoing)
-        if writing != client.writing:
+        if not client.gone and writing != client.writing:
             client.writing = writing
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
             key: Any = self._selector.get_key(client.sock)
             self._selector.modify(client.sock, events, key.data)
 
     def _drop(self, client: _Client) -> None:
+        if client.gone:
+            return
+        client.gone = True
         waiter = client.waiting
         if waiter is not None:
             for key, waiters in list(self._waiters.items()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..work import CollectiveError
 
@@ -65,16 +65,19 @@ class Table:
         """Carry out one operation.
 
         Raises:
-            ValueError: it does not make sense for the value that is there.
+            ValueError: there is no such operation, or it makes no sense for the value that is there.
             QueueEmpty: POP from an empty queue.
         """
-        return _METHODS[Op(op)](self, *args)
+        method, count = _METHODS[Op(op)]
+        if count is not None and len(args) != count or op == Op.SET and len(args) % 2:
+            raise ValueError(f"{Op(op).name} does not take {len(args)} arguments")
+        return method(self, *args)
 
     def _nothing(self) -> list[bytes]:
         return []
 
     def _set(self, *pairs: bytes) -> list[bytes]:
-        self._values.update(zip(pairs[::2], pairs[1::2], strict=True))
+        self._values.update(zip(pairs[::2], pairs[1::2]))
         return []
 
     def _get(self, *keys: bytes) -> list[bytes]:
@@ -138,20 +141,21 @@ class Table:
         return [b"%d" % len(self._queues.get(key, ()))]
 
 
-_METHODS = {
-    Op.NOTHING: Table._nothing,
-    Op.SET: Table._set,
-    Op.GET: Table._get,
-    Op.ADD: Table._add,
-    Op.APPEND: Table._append,
-    Op.COMPARE_SET: Table._compare_set,
-    Op.DELETE: Table._delete,
-    Op.CHECK: Table._check,
-    Op.COUNT: Table._count,
-    Op.LIST: Table._list,
-    Op.PUSH: Table._push,
-    Op.POP: Table._pop,
-    Op.LENGTH: Table._length,
+# With the number of arguments; None where it may be any.
+_METHODS: dict[Op, tuple[Callable[..., list[bytes]], int | None]] = {
+    Op.NOTHING: (Table._nothing, 0),
+    Op.SET: (Table._set, None),
+    Op.GET: (Table._get, None),
+    Op.ADD: (Table._add, 2),
+    Op.APPEND: (Table._append, 2),
+    Op.COMPARE_SET: (Table._compare_set, 3),
+    Op.DELETE: (Table._delete, 1),
+    Op.CHECK: (Table._check, None),
+    Op.COUNT: (Table._count, 0),
+    Op.LIST: (Table._list, 0),
+    Op.PUSH: (Table._push, 2),
+    Op.POP: (Table._pop, 1),
+    Op.LENGTH: (Table._length, 1),
 }
 
 
