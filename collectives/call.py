@@ -105,7 +105,8 @@ class Call:
 
     def as_dict(self) -> dict[str, Any]:
         """For the flight record's JSON."""
-        record = {name: getattr(self, name) for name in self.__slots__ if name not in ("code", "line", "whole")}
+        left_out = ("code", "line", "whole")
+        record = {name: getattr(self, name) for name in self.__slots__ if name not in left_out}
         record["file"], record["line"] = self.code.co_filename, self.line
         record["shape"] = list(self.shape)
         return record

@@ -41,7 +41,9 @@ def mismatch(group: str, number: int, calls: Mapping[int, str]) -> MismatchError
     for rank in sorted(calls):
         by_text.setdefault(calls[rank], []).append(rank)
     each = "; ".join(f"{rank_list(ranks)}: {text}" for text, ranks in by_text.items())
-    return MismatchError(f"ranks of group {group!r} made different calls as call {number}{blame}: {each}")
+    return MismatchError(
+        f"ranks of group {group!r} made different calls as call {number}{blame}: {each}"
+    )
 
 
 def fits(

@@ -12,7 +12,6 @@ import ctypes
 import os
 import secrets
 import time
-import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,7 +63,6 @@ SPIN_SECONDS = 50e-6
 LOOK_SECONDS = 1e-3
 LATE_SECONDS = 0.1
 
-_threads: weakref.WeakSet[CommunicationThread] = weakref.WeakSet()
 _world: ProcessesGroup | None = None
 
 
@@ -138,8 +136,7 @@ def _abort(status: int) -> None:
 
 def _drain() -> None:
     if not MPI.Is_finalized():
-        for thread in list(_threads):
-            thread.drain()
+        CommunicationThread.drain_all()
 
 
 def _spec(buffer: Array) -> list:

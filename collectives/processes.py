@@ -49,6 +49,7 @@ class ProcessesGroup(Group):
         )
         self.transport = transport
         self.watch = watch
+        self.store: Any = None  # in which the ranks met, where they did
         self.largest_tag = transport.largest_tag
         self.takes_device_arrays = transport.takes_device_arrays
         calls = transport.sub(range(self.size), f"{name} calls")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 
@@ -202,6 +203,12 @@ class CommunicationThread:
         self._last: QueuedWork | None = None
         self._lost: QueuedWork | None = None
 
+    @staticmethod
+    def drain_all() -> None:
+        """`drain` every group's thread of this process."""
+        for thread in list(_started):
+            thread.drain()
+
     @property
     def idle(self) -> bool:
         """Whether everything given so far has ended."""
@@ -214,6 +221,7 @@ class CommunicationThread:
             # A daemon: a job blocked on a dead rank must not keep a failing process alive.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
+            _started.add(self)
         self._last = work
         self._jobs.put(work)
         return work
@@ -233,3 +241,6 @@ class CommunicationThread:
             work.run()
             if work._error is not None and self._lost is None:
                 self._lost = work
+
+
+_started: weakref.WeakSet[CommunicationThread] = weakref.WeakSet()
