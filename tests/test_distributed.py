@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -85,12 +86,14 @@ def test_gloo_is_an_alias_with_one_warning(monkeypatch):
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"backend": "nccl"}, NotImplementedError, "NCCL backend is not built yet"),
-        ({"backend": "cpu:gloo,cuda:nccl"}, NotImplementedError, "NCCL backend is not built yet"),
+        ({"backend": "nccl"}, RuntimeError, "NCCL|GPU"),
+        ({"backend": "cpu:gloo,cuda:nccl"}, RuntimeError, "NCCL|GPU"),
+        ({"backend": "ucc"}, NotImplementedError, "no UCC backend"),
         ({"backend": "foo"}, ValueError, "Invalid backend: 'foo'"),
         ({"backend": "tpu:mpi"}, ValueError, "Invalid backend string 'tpu:mpi'"),
         ({"backend": "cpu:local,cuda:mpi"}, ValueError, "cannot use two backends"),
-        ({"world_size": 4}, ValueError, "world_size is 4 but this job has 1 rank.*disttorch-run"),
+        ({"backend": "local", "world_size": 4}, ValueError,
+         "world_size is 4 but this job has 1 rank.*disttorch-run"),
         ({"rank": 1}, ValueError, "rank is 1 but this process is rank 0 of 1"),
         ({"timeout": 5}, TypeError, "of type datetime.timedelta, got int"),
         ({"store": object()}, ValueError, "a store needs world_size and rank"),
@@ -110,7 +113,54 @@ def test_more_ranks_than_anything_started(monkeypatch):
     job = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60
     )
-    assert job.returncode != 0 and "WORLD_SIZE is 2 but no MPI started this process" in job.stderr
+    assert job.returncode != 0 and "which is not set: start the script with" in job.stderr
+
+
+def meet(rank, n, how, folder, port):
+    """One of `n` processes that nothing but `spawn` started."""
+    warnings.simplefilter("ignore")
+    timeout = datetime.timedelta(seconds=40)
+    place = {"rank": rank, "world_size": n, "timeout": timeout}
+    if how == "env":
+        os.environ.update(
+            RANK=str(rank), WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        dist.init_process_group("gloo", timeout=timeout)
+    elif how == "tcp":
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", **place)
+    elif how == "file":
+        dist.init_process_group(init_method=f"file://{folder}/meet", **place)
+    else:
+        store = dist.TCPStore("127.0.0.1", port, n, rank == 0, timeout)
+        dist.init_process_group("tcp", store=dist.PrefixStore("mine", store), **place)
+        dist.distributed_c10d._get_default_store().set(f"seen{rank}", "1")
+    for _ in range(2):  # a second job of the same processes, where nothing is left of the first
+        tensor = torch.tensor([rank + 1.0])
+        dist.all_reduce(tensor)
+        assert tensor.item() == n * (n + 1) / 2 and dist.get_backend() == "tcp"
+        group = dist.new_group([0, n - 1])
+        if rank in (0, n - 1):
+            dist.broadcast(tensor, n - 1, group=group)
+        assert dist.get_node_local_rank(0) >= 0
+        dist.barrier()
+        if how != "file":
+            break
+        dist.destroy_process_group()
+        dist.init_process_group(init_method=f"file://{folder}/again", **place)
+    dist.destroy_process_group()
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("how", ["env", "tcp", "file", "store"])
+def test_ways_to_meet(how, tmp_path, monkeypatch):
+    from disttorch import multiprocessing
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    multiprocessing.spawn(meet, (3, how, str(tmp_path), port), nprocs=3)
 
 
 def test_threads_have_groups_of_their_own(alone):
@@ -190,6 +240,23 @@ def test_different_calls_are_an_error():
 
     with pytest.raises(RuntimeError, match=r"rank 0: all_reduce\(float32 \[2\], SUM\) at test_d.*3\]"):
         dist.run_local(2, differ, timeout=20)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("via", ["mpi", "spawn"])
+def test_on_processes(via, n, tmp_path):
+    """Every scenario in a job of processes: over MPI, and over sockets where no MPI started them."""
+    if via == "mpi":
+        require_mpi()
+    worker = os.path.join(os.path.dirname(__file__), "distributed_worker.py")
+    job = run_command(
+        [sys.executable, "-m", "launcher", "-n", str(n), "--via", via, "--oversubscribe", worker,
+         str(tmp_path)], timeout=150,
+    )  # fmt: skip
+    assert job.status == 0 and not job.timed_out, job.output
+    backend = "tcp" if via == "spawn" else "mpi"
+    for rank in range(n):
+        assert f"<rank {rank} of {n}: {len(SCENARIOS + MORE) + 1} scenarios over {backend}>" in job.output
 
 
 SCRIPT = """

@@ -318,3 +318,42 @@ def test_a_future_ends_once():
     with pytest.raises(RuntimeError, match="complete already"):
         future.set_result(1)
     future.add_done_callback(lambda f: 1 / 0)  # only logged
+
+
+# ---- a function as ranks -------------------------------------------------------------------------
+
+
+def add_up(number):
+    import os
+
+    dist.init_process_group("gloo" if number else None)
+    total = torch.tensor([number + dist.get_rank()])
+    dist.all_reduce(total)
+    found = total.item(), dist.get_backend(), os.environ["LOCAL_RANK"], dist.get_world_size()
+    dist.destroy_process_group()
+    return found
+
+
+def fail_on_one(number):
+    import os
+
+    if os.environ["RANK"] == "1":
+        raise KeyError("on purpose")
+
+
+def test_a_function_as_ranks(monkeypatch):
+    from disttorch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name, value in clean_environment().items():
+        monkeypatch.setenv(name, value)
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2)
+    results = elastic_launch(config, add_up)(0)
+    assert results == {0: (1, "tcp", "0", 2), 1: (1, "tcp", "1", 2)}
+    with pytest.raises(ChildFailedError, match="fail_on_one failed: rank 1 .*") as caught:
+        elastic_launch(config, fail_on_one)(0)
+    assert "KeyError: 'on purpose'" in str(caught.value)
+    assert elastic_launch(config, sys.executable)("-c", "import os; os.environ['RANK']") == {
+        0: None, 1: None,
+    }
+    with pytest.raises(ValueError, match="this machine only"):
+        LaunchConfig(min_nodes=1, max_nodes=2, nproc_per_node=2)

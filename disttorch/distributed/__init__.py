@@ -54,7 +54,9 @@ _LAZY = {
     "DeviceMesh": ".device_mesh",
     "init_device_mesh": ".device_mesh",
 }
-_MODULES = {"_functional_collectives", "device_mesh", "elastic", "launch", "nn", "run"}
+_MODULES = {
+    "_functional_collectives", "device_mesh", "elastic", "launch", "launcher", "nn", "run",
+}  # fmt: skip
 
 
 def __getattr__(name):

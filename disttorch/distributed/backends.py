@@ -130,7 +130,9 @@ def warn_of_gloo(used: str) -> None:
     global _warned_of_gloo
     if not _warned_of_gloo:
         _warned_of_gloo = True
-        warnings.warn(f"disttorch has no gloo: backend 'gloo' is carried out by {used!r}")
+        warnings.warn(
+            f"disttorch has no gloo: backend 'gloo' is carried out by {used!r}", stacklevel=3
+        )
 
 
 def is_available() -> bool:
