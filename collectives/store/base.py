@@ -231,7 +231,7 @@ class PrefixStore(Store):
         self._store.set_timeout(timeout)
 
     def _key(self, key: str) -> str:
-        return f"{self._prefix}/{key}"
+        return f"{self._prefix}/{_bytes(key, 'a key').decode()}"
 
     def set(self, key: str, value: Value) -> None:
         self._store.set(self._key(key), value)
