@@ -147,7 +147,7 @@ def binomial_gather(
             send(transport, collected, (place - distance + root) % n, tag)
             return
         if place + distance < n:
-            arriving = collected[distance * each : min(2 * distance, width) * each]
+            arriving = collected[distance * each : 2 * distance * each]
             receive(transport, arriving, (place + distance + root) % n, tag)
         distance *= 2
     assert out is not None
@@ -211,7 +211,7 @@ def binomial_scatter(
     while distance > 1:
         distance //= 2
         if place + distance < n:
-            given = held[distance * each : min(2 * distance, width) * each]
+            given = held[distance * each : 2 * distance * each]
             send(transport, given, (place + distance + root) % n, tag)
     out[...] = held[:each]
 
