@@ -13,6 +13,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -62,6 +63,7 @@ class Hub:
         self._woken.setblocking(False)
         self._peers: dict[int, _Peer] = {}
         self._ended: dict[int, Ended] = {}
+        self._early: dict[int, deque[Message]] = {}  # questions to ranks that have not connected yet
         self._admitted: queue.SimpleQueue[tuple[int, socket.socket]] = queue.SimpleQueue()
         self._greeting: set[socket.socket] = set()
         self._stopping = False
@@ -175,6 +177,8 @@ class Hub:
         self._send(peer, {"kind": "welcome"})
         for end in sorted(self._ended.values(), key=lambda end: end.order):
             self._send(peer, end.as_message())
+        for question in self._early.pop(rank, ()):
+            self._send(peer, question)
 
     def _read(self, peer: _Peer) -> None:
         try:
@@ -199,12 +203,7 @@ class Hub:
             self._send(peer, {"kind": "heard"})
         elif kind == "ask":
             for rank in message["ranks"]:
-                other = self._peers.get(rank)
-                if other is None:
-                    answer = {"kind": "report", "id": message["id"], "rank": rank, "report": None}
-                    self._send(peer, answer)
-                else:
-                    self._send(other, {**message, "ranks": [], "from": peer.rank})
+                self._pass_on({**message, "ranks": [], "from": peer.rank}, rank)
         elif kind == "report":
             other = self._peers.get(message["to"])
             if other is not None:
@@ -215,6 +214,16 @@ class Hub:
                     self._send(other, {**message, "rank": peer.rank})
         else:
             raise ValueError(kind)
+
+    def _pass_on(self, question: Message, rank: int) -> None:
+        other = self._peers.get(rank)
+        if other is not None:
+            self._send(other, question)
+        elif rank not in self._ended and 0 <= rank < self._size:
+            self._early.setdefault(rank, deque(maxlen=64)).append(question)  # it is about to connect
+        elif question["from"] in self._peers:
+            answer = {"kind": "report", "id": question["id"], "rank": rank, "report": None}
+            self._send(self._peers[question["from"]], answer)
 
     # ---- ends ----------------------------------------------------------------------------------
 
