@@ -1,4 +1,4 @@
-"""What the processes of test_multiprocessing.py run: functions that new processes can import."""
+"""What the processes of the multiprocessing tests run: functions that new processes can import."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ import time
 import disttorch as torch
 import disttorch.multiprocessing as mp
 from disttorch import nn
+
+METHODS = ["fork", "spawn", "forkserver"]
+
+
+def until(condition, seconds=30.0):
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 class Marked(torch.Tensor):

@@ -61,7 +61,8 @@ def set_sharing_strategy(new_strategy: str) -> None:
 init_reductions()
 
 __all__ = [
-    *multiprocessing.__all__, "ProcessContext", "ProcessException", "ProcessExitedException",  # type: ignore[attr-defined]
-    "ProcessRaisedException", "SpawnContext", "get_all_sharing_strategies", "get_sharing_strategy",
+    *multiprocessing.__all__,  # type: ignore[attr-defined]
+    "ProcessContext", "ProcessException", "ProcessExitedException", "ProcessRaisedException",
+    "SpawnContext", "get_all_sharing_strategies", "get_sharing_strategy",
     "set_sharing_strategy", "spawn", "start_processes",
 ]
