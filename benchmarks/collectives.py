@@ -43,8 +43,8 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, default=2, help="processes (default 2)")
-    parser.add_argument("--calls", default=",".join(CALLS), help=f"of {','.join(CALLS)} (default all)")
-    parser.add_argument("--sizes", default=SIZES, help=f"bytes, with K, M or G (default {SIZES})")
+    parser.add_argument("--calls", help=f"of {','.join(CALLS)} (default all)")
+    parser.add_argument("--sizes", help=f"bytes, with K, M or G (default {SIZES})")
     parser.add_argument("--quick", action="store_true", help="all_reduce, few sizes, few samples")
     parser.add_argument("--rounds", type=int, default=3, help="times that every job runs (default 3)")
     parser.add_argument("--repeat", type=int, default=5, help="samples in a run (default 5)")
@@ -59,9 +59,8 @@ def arguments() -> argparse.Namespace:
     options, _ = parser.parse_known_args()
     if options.quick:
         options.rounds, options.repeat = 2, 3
-        options.calls = "all_reduce" if options.calls == ",".join(CALLS) else options.calls
-        options.sizes = QUICK_SIZES if options.sizes == SIZES else options.sizes
-    options.calls = options.calls.split(",")
+    options.sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
+    options.calls = (options.calls or ("all_reduce" if options.quick else ",".join(CALLS))).split(",")
     unknown = set(options.calls) - set(CALLS)
     if unknown:
         parser.error(f"unknown calls {', '.join(sorted(unknown))}; known are {', '.join(CALLS)}")
@@ -145,12 +144,12 @@ def gather(options: argparse.Namespace) -> tuple[Samples, dict[str, str]]:
     """Every job in turn, `rounds` times: all samples, and the libraries' versions."""
     jobs = {"mpi": lambda more: mpi_job(sys.executable, more, options.ranks)}
     if Path(options.torch_python).exists():
-        jobs["gloo"] = lambda more: gloo_job(options.torch_python, more, options.ranks)
+        jobs["gloo"] = lambda more: gloo_job(os.path.abspath(options.torch_python), more, options.ranks)
     else:
         print(f"gloo: not measured, there is no {options.torch_python} (make parity)")
     if options.mpi_python:
         raw = ["--raw-only"]
-        jobs["other mpi"] = lambda more: mpi_job(options.mpi_python, more + raw, options.ranks)
+        jobs["other mpi"] = lambda more: mpi_job(os.path.abspath(options.mpi_python), more + raw, options.ranks)
     samples: Samples = {}
     about: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
