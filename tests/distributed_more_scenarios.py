@@ -64,7 +64,8 @@ def premultiplied_sum() -> None:
     assert dist.reduce_op.PRODUCT is ReduceOp.PRODUCT
     tensor = value(rank, dtype=torch.int32)
     dist.all_reduce(tensor, ReduceOp.BXOR)
-    same(tensor, torch.tensor(np.bitwise_xor.reduce([value(r, dtype=torch.int32).numpy() for r in range(n)])))
+    each = [t.numpy() for t in everyone(dtype=torch.int32)]
+    same(tensor, torch.tensor(np.bitwise_xor.reduce(each)))
     with pytest.raises(ValueError, match="does not support .*MAX on complex"):
         dist.all_reduce(torch.ones(1, dtype=torch.complex64), ReduceOp.MAX)
 
@@ -122,14 +123,13 @@ def calls_made_as_one() -> None:
     mean = total_of(everyone((2 * n,))) / n
     same(parts[0], mean[2 * rank : 2 * rank + 2])
     same(parts[1], (total_of(everyone((n, 3))) / n)[rank : rank + 1])
-    with pytest.raises(RuntimeError, match="mixed types: .'all_gather_single', 'all_reduce'."):
-        with dist._coalescing_manager():
-            dist.all_reduce(value(rank))
-            dist.all_gather_into_tensor(outs[1], value(rank, (2,)))
-    with dist._coalescing_manager():
-        with pytest.raises(ValueError, match="non-empty op list"):
-            with dist._coalescing_manager():
-                pass
+    mixed = pytest.raises(RuntimeError, match="mixed types: .'all_gather_single', 'all_reduce'.")
+    with mixed, dist._coalescing_manager():
+        dist.all_reduce(value(rank))
+        dist.all_gather_into_tensor(outs[1], value(rank, (2,)))
+    nested = pytest.raises(ValueError, match="non-empty op list")
+    with dist._coalescing_manager(), nested, dist._coalescing_manager():
+        pass
     dist.all_reduce(tensors[0])  # the manager has ended
 
 

@@ -256,7 +256,8 @@ def test_on_processes(via, n, tmp_path):
     assert job.status == 0 and not job.timed_out, job.output
     backend = "tcp" if via == "spawn" else "mpi"
     for rank in range(n):
-        assert f"<rank {rank} of {n}: {len(SCENARIOS + MORE) + 1} scenarios over {backend}>" in job.output
+        count = len(SCENARIOS + MORE) + 1
+        assert f"<rank {rank} of {n}: {count} scenarios over {backend}>" in job.output
 
 
 SCRIPT = """

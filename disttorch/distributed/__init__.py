@@ -24,6 +24,7 @@ from collectives.call import hide as _hide
 from collectives.store import FileStore, HashStore, PrefixStore, Store, TCPStore
 
 from . import constants, distributed_c10d
+from .backends import is_available
 from .debug_level import set_debug_level, set_debug_level_from_env
 from .distributed_c10d import *
 from .distributed_c10d import (
@@ -40,7 +41,6 @@ from .distributed_c10d import (
     record_comm,
 )
 from .errors import DistBackendError, DistError, DistNetworkError, DistStoreError, QueueEmptyError
-from .backends import is_available
 from .rendezvous import register_rendezvous_handler, rendezvous
 from .reports import *
 from .threads import run_local

@@ -34,7 +34,6 @@ from ..tensor import Tensor, wrap
 from .arguments import pack, unpack
 from .process_group import ProcessGroup
 
-_LINEAR = (ReduceOp.SUM, ReduceOp.AVG)
 _EXTREMES = (ReduceOp.MIN, ReduceOp.MAX)
 
 
@@ -49,10 +48,6 @@ def scale_of(op: Any, n: int) -> float | None:
 
 def _scaled(grad: Tensor, scale: float | None) -> Tensor:
     return grad if scale in (None, 1.0) else grad * scale
-
-
-def _refuse(op: Any) -> None:
-    raise RuntimeError(f"{op} has no gradient: use SUM, AVG, PRODUCT, MIN, MAX or a premultiplied sum")
 
 
 def _shares(x: Tensor, extreme: Tensor, total: Any) -> Tensor:
@@ -96,7 +91,7 @@ def _reduced_gradient(ctx: Any, grad: Tensor, spread: Any) -> Tensor:
     if op is ReduceOp.PRODUCT:
         others = others_product(x, pg)
         return spread(grad) * (others.conj() if others.is_complex() else others)
-    return _refuse(op)  # type: ignore[return-value]
+    raise RuntimeError(f"{op} has no gradient: use SUM, AVG, PRODUCT, MIN, MAX or a premultiplied sum")
 
 
 def others_product(x: Tensor, pg: ProcessGroup) -> Tensor:

@@ -1,7 +1,7 @@
 """PyTorch's name of the module that its process groups live in: the same objects as in the package,
 and the private names that other code imports from there."""
 
-# ruff: noqa: F401, F403  (the imports are the names)
+# ruff: noqa: F401, F403, F811  (the imports are the names)
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -4,10 +4,10 @@ Each starts its call and returns a `Work`. They take what the functions of `torc
 or lists of one tensor and an options object; roots and peers are ranks of the group.
 """
 
-# ruff: noqa: PLC0415  (the functions import ProcessGroup, which has these methods)
 from __future__ import annotations
 
 import datetime
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,27 +27,26 @@ class GroupMethods:
     ranks: Any
     timeout: float | None
 
+    def _as_one(self) -> Any:
+        """What is called inside is carried out as one call, without waiting for it."""
+        return _calls("coalescing")._coalescing_manager(self, async_ops=True)
+
     # ---- reductions --------------------------------------------------------------------------
 
     def allreduce(
         self, tensors: Any, opts: Any = None, op: Any = None, timeout: Timeout = None
     ) -> Work:
         """`all_reduce` of a tensor or a list of tensors."""
-        from .reductions import all_reduce
-
         op, timeout = _reduction(opts, op, timeout)
         with self.limit(timeout):
-            return _all([all_reduce(t, op, self, True) for t in _list(tensors)])
+            return _all([_calls("reductions").all_reduce(t, op, self, True) for t in _list(tensors)])
 
     def allreduce_coalesced(self, tensors: Sequence[Tensor], opts: Any = None) -> Work:
         """`all_reduce` of several tensors of one dtype, as one call."""
-        from .coalescing import _coalescing_manager
-        from .reductions import all_reduce
-
         op, timeout = _reduction(opts, None, None)
-        with self.limit(timeout), _coalescing_manager(self, async_ops=True) as manager:  # type: ignore[arg-type]
+        with self.limit(timeout), self._as_one() as manager:
             for tensor in tensors:
-                all_reduce(tensor, op, self)
+                _calls("reductions").all_reduce(tensor, op, self)
         return all_of(manager.works)
 
     def reduce(
@@ -59,29 +58,25 @@ class GroupMethods:
         root: int | None = None,
     ) -> Work:
         """`reduce` to the options' `rootRank`, or to `root` (also as the second argument)."""
-        from .reductions import reduce
-
         root = _root(opts, root)
         op, timeout = _reduction(None if isinstance(opts, int) else opts, op, timeout)
         with self.limit(timeout):
-            return reduce(_one(tensors), op=op, group=self, async_op=True, group_dst=root)
+            return _calls("reductions").reduce(
+                _one(tensors), op=op, group=self, async_op=True, group_dst=root
+            )
 
     def reduce_scatter(
         self, output: Any, input: Any, opts: Any = None, op: Any = None, timeout: Timeout = None
     ) -> Work:
         """`reduce_scatter` of a list of tensors, one per rank."""
-        from .reductions import reduce_scatter
-
         op, timeout = _reduction(opts, op, timeout)
         with self.limit(timeout):
-            return reduce_scatter(_one(output), _inner(input), op, self, True)
+            return _calls("reductions").reduce_scatter(_one(output), _inner(input), op, self, True)
 
     def _reduce_scatter_base(self, output: Tensor, input: Tensor, opts: Any = None) -> Work:
-        from .reductions import reduce_scatter_single
-
         op, timeout = _reduction(opts, None, None)
         with self.limit(timeout):
-            return reduce_scatter_single(output, input, op, self, True)
+            return _calls("reductions").reduce_scatter_single(output, input, op, self, True)
 
     reduce_scatter_single = _reduce_scatter_base
 
@@ -89,13 +84,10 @@ class GroupMethods:
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None
     ) -> Work:
         """`reduce_scatter_tensor` of several tensors, as one call."""
-        from .coalescing import _coalescing_manager
-        from .reductions import reduce_scatter_single
-
         op, timeout = _reduction(opts, None, None)
-        with self.limit(timeout), _coalescing_manager(self, async_ops=True) as manager:  # type: ignore[arg-type]
+        with self.limit(timeout), self._as_one() as manager:
             for output, tensor in zip(outputs, inputs, strict=True):
-                reduce_scatter_single(output, tensor, op, self)
+                _calls("reductions").reduce_scatter_single(output, tensor, op, self)
         return all_of(manager.works)
 
     # ---- moves -------------------------------------------------------------------------------
@@ -104,10 +96,8 @@ class GroupMethods:
         self, tensors: Any, opts: Any = None, timeout: Timeout = None, root: int | None = None
     ) -> Work:
         """`broadcast` from the options' `rootRank`, or from `root` (also as the second argument)."""
-        from .moves import broadcast
-
         with self.limit(_limit(opts, timeout)):
-            return broadcast(
+            return _calls("moves").broadcast(
                 _one(tensors), group=self, async_op=True, group_src=_root(opts, root)
             )
 
@@ -115,16 +105,12 @@ class GroupMethods:
         self, output_tensors: Any, input_tensors: Any, opts: Any = None, timeout: Timeout = None
     ) -> Work:
         """`all_gather` into a list of tensors, one per rank."""
-        from .moves import all_gather
-
         with self.limit(_limit(opts, timeout)):
-            return all_gather(_inner(output_tensors), _one(input_tensors), self, True)
+            return _calls("moves").all_gather(_inner(output_tensors), _one(input_tensors), self, True)
 
     def _allgather_base(self, output: Tensor, input: Tensor, opts: Any = None) -> Work:
-        from .moves import all_gather_single
-
         with self.limit(_limit(opts, None)):
-            return all_gather_single(output, input, self, True)
+            return _calls("moves").all_gather_single(output, input, self, True)
 
     all_gather_single = _allgather_base
 
@@ -132,23 +118,18 @@ class GroupMethods:
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None
     ) -> Work:
         """`all_gather_into_tensor` of several tensors, as one call."""
-        from .coalescing import _coalescing_manager
-        from .moves import all_gather_single
-
-        with self.limit(_limit(opts, None)), _coalescing_manager(self, async_ops=True) as manager:  # type: ignore[arg-type]
+        with self.limit(_limit(opts, None)), self._as_one() as manager:
             for output, tensor in zip(outputs, inputs, strict=True):
-                all_gather_single(output, tensor, self)
+                _calls("moves").all_gather_single(output, tensor, self)
         return all_of(manager.works)
 
     def allgather_coalesced(
         self, output_lists: Sequence[Sequence[Tensor]], input_list: Sequence[Tensor], opts: Any = None
     ) -> Work:
         """`all_gather` of several tensors: list r is filled with rank r's."""
-        from .moves import all_gather
-
         with self.limit(_limit(opts, None)):
             return _all([
-                all_gather([each[i] for each in output_lists], tensor, self, True)
+                _calls("moves").all_gather([each[i] for each in output_lists], tensor, self, True)
                 for i, tensor in enumerate(input_list)
             ])
 
@@ -161,11 +142,9 @@ class GroupMethods:
         root: int | None = None,
     ) -> Work:
         """`gather` to the options' `rootRank`, or to `root` (also as the third argument)."""
-        from .moves import gather
-
         outs = _inner(output_tensors) if output_tensors else None
         with self.limit(_limit(opts, timeout)):
-            return gather(
+            return _calls("moves").gather(
                 _one(input_tensors), outs, group=self, async_op=True, group_dst=_root(opts, root)
             )
 
@@ -178,11 +157,9 @@ class GroupMethods:
         root: int | None = None,
     ) -> Work:
         """`scatter` from the options' `rootRank`, or from `root` (also as the third argument)."""
-        from .moves import scatter
-
         parts = _inner(input_tensors) if input_tensors else None
         with self.limit(_limit(opts, timeout)):
-            return scatter(
+            return _calls("moves").scatter(
                 _one(output_tensors), parts, group=self, async_op=True,
                 group_src=_root(opts, root),
             )  # fmt: skip
@@ -191,10 +168,8 @@ class GroupMethods:
         self, output_tensors: Sequence[Tensor], input_tensors: Sequence[Tensor], opts: Any = None
     ) -> Work:
         """`all_to_all` of lists of tensors, one per rank."""
-        from .moves import all_to_all
-
         with self.limit(_limit(opts, None)):
-            return all_to_all(list(output_tensors), list(input_tensors), self, True)
+            return _calls("moves").all_to_all(list(output_tensors), list(input_tensors), self, True)
 
     def alltoall_base(
         self,
@@ -206,10 +181,8 @@ class GroupMethods:
         timeout: Timeout = None,
     ) -> Work:
         """`all_to_all_single`."""
-        from .moves import all_to_all_single
-
         with self.limit(_limit(opts, timeout)):
-            return all_to_all_single(
+            return _calls("moves").all_to_all_single(
                 output, input, output_split_sizes, input_split_sizes, self, True
             )
 
@@ -219,35 +192,25 @@ class GroupMethods:
 
     def send(self, tensors: Any, dstRank: int, tag: int = 0) -> Work:
         """Start sending a tensor to a rank of the group."""
-        from .p2p import isend
-
-        return isend(_one(tensors), group=self, tag=tag, group_dst=dstRank)
+        return _calls("p2p").isend(_one(tensors), group=self, tag=tag, group_dst=dstRank)
 
     def recv(self, tensors: Any, srcRank: int, tag: int = 0) -> Work:
         """Start receiving into a tensor from a rank of the group."""
-        from .p2p import irecv
-
-        return irecv(_one(tensors), group=self, tag=tag, group_src=srcRank)
+        return _calls("p2p").irecv(_one(tensors), group=self, tag=tag, group_src=srcRank)
 
     def recv_anysource(self, tensors: Any, tag: int = 0) -> Work:
         """Start receiving into a tensor from any rank of the group."""
-        from .p2p import irecv
-
-        return irecv(_one(tensors), group=self, tag=tag)
+        return _calls("p2p").irecv(_one(tensors), group=self, tag=tag)
 
     # ---- meeting, and the rest ---------------------------------------------------------------
 
     def barrier(self, opts: Any = None, timeout: Timeout = None) -> Work:
         """Start a barrier."""
-        from .moves import barrier
-
-        return barrier(self, True, timeout=_limit(opts, timeout))
+        return _calls("moves").barrier(self, True, timeout=_limit(opts, timeout))
 
     def monitored_barrier(self, timeout: Timeout = None, wait_all_ranks: bool = False) -> None:
         """A barrier that names the ranks that do not come."""
-        from .moves import monitored_barrier
-
-        monitored_barrier(self, timeout, wait_all_ranks)
+        _calls("moves").monitored_barrier(self, timeout, wait_all_ranks)
 
     def set_timeout(self, timeout: datetime.timedelta) -> None:
         """Set what the group's calls may take from now on."""
@@ -255,13 +218,16 @@ class GroupMethods:
 
     def get_group_store(self) -> Any:
         """The store that the ranks of this job met in; RuntimeError where there was none."""
-        from .begin import default_store
-
-        return default_store()
+        return _calls("begin").default_store()
 
     def shutdown(self) -> None:
         """Wait for everything under way in this group."""
         self.ranks.close()
+
+
+def _calls(module: str) -> Any:
+    """The module of some functions, which import ProcessGroup and so this one."""
+    return importlib.import_module(f".{module}", __package__)
 
 
 def _list(tensors: Any) -> list[Tensor]:

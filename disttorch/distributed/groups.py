@@ -166,7 +166,9 @@ def split_group(
         if len(set(part)) < len(part) or seen.intersection(part):
             raise ValueError(f"the split group cannot have duplicate ranks, got {split_ranks}")
         if min(part) < 0 or max(part) >= parent.size():
-            raise ValueError(f"split_ranks {split_ranks}: the parent's ranks are 0 to {parent.size() - 1}")
+            raise ValueError(
+                f"split_ranks {split_ranks}: the parent's ranks are 0 to {parent.size() - 1}"
+            )
         seen.update(part)
     desc = group_desc or f"{parent.group_desc}:split"
     parts = [[parent.members[r] for r in sorted(part)] for part in split_ranks]

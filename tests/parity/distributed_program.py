@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import pathlib
 import sys
 import tempfile
 import threading
@@ -638,6 +639,6 @@ if __name__ == "__main__":
 
         with tempfile.TemporaryDirectory() as folder:
             torch.multiprocessing.spawn(one_process, (folder,), nprocs=2)
-            both_ranks = [json.load(open(f"{folder}/{rank}")) for rank in (0, 1)]
+            both_ranks = [json.loads(pathlib.Path(folder, str(r)).read_text()) for r in (0, 1)]
     with open(sys.argv[1], "w") as file:
         json.dump(both_ranks, file, indent=1)
