@@ -13,23 +13,33 @@ from collectives.call import Call
 from collectives.shm import NodeEngine, Segment
 from collectives.work import CollectiveError, MismatchError, RankFailedError
 
-DTYPES = [np.uint8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64, np.complex64, np.complex128]
+DTYPES = [
+    np.uint8,
+    np.int16,
+    np.uint16,
+    np.int32,
+    np.int64,
+    np.float32,
+    np.float64,
+    np.complex64,
+    np.complex128,
+]
 
 
 class Watch:
-    """Says after `patience` seconds of one wait that the missing ranks failed."""
+    """Says that the missing ranks failed once the same ones are missing for `patience` seconds."""
 
     def __init__(self, patience=20.0):
         self.patience = patience
         self.asked = 0
         self.since = None
-        self.number = -1
+        self.waits = None
 
     def look(self, call, missing):
         self.asked += 1
         assert missing, "asked about nobody"
-        if self.number != call.number:
-            self.number, self.since = call.number, time.monotonic()
+        if self.waits != (call.number, missing):
+            self.waits, self.since = (call.number, missing), time.monotonic()
         if time.monotonic() - self.since > self.patience:
             raise RankFailedError(f"{call}: ranks {list(missing)} failed")
 
@@ -52,7 +62,9 @@ class Ranks:
         made = (
             Call(name, op=op, root=root)
             if array is None
-            else Call(name, array.dtype.name, array.size if count is None else count, array.shape, op, root)
+            else Call(
+                name, array.dtype.name, array.size if count is None else count, array.shape, op, root
+            )
         )
         made.group, made.number = "tests", self.number
         return made
@@ -105,7 +117,8 @@ def same(result, expected, what):
 
 def sizes(ranks, itemsize):
     slot, small, direct = ranks.chunk // itemsize, (8 << 10) // itemsize, (32 << 10) // itemsize
-    return [0, 1, 2, 3, 7, 101, small, small + 1, direct, direct + 1, slot - 1, slot, slot + 1, 3 * slot + 5, 7 * slot]
+    limits = [small, small + 1, direct, direct + 1, slot - 1, slot, slot + 1]
+    return [0, 1, 2, 3, 7, 101, *limits, 3 * slot + 5, 7 * slot]
 
 
 def conformance(ranks):

@@ -10,7 +10,8 @@ import pytest
 import shm_worker
 
 from collectives.call import Call
-from collectives.shm import NodeEngine, Segment, available, segment as segments, why_not
+from collectives.shm import NodeEngine, Segment, available, why_not
+from collectives.shm import segment as segments
 from collectives.shm.layout import Layout, slot_bytes_for
 
 WORKER = os.path.join(os.path.dirname(__file__), "shm_worker.py")
@@ -25,7 +26,8 @@ def run(scenario, size, *more, chunk=16 << 10, start=0):
     """Run a scenario of the worker on `size` processes; returns what each printed."""
     segment = Segment.create(NodeEngine.nbytes_for(size, chunk))
     for rank in range(size):
-        segment.memory[Layout(size, chunk).post(rank) :][:4] = np.frombuffer(np.uint32(start).tobytes(), np.uint8)
+        post = Layout(size, chunk).post(rank)
+        segment.memory[post : post + 4].view(np.uint32)[0] = start
     ranks = []
     try:
         for rank in range(size):
@@ -46,6 +48,10 @@ def run(scenario, size, *more, chunk=16 << 10, start=0):
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_every_call_gives_numpys_answer(size):
     run("conformance", size)
+
+
+def test_slots_smaller_than_a_small_call():
+    run("conformance", 3, chunk=1024)
 
 
 def test_the_usual_chunk():
@@ -164,7 +170,11 @@ def test_the_layout_does_not_overlap(size, slot):
     areas = [(layout.counts, 2 * size * 2 * size * 8)]
     for rank in range(size):
         areas += [(layout.post(rank), 4), (layout.fingerprint(rank, 0), 16)]
-        areas += [(layout.sleeper_row(rank), size), (layout.core_row(rank), 128), (layout.note(rank), 2048)]
+        areas += [
+            (layout.sleeper_row(rank), size),
+            (layout.core_row(rank), 128),
+            (layout.note(rank), 2048),
+        ]
         areas += [(layout.slot(rank, which), slot) for which in range(3)]
     for start, length in areas:
         assert not used[start : start + length].any() and start + length <= layout.nbytes

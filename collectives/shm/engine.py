@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import check
 from ..call import Call
-from .meetings import SMALL_BYTES, Array, Counts
+from .meetings import Array, Counts
 from .pipeline import edges_of, part_of_slot
 from .reductions import Reductions
 
@@ -48,7 +48,7 @@ class NodeEngine(Reductions):
     def broadcast(self, call: Call, buffer: Array, root: int) -> None:
         """Give `root`'s array to all ranks, in `buffer`."""
         self._begin(call)
-        if buffer.nbytes <= SMALL_BYTES:
+        if buffer.nbytes <= self._small_bytes:
             slot = self._small_slots(buffer)[root]
             if self.rank == root:
                 slot[...] = buffer
@@ -73,7 +73,7 @@ class NodeEngine(Reductions):
             counts: elements of each rank's part, the same on all ranks; None where all are equal.
         """
         self._begin(call, counts)
-        if counts is None and buffer.nbytes <= SMALL_BYTES:
+        if counts is None and buffer.nbytes <= self._small_bytes:
             slots = self._small_slots(buffer)
             slots[self.rank][...] = buffer
             self._meet(call)
@@ -86,7 +86,9 @@ class NodeEngine(Reductions):
         longest = max(part.size for part in parts)
         self._exchange(call, self._layout.slot_bytes, longest, [(0, buffer.view(_BYTE))], takes)
 
-    def gather(self, call: Call, out: Array | None, buffer: Array, root: int, counts: Counts = None) -> None:
+    def gather(
+        self, call: Call, out: Array | None, buffer: Array, root: int, counts: Counts = None
+    ) -> None:
         """Put everybody's `buffer` behind each other into `root`'s `out`; None elsewhere."""
         self._begin(call, counts)
         sends, takes = [], []
@@ -100,7 +102,9 @@ class NodeEngine(Reductions):
         longest = buffer.itemsize * (buffer.size if counts is None else max(counts))
         self._exchange(call, self._layout.slot_bytes, longest, sends, takes)
 
-    def scatter(self, call: Call, out: Array, buffer: Array | None, root: int, counts: Counts = None) -> None:
+    def scatter(
+        self, call: Call, out: Array, buffer: Array | None, root: int, counts: Counts = None
+    ) -> None:
         """Put part r of `root`'s `buffer` into rank r's `out`; None elsewhere."""
         self._begin(call, counts)
         piece = part_of_slot(self._layout.slot_bytes, self.size, 1)
@@ -129,7 +133,7 @@ class NodeEngine(Reductions):
         """
         uneven = call.count < 0 or out_counts is not None or in_counts is not None
         self._begin(call, () if uneven else None)
-        if not uneven and buffer.nbytes <= SMALL_BYTES:
+        if not uneven and buffer.nbytes <= self._small_bytes:
             slots = self._small_slots(buffer)
             slots[self.rank][...] = buffer
             self._meet(call)
@@ -195,7 +199,7 @@ class NodeEngine(Reductions):
 
         slots = self._slots_of(_BYTE)
         self._pipeline.transfer(call, slots, longest, piece, meet or self._meet, put, take)
-        self.copied += sum(each[-1].size for each in (*sends, *takes))
+        self.copied += sum(array.size for _, array in sends) + sum(array.size for _, _, array in takes)
         self._under_way = None
 
 

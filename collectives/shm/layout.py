@@ -1,11 +1,11 @@
 """What lies where in the segment of a group.
 
-    posts      a 128-byte line a rank: its counter, and the fingerprints of its last two calls
-    sleepers   a row a rank: byte k says that rank k sleeps until this rank posts
-    cores      a bit a core, a row a rank: where the rank may run
-    counts     a row a rank, for the last two calls: what it sends to each rank and expects from each
-    notes      a text or a few bytes a rank
-    slots      three a rank, for data
+posts      a 128-byte line a rank: its counter, and the fingerprints of its last two calls
+sleepers   a row a rank: byte k says that rank k sleeps until this rank posts
+cores      a bit a core, a row a rank: where the rank may run
+counts     a row a rank, for the last two calls: what it sends to each rank and expects from each
+notes      a text or a few bytes a rank
+slots      three a rank, for data
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Layout:
     def __init__(self, size: int, slot_bytes: int) -> None:
         if slot_bytes % 64 or slot_bytes < 64 * size:
             raise ValueError(
-                f"a slot of {slot_bytes} bytes for {size} ranks: take a multiple of 64, at least {64 * size}"
+                f"a slot of {slot_bytes} bytes for {size} ranks: take a multiple of 64, "
+                f"at least {64 * size}"
             )
         self.size = size
         self.slot_bytes = slot_bytes

@@ -41,8 +41,8 @@ class Meetings:
         layout = self._layout = Layout(size, chunk_bytes or slot_bytes_for(size))
         if segment.memory.size < layout.nbytes or not 0 <= rank < size == len(members):
             raise ValueError(
-                f"rank {rank} of {size} with members {list(members)} and slots of {layout.slot_bytes} bytes: "
-                f"the segment needs {layout.nbytes} bytes, and has {segment.memory.size}"
+                f"rank {rank} of {size} with members {list(members)} and slots of {layout.slot_bytes} "
+                f"bytes: the segment needs {layout.nbytes} bytes, and has {segment.memory.size}"
             )
         self.rank = rank
         self.size = size
@@ -53,6 +53,7 @@ class Meetings:
         self._signals = Signals(segment.memory, layout, rank, members, watch, spin)
         self._pipeline = Pipeline(self._signals)
         self._slots: dict[np.dtype[Any], list[list[Array]]] = {}
+        self._small_bytes = min(SMALL_BYTES, layout.slot_bytes)
         self._small: dict[tuple[np.dtype[Any], int], list[list[Array]]] = {}
         self._under_way: Call | None = None
         self._expected: Counts = None
@@ -127,7 +128,7 @@ class Meetings:
         if self._under_way is not None:
             raise CollectiveError(
                 f"{call} cannot run: group {call.group!r} is unusable on rank {self.members[self.rank]} "
-                f"since {self._under_way} did not complete; make a new group among the ranks that are left"
+                f"since {self._under_way} did not complete; make a new group of the ranks that are left"
             )
         self._under_way = call
 
@@ -147,10 +148,8 @@ class Meetings:
         signals.write_note(f"{text} at {place}".encode())
         signals.post()
         signals.wait(call)
-        texts = {
-            member: signals.note(rank).decode(errors="replace") for rank, member in enumerate(self.members)
-        }
-        raise check.mismatch(call.group, call.number, texts)
+        notes = [signals.note(rank).decode(errors="replace") for rank in range(self.size)]
+        raise check.mismatch(call.group, call.number, dict(zip(self.members, notes)))
 
     def _slots_of(self, dtype: np.dtype[Any]) -> list[list[Array]]:
         slots = self._slots.get(dtype)

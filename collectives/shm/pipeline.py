@@ -43,7 +43,14 @@ class Pipeline:
         self.block = 0
 
     def transfer(
-        self, call: Call, slots: list[list[np.ndarray]], length: int, piece: int, meet: Meet, put: Step, take: Step
+        self,
+        call: Call,
+        slots: list[list[np.ndarray]],
+        length: int,
+        piece: int,
+        meet: Meet,
+        put: Step,
+        take: Step,
     ) -> None:
         """Pass blocks of `piece`, `length` in all, from each rank to each other.
 

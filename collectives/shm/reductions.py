@@ -1,4 +1,4 @@
-"""Calls that combine what the ranks of one node hold, in the fixed tree of `collectives.tree` by rank."""
+"""Calls that combine what the ranks of one node hold, in the fixed tree of `collectives.tree`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from ..call import Call
 from ..tree import fold
-from .meetings import SMALL_BYTES, Array, Counts, Meetings, Ufunc
+from .meetings import Array, Counts, Meetings, Ufunc
 from .pipeline import edges_of, part_of_slot
 
 #: Up to here each of three or more ranks reduces the whole payload itself: one meeting instead of two.
@@ -25,7 +25,7 @@ class Reductions(Meetings):
         self._begin(call)
         if self.size == 1:
             self._meet(call)
-        elif buffer.nbytes <= SMALL_BYTES:
+        elif buffer.nbytes <= self._small_bytes:
             self._reduce_small(call, buffer, ufunc)
         elif self.size == 2 or buffer.nbytes <= DIRECT_BYTES:
             self._reduce_whole(call, buffer, ufunc, None)
@@ -127,7 +127,7 @@ class Reductions(Meetings):
             counts: elements of each part, the same on all ranks; None where all are equal.
         """
         self._begin(call, counts)
-        if counts is None and buffer.nbytes <= SMALL_BYTES:
+        if counts is None and buffer.nbytes <= self._small_bytes:
             self._reduce_scatter_small(call, out, buffer, ufunc)
         else:
             self._reduce_scatter_blocks(call, out, buffer, ufunc, counts)
