@@ -198,7 +198,9 @@ class Watcher:
         if self.link in readable:
             message = receive(self.link)
             self.alone = not message
-            self.signal(int(message.split()[1]) if message else signal.SIGKILL)
+            signum = int(message.split()[1]) if message else signal.SIGKILL
+            if not message.endswith(" if caught") or catches(self.pid, signum):
+                self.signal(signum)
 
     def on_sigterm(self):
         # mpiexec killed the front, as it would have killed the rank: at once. (A rank whose
@@ -207,7 +209,7 @@ class Watcher:
         self.signal(signal.SIGKILL if self.orphaned else signal.SIGTERM)
 
     def signal(self, signum):
-        if signum != signal.SIGQUIT:  # which only asks for a stack dump
+        if signum not in (signal.SIGQUIT, signal.SIGUSR2):  # which only ask for what it is doing
             unlink_shared_segments(self.pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signum)
@@ -219,6 +221,15 @@ def receive(link):
         return link.recv(4096).decode()
     except OSError:
         return ""
+
+
+def catches(pid, signum):
+    """Whether process `pid` has a handler for `signum`, which would end it otherwise (Linux)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as status:
+        for line in status:
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (signum - 1) & 1)
+    return False
 
 
 def reap(pid):

@@ -126,6 +126,7 @@ class Head(Nodes):
             self.tell(word="kill")
         elif word == "ended":
             peer.ended = True
+            self.job.well.update(message["well"])
             if self.job.verbose:
                 self.job.output.say(f"the ranks of {peer.name} have ended")
             self.words |= {int(r): text.encode() for r, text in message["words"].items()}

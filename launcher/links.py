@@ -50,6 +50,7 @@ class RankLink:
         self.failure = None
         self.ended = False  # the rank's process is gone
         self.lost = False  # and not of itself
+        self.well = False  # it ended with status 0
 
     def lend(self, files, settings):
         """Sends the rank its open `files`, which are closed here, and `settings`."""
@@ -59,10 +60,11 @@ class RankLink:
         for file in files:
             os.close(file)
 
-    def send_signal(self, signum):
+    def send_signal(self, signum, if_caught=False):
+        """Sends the rank a signal; `if_caught`: only if it has a handler for it."""
         if not self.ended:
             with contextlib.suppress(OSError):
-                self.link.send(f"signal {int(signum)}".encode())
+                self.link.send(f"signal {int(signum)}{' if caught' * if_caught}".encode())
 
     def hear(self):
         """Takes in one message, WORD TIME STATUS [cause or consequence]; False at the end of them.
@@ -80,6 +82,7 @@ class RankLink:
             self.ended = True
             return False
         self.ended = words[0] != "failing"
+        self.well = words[0] == "ended" and int(words[2]) == 0
         # What a rank announced itself stands; how it then died (often by MPI_Abort) adds nothing.
         if words[0] == "stopped":
             self.lost = True

@@ -158,7 +158,11 @@ class Member(Nodes):
     def agree(self):
         """The Head's Verdict on the whole job, or our own where it has none for us."""
         words = self.job.words_of_failed_ranks()
-        self.tell(word="ended", words={r: text.decode(errors="replace") for r, text in words.items()})
+        self.tell(
+            word="ended",
+            words={rank: text.decode(errors="replace") for rank, text in words.items()},
+            well=sorted(self.job.well),
+        )
         while self.joined and not self.given and not self.given_up:
             self.loop.turn()
         return self.given or verdict_on(self.job)

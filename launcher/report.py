@@ -10,6 +10,7 @@ from pathlib import Path
 MPICH_NOTICE = re.compile(rb"^Abort\((-?\d+)\) on node \d+ .*\n?", re.MULTILINE)
 OPENMPI_NOTICE = re.compile(rb"MPI_ABORT was invoked on rank (\d+).*?errorcode (-?\d+)", re.DOTALL)
 NO_RANK = -1
+MOST_LISTED = 9  # ranks by number
 
 
 @dataclass
@@ -62,6 +63,8 @@ def how_ended(status):
 
 def rank_list(ranks):
     names = [str(rank) for rank in sorted(ranks)]
+    if len(names) > MOST_LISTED:
+        names = [*names[: MOST_LISTED - 1], f"{len(names) - MOST_LISTED + 1} more"]
     if len(names) == 1:
         return f"rank {names[0]}"
     return f"ranks {', '.join(names[:-1])} and {names[-1]}"
@@ -85,8 +88,9 @@ def first_failure(failures, stopped_at=None):
     return first, [f.rank for f in told if f is not first and f.rank >= 0 and f.time <= before]
 
 
-def failure_sentence(failure, size, also=()):
-    """One sentence on the rank that failed first; `also`: ranks that failed without being told."""
+def failure_sentence(failure, size, also=(), well=()):
+    """One sentence on the rank that failed first; `also`: ranks that failed without being told;
+    `well`: those that had ended with status 0."""
     if failure.what:
         what = failure.what
     elif failure.status >= 0:
@@ -101,7 +105,9 @@ def failure_sentence(failure, size, also=()):
         sentence = f"rank {failure.rank} of {size} {what} on host {failure.host}"
     if also:
         sentence += f"; {rank_list(also)} failed too"
-    if (stopped := size - failure.ranks - len(also)) > 0:
+    if well:
+        sentence += f"; {rank_list(well)} had ended with status 0"
+    if (stopped := size - failure.ranks - len(also) - len(well)) > 0:
         sentence += f"; {stopped} other rank{'s were' if stopped > 1 else ' was'} stopped"
     return sentence
 

@@ -39,7 +39,7 @@ from launcher.starters import Starters
 from launcher.verdict import verdict_on
 
 KILL_SECONDS = 0.5  # between SIGKILL to the ranks, and to all that is left
-DUMP_SECONDS = 0.3  # for the ranks to write their stacks when the time is up
+DUMP_SECONDS = 0.3  # for the ranks to write their stacks or flight records
 LOST_SECONDS = 1.0  # for mpiexec to end the job when a watcher was killed
 CONSEQUENCE_SECONDS = 0.5  # for the cause to be heard of, after what it caused
 VERDICT_SECONDS = 3.0  # for the launchers of other nodes, after their ranks' time to end
@@ -72,6 +72,7 @@ class Job:
         self.listener: socket.socket | None = None  # for the ranks' watchers
         self.socket_folder = None
         self.failures = []
+        self.well = set()  # ranks that ended with status 0 before the stop, on all nodes we know of
         self.stopped_at = None
         self.reason = None  # of the stop: "failure", "timeout", "mpiexec", "nodes" or a signal
         self.where = ""  # the node on which that arose, where there are several; the time allowed
@@ -203,6 +204,8 @@ class Job:
         elif rank.lost and rank.failure is None:
             what = "was lost: the process that watched it was killed"
             rank.failure = Failure(rank.rank, rank.host, time.monotonic(), -signal.SIGKILL, what=what)
+        if rank.well and not self.reason:
+            self.well.add(rank.rank)
         if rank.failure and not known:
             rank.failure.host = self.host(rank.host)
             self.failed(rank.failure)
@@ -272,10 +275,16 @@ class Job:
         where = f" on {self.nodes.name}" if self.nodes else ""
         self.stop("timeout", f" within {self.timeout:g} s{where}")
 
-    def dump_stacks(self):
-        if self.plan.mode != "program":  # in which nobody listens to this signal: see child.py
-            for rank in self.ranks.values():
+    def ask_where(self):
+        """Has the ranks write their stacks if the time is up, and their flight records if asked for.
+
+        A rank that has collectives writes its record at SIGUSR2; that would end others.
+        """
+        for rank in self.ranks.values():
+            if self.reason == "timeout" and self.plan.mode != "program":  # see child.py
                 rank.send_signal(signal.SIGQUIT)
+            if self.flight_dir and not rank.failure:
+                rank.send_signal(signal.SIGUSR2, if_caught=True)
 
     def rank_was_lost(self):
         """A front or watcher was killed and mpiexec, which should end the job for that, did not."""
@@ -293,8 +302,8 @@ class Job:
         if self.nodes:
             self.nodes.tell_stop(reason, where)
             self.nodes.expect_end(self.grace + KILL_SECONDS + VERDICT_SECONDS)
-        if reason == "timeout":
-            self.dump_stacks()
+        if reason == "timeout" or self.flight_dir:
+            self.ask_where()
             self.after(DUMP_SECONDS, self.ask_to_end)
         else:
             self.ask_to_end()

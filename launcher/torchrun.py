@@ -65,7 +65,7 @@ def time_to_join(options):
     settings = {}
     for part in filter(None, options.rdzv_conf.split(",")):
         name, _, value = part.partition("=")
-        if name not in ("timeout", "join_timeout", "rank"):
+        if name not in ("timeout", "join_timeout"):
             raise UsageError(f"--rdzv-conf {part}: only timeout and join_timeout are known here")
         settings[name] = value
     text = options.rdzv_timeout or settings.get("join_timeout") or settings.get("timeout")

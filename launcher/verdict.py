@@ -32,7 +32,7 @@ def verdict_on(job):
     # Ranks that failed because they were told to end do not say why they were.
     if before_stop(failures, job.stopped_at) or (failures and not job.complaint):
         first, also = first_failure(failures, job.stopped_at)
-        sentence = failure_sentence(first, job.plan.size, also)
+        sentence = failure_sentence(first, job.plan.size, also, job.well)
         return Verdict(exit_status(first.status), sentence, first.rank, job.words(first.rank))
     if job.complaint:
         text = b"" if job.verbose else job.starters_said

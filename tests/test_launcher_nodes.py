@@ -205,6 +205,36 @@ def test_a_rank_that_fails_ends_the_job_on_all_nodes(tmp_path, rank, how, status
         assert out == "" and all(line.startswith(f"[rank {rank}] ") for line in lines[:-1])
 
 
+@pytest.mark.parametrize("how", ["well", "kill"])
+def test_ranks_of_two_nodes_work_together(tmp_path, how):
+    write(
+        tmp_path,
+        "work.py",
+        """
+import os, sys
+import numpy as np
+import collectives
+group = collectives.world()
+data = np.full(1000, group.rank + 1.0)
+group.all_reduce(data)
+assert (data == 10.0).all(), data
+if sys.argv[1] == "kill" and group.rank == 2: os.kill(os.getpid(), 9)
+group.barrier()
+print("done")
+""",
+    )
+    nodes = Nodes(tmp_path)
+    nodes.arguments += ["work.py"]
+    nodes.start(1, "work.py", how)
+    nodes.start(0, "work.py", how)
+    ends = nodes.finish()
+    if how == "well":
+        done = [(status, sorted(out.splitlines()), lines) for status, out, lines in ends]
+        assert done == [(0, [f"[rank {r}] done" for r in ranks], []) for ranks in ((0, 1), (2, 3))]
+    else:
+        assert_same_end(ends, 137, r"rank 2 of 4 was killed by SIGKILL .* \(node 1\); .*")
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_launcher_that_is_killed_ends_the_job_on_all_nodes(tmp_path, victim):
     nodes, _ = start_waiting(tmp_path)

@@ -13,6 +13,7 @@ from launcher_jobs import Launcher, run_job, run_on_terminal, wait_for
 from launcher.child import children_of
 from launcher.cli import job_from
 from launcher.options import make_parser
+from launcher.report import rank_list
 
 SPAWN = ("--via", "spawn", "--oversubscribe")
 SECRET = "DISTTORCH_JOB_SECRET"
@@ -321,6 +322,82 @@ if "fail" in sys.argv:
         f"disttorch-run: flight records of 2 ranks are in {folder}: "
         f"python -m collectives.flight {folder}"
     )
+
+
+def test_being_asked_for_a_flight_record_does_not_end_a_rank_that_has_none(tmp_path):
+    write(
+        tmp_path,
+        "save.py",
+        """
+import os, signal, sys, time
+def save(*_):
+    open("saved", "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+open("up" + os.environ["RANK"], "w").close()
+while not (os.path.exists("up0") and os.path.exists("up1")): time.sleep(0.01)
+if os.environ["RANK"] == "1": sys.exit(3)
+time.sleep(1000)
+""",
+    )
+    status, _, err = run_job(tmp_path, "-n", 2, *SPAWN, "--flight-dir", "flight", "save.py")
+    assert (status, err.count("\n")) == (3, 1)
+    assert (tmp_path / "saved").exists()
+
+
+def test_long_lists_of_ranks_are_cut_short():
+    assert rank_list([3]) == "rank 3"
+    assert rank_list(range(9)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 8"
+    assert rank_list(range(100)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 92 more"
+
+
+# -- with collectives ------------------------------------------------------------------------------
+
+# Rank 1 ends in the way named by the first argument; the others wait for it in a collective.
+COLLECTIVE = """
+import os, sys
+import numpy as np
+import collectives
+group = collectives.world()
+assert not collectives.started_by_mpi() and "mpi4py" not in sys.modules
+data = np.full(1000, group.rank + 1.0)
+group.all_reduce(data)
+assert (data == 6.0).all(), data
+if group.rank == 1:
+    if sys.argv[1] == "raise": raise ValueError("boom")
+    if sys.argv[1] == "exit0": sys.exit(0)
+    if sys.argv[1] == "kill": os.kill(os.getpid(), 9)
+group.all_reduce(data)
+assert (data == 18.0).all(), data
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "sentence"),
+    [
+        ("well", 0, None),
+        ("raise", 1, "rank 1 of 3 failed with exit status 1 on host"),
+        ("exit0", 1, "rank [02] of 3 failed with exit status 1 .*; rank 1 had ended with status 0"),
+        ("kill", 137, r"rank 1 of 3 was killed by SIGKILL \(signal 9\)"),
+    ],
+)
+def test_ranks_work_together_and_name_who_left_them(tmp_path, how, status, sentence):
+    write(tmp_path, "work.py", COLLECTIVE)
+    got, out, err = run_job(tmp_path, "-n", 3, *SPAWN, "--flight-dir", "flight", "work.py", how)
+    lines = err.splitlines()
+    assert got == status, err
+    if how == "well":
+        assert sorted(out.splitlines()) == [f"[rank {rank}] done" for rank in range(3)]
+        assert err == ""
+        return
+    assert out == ""
+    assert re.search(sentence, lines[-2])
+    assert re.search(r"flight records of . ranks are in .*/flight: python -m", lines[-1])
+    records = {path.name for path in (tmp_path / "flight").iterdir()}
+    assert records >= {"rank0.json", "rank2.json"}  # those that waited
+    if how == "raise":
+        assert lines[-3] == "[rank 1] ValueError: boom"
 
 
 # -- nothing survives ------------------------------------------------------------------------------
