@@ -57,7 +57,7 @@ class _ExitCode:
 
 
 def _status(code: Any) -> int:
-    """The process's exit status for SystemExit's `code`, by Python's rules: None is 0, a message is 1."""
+    """The exit status for SystemExit's `code`, by Python's rules: None is 0, a message is 1."""
     if code is None:
         return 0
     return code & 0xFF if isinstance(code, int) else 1
@@ -118,7 +118,7 @@ def install(
         status = 1 if uncaught else _ExitCode.status()
         if status:
             report(rank, f"exits with status {status}; ending the other ranks")
-            end(status, sys.last_value if uncaught else f"it exits with status {status}")
+            end(status, (uncaught and sys.last_value) or f"it exits with status {status}")
         try:
             finish()
             if watch is not None:
@@ -137,7 +137,8 @@ def install(
                 watch.left()
                 watch.close()
         elif watch is not None:
-            watch.failed(f"it exits with status {status}" if isinstance(error, SystemExit) else error, status)
+            exits = isinstance(error, SystemExit)
+            watch.failed(f"it exits with status {status}" if exits else error, status)
             last_words(watch.recorder, f"{type(error).__name__}: {error}", error)
 
     sys.excepthook = on_exception

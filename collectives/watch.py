@@ -32,7 +32,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any
 
 from . import failure
@@ -41,6 +40,7 @@ from .call import Call
 from .flight import Recorder, last_words
 from .timeline import clock_offset
 from .watch_base import ANSWER, BaseWatch, GaveUp, NullWatch, end_of
+from .watch_blocked import GRACE, BlockedCalls, Inside
 from .watch_hub import Hub
 from .watch_link import BadFrame, Link, Message, connect, listen, node
 from .watch_local import LocalWatch
@@ -51,7 +51,6 @@ __all__ = ["BaseWatch", "Ended", "LocalWatch", "NullWatch", "Report", "Watch"]
 
 LINGER = 60.0  # seconds that rank 0 stays for the others after its own end
 TICK = 1.0  # seconds between looks at the clock for calls that cannot look themselves
-GRACE = 0.25  # seconds that a blocked call may still take after news that it cannot complete
 QUICK = 150_000  # nanoseconds there and back, after which no better estimate is looked for
 HEARD = 0.5  # seconds for the hub to confirm that it has heard how this rank ended
 FOLLOW = 3.0  # seconds that a rank which fails because of another leaves that one to end the job
@@ -61,7 +60,11 @@ _live: weakref.WeakSet[Watch] = weakref.WeakSet()
 
 
 class Watch(BaseWatch):
-    """A rank's connection to the watch of its job. Made by `start`."""
+    """A rank's connection to the watch of its job. Made by `start`.
+
+    Attributes:
+        abort: ends all ranks of the job with an exit status; None where nothing can.
+    """
 
     def __init__(
         self,
@@ -73,15 +76,13 @@ class Watch(BaseWatch):
         nodes: list[Message],
     ) -> None:
         super().__init__(rank, size, recorder, timeout)
-        self._nodes, self._abort = nodes, abort
+        self._nodes, self.abort = nodes, abort
         self._hub: Hub | None = None
         self._link: Link | None = None
         self._wake, self._woken = socket.socketpair()
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.SimpleQueue[Message]] = {}
-        self._blocked: dict[Call, Sequence[int]] = {}
-        self._doomed: dict[Call, float] = {}
-        self._ending: set[Call] = set()
+        self._blocked = BlockedCalls(self)
         self._news = threading.Condition()
         self._heard = threading.Event()  # the hub has told the others how this rank ended
         self._said = self._closed = self._recorded = False
@@ -124,14 +125,16 @@ class Watch(BaseWatch):
             watch._connect(exchange, secret, host)
         except (OSError, CollectiveError) as error:
             watch.close()
-            raise CollectiveError(f"rank {rank} of {size} cannot join the job's watch: {error}") from error
+            text = f"rank {rank} of {size} cannot join the job's watch: {error}"
+            raise CollectiveError(text) from error
         _live.add(watch)
         watch._thread.start()
         atexit.register(_at_exit, weakref.ref(watch))
         return watch
 
     def _connect(self, exchange: Exchange, secret: bytes, host: str | None) -> None:
-        listener, address = None, {}
+        listener: socket.socket | None = None
+        address: Message = {}
         if self.rank == 0:
             together = len({(each["node"], each["network"]) for each in self._nodes}) == 1
             try:
@@ -174,7 +177,7 @@ class Watch(BaseWatch):
             error: what this rank fails by.
             seconds: to wait at most, where it failed by itself.
         """
-        if self._abort is None or not self._mine():
+        if self.abort is None or not self._mine():
             return
         culprit = wr.culprit_of(error) if isinstance(error, BaseException) else None
         follows = culprit not in (None, self.rank)
@@ -307,63 +310,20 @@ class Watch(BaseWatch):
 
     # ---- calls that cannot look ----------------------------------------------------------------
 
-    def blocked(self, call: Call, members: Sequence[int] = ()) -> _Blocked:
+    def blocked(self, call: Call, members: Sequence[int] = ()) -> Inside:
         """`with watch.blocked(call, members):` around a native call that nobody can interrupt.
 
         When a member fails or dies meanwhile, or leaves before it has made this call, or the time is
-        up, the watch thread says so on stderr, writes the flight record and ends the process.
+        up, the watch's thread says so on stderr, writes the flight record and ends the process.
 
         Args:
             members: the group's ranks in the job; () for those that the recorder knows, else all.
+
+        Raises:
+            RankFailedError: on entry: it is known already that the call cannot complete.
         """
-        return _Blocked(self, call, members or self.recorder.groups.get(call.group) or range(self.size))
-
-    def _check_blocked(self) -> None:
-        for call, members in list(self._blocked.items()):
-            awaited = [rank for rank in members if self._must_come(rank, call)]
-            found = self._in_vain(call, awaited) if self.trouble and awaited else None
-            if found is not None:
-                since = self._doomed.setdefault(call, time.monotonic())
-                if time.monotonic() - since > GRACE and call not in self._ending:
-                    self._ending.add(call)
-                    _thread(self._end, call, self._in_vain_text(call, found[0]), found[1])
-            else:
-                limit = self.timeout if call.timeout is None else call.timeout
-                late = limit is not None and time.perf_counter_ns() - call.started > limit * 1e9
-                if late and call not in self._ending:
-                    self._ending.add(call)
-                    _thread(self._end_late, call, limit)
-
-    def _must_come(self, rank: int, call: Call) -> bool:
-        """Whether the end of `rank` makes `call` hang: who left after making it does not."""
-        end = self._ended.get(rank)
-        return rank != self.rank and not (
-            end is not None and end.how == LEFT and end.reached.get(call.group, 0) >= call.number
-        )
-
-    # These two run in a thread of their own: they wait for what the watch's thread hears.
-
-    def _end(self, call: Call, text: str, culprit: int | None) -> None:
-        if self._blocked.pop(call, None) is None:
-            return  # it completed after all
-        failure.report(self.rank, text)
-        last_words(self.recorder, text)
-        error = CollectiveError(text)
-        error.culprit = culprit  # type: ignore[attr-defined]
-        self.failed(error)
-        self.settle(error)
-        failure.leave(1, self._abort)
-
-    def _end_late(self, call: Call, limit: float) -> None:
-        awaited = [rank for rank in self._blocked.get(call, ()) if rank != self.rank]
-        answers = self.ask(awaited, ANSWER, call.group)
-        # A rank that is in this very call waits as this one does.
-        absent = [
-            rank
-            for rank, answer in answers.items()
-            if answer is None or not any(_same(other, call) for other in answer.calls)
-        ]
-        self._end(call, self._timeout_text(call, absent or awaited, limit)[0], None)
+        known = members or self.recorder.groups.get(call.group) or range(self.size)
+        return Inside(self._blocked, call, known)
 
     # ---- the thread ----------------------------------------------------------------------------
 
@@ -380,7 +340,7 @@ class Watch(BaseWatch):
     def _turn(self) -> None:
         link = self._link
         assert link is not None
-        wait = GRACE / 2 if self._doomed else TICK
+        wait = GRACE / 2 if self._blocked.doomed else TICK
         files = [self._woken, link.socket] if link.open else [self._woken]
         ready, _, _ = select.select(files, [], [], wait)
         if self._closed:
@@ -398,7 +358,7 @@ class Watch(BaseWatch):
             for message in messages or ():
                 self._hear(message)
         if self._blocked:
-            self._check_blocked()
+            self._blocked.check()
 
     def _hear(self, message: Message) -> None:
         kind = message["kind"]
@@ -463,42 +423,8 @@ class Watch(BaseWatch):
 
     def _complain(self, text: str) -> None:
         failure.report(
-            self.rank, f"{text}; from now on the end of another rank shows only as a timeout: report this"
+            self.rank, f"{text}; from now on another rank's end shows only as a timeout: report this"
         )
-
-
-class _Blocked:
-    """The context of `Watch.blocked`: a class, since a generator costs several times as much."""
-
-    __slots__ = ("_call", "_members", "_watch")
-
-    def __init__(self, watch: Watch, call: Call, members: Sequence[int]) -> None:
-        self._watch, self._call, self._members = watch, call, members
-
-    def __enter__(self) -> None:
-        watch = self._watch
-        if watch.trouble:
-            awaited = [rank for rank in self._members if watch._must_come(rank, self._call)]
-            if awaited:
-                watch._raise_if_in_vain(self._call, awaited)
-        watch._blocked[self._call] = self._members
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        watch = self._watch
-        watch._blocked.pop(self._call, None)
-        if watch._doomed:
-            watch._doomed.pop(self._call, None)
-        watch._ending.discard(self._call)
-
-
-def _thread(work: Callable[..., None], *arguments: Any) -> None:
-    threading.Thread(target=work, args=arguments, name="disttorch watch end", daemon=True).start()
-
-
-def _same(other: Message, call: Call) -> bool:
-    return other["group"] == call.group and other["number"] == call.number
 
 
 # ---- the end of the process, and its children ---------------------------------------------------

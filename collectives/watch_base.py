@@ -136,6 +136,7 @@ class BaseWatch(ABC):
             error: what this rank fails by.
             seconds: to wait at most.
         """
+        return None
 
     @abstractmethod
     def close(self) -> None:
@@ -267,7 +268,7 @@ class BaseWatch(ABC):
     def _follow(self, call: Call, awaited: Sequence[int]) -> dict[int, Report | None]:
         """Reports of the awaited ranks, of those they wait for, and so on."""
         answers: dict[int, Report | None] = {}
-        ask = [rank for rank in awaited]
+        ask = list(awaited)
         deadline = time.monotonic() + 2 * ANSWER
         while ask and time.monotonic() < deadline:
             answers.update(self.ask(ask, min(ANSWER, deadline - time.monotonic()), call.group))

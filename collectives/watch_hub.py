@@ -119,7 +119,7 @@ class Hub:
             wait = max(0.0, self._deadline - time.monotonic())
         events = self._selector.select(wait)
         for key, mask in events:
-            peer = key.data
+            peer: _Peer | None = key.data
             if peer is None:
                 self._welcome(key.fileobj)
                 continue

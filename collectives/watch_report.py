@@ -71,7 +71,7 @@ class Ended:
         if self.how == UNREACHED:
             return f"rank {self.rank} never reached the job's watch: {self.text}"
         return (
-            f"rank {self.rank} died without a word: it was killed by a signal, crashed or called os._exit"
+            f"rank {self.rank} died without a word: killed by a signal, crashed, or called os._exit"
         )
 
 
@@ -164,7 +164,8 @@ def whereabouts(call: Call, rank: int, answer: Report | None, silence: str) -> s
             same = "the same call" if other["text"] == str(call) else f"{other['text']} instead"
             return f"rank {rank} has been in {same} for {other['seconds']:.1f} s{waits}"
     last = answer.last
-    if last is not None and last["error"] and (last["group"], last["number"]) == (call.group, call.number):
+    this = (call.group, call.number)
+    if last is not None and last["error"] and (last["group"], last["number"]) == this:
         return f"rank {rank} gave the same call up, waiting for {ranks(last['waiting_for'])}"
     if answer.calls:
         other = answer.calls[-1]

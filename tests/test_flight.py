@@ -129,7 +129,11 @@ print(signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL)
 
 @pytest.mark.parametrize(
     "how, directory, shown, written",
-    [("own", True, "mine\nFalse\n", []), ("ours", True, "False\n", ["rank5.json"]), ("none", False, "True\n", [])],
+    [
+        ("own", True, "mine\nFalse\n", []),
+        ("ours", True, "False\n", ["rank5.json"]),
+        ("none", False, "True\n", []),
+    ],
 )
 def test_signal_writes_the_record_unless_it_is_the_users(tmp_path, how, directory, shown, written):
     env = clean_environment({"DISTTORCH_FLIGHT_DIR": str(tmp_path)} if directory else {})
@@ -150,9 +154,8 @@ def records_of(tmp_path: Path, *recorders: flight.Recorder) -> Path:
 
 
 def test_reader_names_the_rank_that_did_not_come(tmp_path):
-    records_of(
-        tmp_path, rank_of(0, 3, 5, waiting=True), rank_of(1, 3, 4, waiting=False), rank_of(2, 3, 5, waiting=True)
-    )
+    late = rank_of(1, 3, 4, waiting=False)
+    records_of(tmp_path, rank_of(0, 3, 5, waiting=True), late, rank_of(2, 3, 5, waiting=True))
     finding = find(*read(tmp_path))
     (group,) = finding.groups
     assert group.furthest == {0: 5, 1: 4, 2: 5} and group.behind == [1] and not group.mismatches
@@ -198,7 +201,8 @@ def test_reader_copes_with_torn_missing_and_foreign_files(tmp_path):
 
 def test_reader_sees_records_of_several_jobs(tmp_path):
     records_of(tmp_path, rank_of(0, 2, 2, waiting=False), rank_of(1, 4, 2, waiting=False))
-    assert "the records say the job has [2, 4] ranks: they are of several jobs" in tell(find(*read(tmp_path)))
+    said = tell(find(*read(tmp_path)))
+    assert "the records say the job has [2, 4] ranks: they are of several jobs" in said
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -237,7 +241,7 @@ def test_records_of_a_job_that_hangs_are_written_on_a_signal(tmp_path):
             time.sleep(0.01)
         for rank in ranks:
             rank.send_signal(signal.SIGUSR2)
-        while len([path for path in tmp_path.glob("flight/rank?.json")]) < 2:
+        while len(list(tmp_path.glob("flight/rank?.json"))) < 2:
             time.sleep(0.01)
         (tmp_path / "let go").touch()
         assert [end_of(rank).status for rank in ranks] == [0, 0]

@@ -88,14 +88,18 @@ def test_table_shows_what_is_known():
     ledger.moved("all_reduce", 2, 1 << 20, 1 << 20)
     ledger.add(made("barrier", 0, 0.001))
     header, reduced, barrier = table(ledger.as_dict()).splitlines()
-    assert header.split() == "call calls payload moved lower bound ratio seconds busbw GB/s".split()
-    assert reduced.split() == "all_reduce 1 1.0 MiB 1.0 MiB 1.0 MiB 1.00 0.002 0.52".split()
-    assert barrier.split() == "barrier 1 0 B - 0 B - 0.001 -".split()
+    cells = [" ".join(line.split()) for line in (header, reduced, barrier)]
+    assert cells == [
+        "call calls payload moved lower bound ratio seconds busbw GB/s",
+        "all_reduce 1 1.0 MiB 1.0 MiB 1.0 MiB 1.00 0.002 0.52",
+        "barrier 1 0 B - 0 B - 0.001 -",
+    ]
     assert len(FIGURES) + 1 == len(ledger.as_dict()["barrier"])
 
 
 @pytest.mark.parametrize(
-    "count, text", [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5.0 TiB")]
+    "count, text",
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5.0 TiB")],
 )
 def test_bytes_as_text(count, text):
     assert bytes_text(count) == text
@@ -137,7 +141,9 @@ def test_trace_has_a_row_for_each_rank_and_group_on_one_clock():
     assert [(e["pid"], e["tid"], e["ts"], e["dur"], e["cat"]) for e in calls] == [
         (rank, row, ts, dur, state)
         for rank in (0, 1)
-        for row, ts, dur, state in [(0, 0.0, 2.0, "done"), (1, 3.0, 2.0, "done"), (0, 6.0, 2.0, "under way")]
+        for row, ts, dur, state in [
+            (0, 0.0, 2.0, "done"), (1, 3.0, 2.0, "done"), (0, 6.0, 2.0, "under way"),
+        ]
     ]
     arguments = calls[0]["args"]
     assert arguments["site"].startswith("test_timeline.py:") and arguments["bytes"] == 16

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,7 +204,7 @@ def test_clocks_questions_and_start(tmp_path):
 class Pair:
     """The watches of two ranks, both in this process, over the hub's real socket."""
 
-    def __init__(self, secrets: tuple[bytes, bytes] = (b"secret", b"secret"), host: str | None = None) -> None:
+    def __init__(self, secrets: Sequence[bytes] = (b"secret",) * 2, host: str | None = None) -> None:
         self.meeting = threading.Barrier(2)
         self.brought: dict[int, bytes] = {}
         self.address: dict = {}
@@ -229,11 +229,11 @@ class Pair:
         return everyone
 
     def stranger(self) -> socket.socket:
-        family = socket.AF_UNIX if "unix" in self.address else socket.AF_INET
-        connection = socket.socket(family)
-        place = "\0" + self.address["unix"] if "unix" in self.address else ("127.0.0.1", self.address["port"])
-        connection.connect(place)
-        return connection
+        if "unix" in self.address:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect("\0" + self.address["unix"])
+            return connection
+        return socket.create_connection(("127.0.0.1", self.address["port"]))
 
     def close(self) -> None:
         for watch in reversed(self.watches):  # rank 0 waits for the others
@@ -327,7 +327,8 @@ def test_null_watch_keeps_time_only():
     with watch.blocked(call):
         pass
     call.timeout = 0.0
-    with pytest.raises(CollectiveTimeout, match=r"\(call 1 of group 'world'\) timed out after 0 s on rank 0"):
+    late = r"\(call 1 of group 'world'\) timed out after 0 s on rank 0"
+    with pytest.raises(CollectiveTimeout, match=late):
         watch.look(call, [])
 
 

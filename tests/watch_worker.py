@@ -34,8 +34,9 @@ class Rank:
         self.recorder.groups["world"] = tuple(range(size))
         began = time.perf_counter()
         self.watch = Watch.start(
-            rank, size, self.exchange, recorder=self.recorder, secret=SECRET, timeout=timeout, abort=abort
-        )
+            rank, size, self.exchange, recorder=self.recorder, secret=SECRET, timeout=timeout,
+            abort=abort,
+        )  # fmt: skip
         self.seconds_to_start = time.perf_counter() - began
         failure.install(rank, abort or (lambda status: None), lambda: None, self.watch)
         self.numbers: dict[str, int] = {}
@@ -201,7 +202,9 @@ def clocks(rank: Rank) -> None:
     result = {
         "offsets": rank.watch.clock_offsets(),
         "start": rank.seconds_to_start,
-        "where": {peer: answer and answer.at for peer, answer in rank.watch.ask(range(rank.size)).items()},
+        "where": {
+            peer: answer and answer.at for peer, answer in rank.watch.ask(range(rank.size)).items()
+        },
     }
     write(rank.folder / f"result.{rank.rank}", json.dumps(result).encode())
     rank.barrier()

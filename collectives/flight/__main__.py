@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not records:
         print(f"there is no flight record in {options.directory}", file=sys.stderr)
         return 2
-    return 1 if finding.lacking or any(g.behind or g.waiting or g.mismatches for g in finding.groups) else 0
+    amiss = any(group.behind or group.waiting or group.mismatches for group in finding.groups)
+    return 1 if finding.lacking or amiss else 0
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def read(directory: str | os.PathLike[str]) -> tuple[list[Record], list[str]]:
     """
     folder = Path(directory)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no directory: give the one that DISTTORCH_FLIGHT_DIR named")
+        raise FileNotFoundError(f"{folder} is no directory: give the one named by DISTTORCH_FLIGHT_DIR")
     records: dict[int, Record] = {}
     complaints = []
     for path in sorted(folder.iterdir()):
@@ -244,11 +244,9 @@ def _group_sentences(group: GroupState, finding: Finding) -> list[str]:
     for entry in group.waiting:
         place = f" (call {entry['number']})" if entry["number"] else ""
         awaited = f", for {_ranks(entry['for'])}" if entry["for"] else ""
-        sentences.append(
-            f"rank {entry['rank']} waited in vain in {entry['call']}{place}{awaited}."
-            if entry["error"]
-            else f"rank {entry['rank']} waits in {entry['call']}{place} since {entry['seconds']:.1f} s{awaited}."
-        )
+        waits = "waited in vain" if entry["error"] else "waits"
+        since = "" if entry["error"] else f" since {entry['seconds']:.1f} s"
+        sentences.append(f"rank {entry['rank']} {waits} in {entry['call']}{place}{since}{awaited}.")
     absent = [rank for rank in group.members if rank in finding.lacking]
     if group.behind:
         sentences.append(f"MISSING: {_ranks(group.behind)} did not come to the last call.")

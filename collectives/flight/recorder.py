@@ -65,7 +65,8 @@ class Recorder:
         if error is not None:
             call.error = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         self.under_way.pop(call, None)
-        self.last[call.group] = call
+        if call.number:  # a message between two ranks has none
+            self.last[call.group] = call
 
     def calls(self) -> list[Call]:
         """The remembered calls, oldest first."""
