@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -205,3 +206,31 @@ def test_the_volume_is_counted():
     with pytest.raises(ValueError, match="at most 2046"):
         engine.publish(Call("publish"), b"x" * 2047)
     segment.close()
+
+
+def test_two_groups_at_once_from_threads_of_one_process():
+    engines = []
+    for group in range(2):
+        segment = Segment.create(NodeEngine.nbytes_for(2, 4096))
+        segment.unlink()
+        engines += [
+            (group, NodeEngine(segment, rank, 2, [rank, 5], shm_worker.Watch(), chunk_bytes=4096))
+            for rank in range(2)
+        ]
+    totals = []
+
+    def work(group, engine):
+        array = np.full(3000, float(engine.rank + 1 + group))
+        for number in range(1, 31):
+            call = Call("all_reduce", "float64", array.size, array.shape, "SUM")
+            call.group, call.number = str(group), number
+            engine.all_reduce(call, array, np.add)
+            array /= 2
+        totals.append((group, array.tolist()))
+
+    threads = [threading.Thread(target=work, args=each) for each in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(totals) == [(group, [1.5 + group] * 3000) for group in (0, 0, 1, 1)]
