@@ -7,7 +7,7 @@ import socket
 import threading
 import weakref
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 from .wire import FRAME, WireError
 
@@ -18,32 +18,25 @@ SOCKET_BUFFER = 1 << 19  # bytes the kernel holds per direction: fits a core's c
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
-class Incoming(Protocol):
-    """Where the payload of one message goes."""
-
-    def finish(self) -> None:
-        """The payload is complete."""
-
-
-class Outgoing(Protocol):
-    """A message to be sent: its bytes that have not gone yet."""
-
-    parts: list[memoryview]
-
-
 class Receiver(Protocol):
-    """Who is told what happens."""
+    """Who is told what happens. What a message is, is the receiver's affair."""
 
     def begin(
         self, peer: int, context: int, tag: int, dtype: int, count: int
-    ) -> tuple[Incoming, memoryview]:
-        """A message begins; returns whom to tell at its end, and where its bytes go."""
+    ) -> tuple[Any, memoryview]:
+        """A message begins; returns the message and where its bytes go."""
 
-    def sent(self, item: Outgoing) -> None:
-        """A message has gone out."""
+    def arrived(self, message: Any) -> None:
+        """The bytes of a message that has begun are complete."""
 
-    def unsendable(self, item: Outgoing, connection: Connection) -> None:
-        """A message will never go out."""
+    def broken_off(self, message: Any, connection: Connection) -> None:
+        """The rest of a message that has begun will never come."""
+
+    def sent(self, item: Any) -> None:
+        """A message has gone out. An outgoing one has `parts`: its bytes that have not gone yet."""
+
+    def unsendable(self, item: Any, connection: Connection) -> None:
+        """A message will never go out completely."""
 
     def want_to_write(self, connection: Connection, wanted: bool) -> None:
         """Whether `flush` is to be called when there is room to write."""
@@ -76,9 +69,9 @@ class Connection:
         self._receiver = receiver
         self._stage = memoryview(bytearray(_STAGE))
         self._kept = 0  # bytes at the start of the stage: a header of which the rest has not come
-        self._message: Incoming | None = None
+        self._message: Any = None
         self._target: memoryview | None = None  # where the rest of the message's bytes goes
-        self._queue: deque[Outgoing] = deque()
+        self._queue: deque[Any] = deque()
         self._send_lock = threading.Lock()
         self._waits_to_write = False
         sock.setblocking(False)
@@ -92,7 +85,7 @@ class Connection:
         """Number of messages that have not gone out completely."""
         return len(self._queue)
 
-    def send(self, item: Outgoing) -> None:
+    def send(self, item: Any) -> None:
         """Send as much as there is room for now; the rest goes by `flush`."""
         with self._send_lock:
             self._queue.append(item)
@@ -149,12 +142,12 @@ class Connection:
 
     def _fill(self, size: int) -> None:
         """`size` bytes of the message have arrived."""
-        assert self._target is not None and self._message is not None
+        assert self._target is not None
         if size < len(self._target):
             self._target = self._target[size:]
             return
         message, self._message, self._target = self._message, None, None
-        message.finish()
+        self._receiver.arrived(message)
 
     def _unpack(self, end: int) -> None:
         """Use up the first `end` bytes of the stage."""
@@ -181,6 +174,9 @@ class Connection:
         self.gone = self.gone or reason
         self.ended = True
         self._receiver.lost(self)  # takes it out of the loop
+        if self._message is not None:
+            message, self._message, self._target = self._message, None, None
+            self._receiver.broken_off(message, self)
         self.flush()  # which now says that nothing goes out
 
     def close(self) -> None:

@@ -284,7 +284,9 @@ class Doorman:
             self._noted.add(who)
             name = text_of(self._listener.getsockname())
             advice = "" if ADVICE in why else " (no harm done; further ones from there are not noted)"
-            sys.stderr.write(f"disttorch: turned a connection from {who} to {name} away: it {why}{advice}\n")
+            sys.stderr.write(
+                f"disttorch: turned a connection from {who} to {name} away: it {why}{advice}\n"
+            )
 
     def _forget(self, guest: _Guest) -> socket.socket:
         del self._guests[guest]

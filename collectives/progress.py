@@ -11,6 +11,7 @@ into a buffer of its own.
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import threading
@@ -19,94 +20,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import ml_dtypes
 import numpy as np
 
-from .buffers import DTYPES
 from .connection import Connection
-from .transport import Transport
+from .operations import SIZES, Lost, Message, Operation, Receive, Send, fits, misfit
 from .wire import FRAME, WireError
-from .work import CollectiveError, RankFailedError, Work
+from .work import CollectiveError
 
-CODES = {np.dtype(getattr(ml_dtypes, name, name)): code for code, name in enumerate(DTYPES)}
-_SIZES = [dtype.itemsize for dtype in CODES]
-_NAMES = [dtype.name for dtype in CODES]
+_MOST = 1 << 40  # elements of one message
 _SPINS = 20  # looks at the sockets before a waiting thread lets the core go
 _FIRST_LOOK, _LAST_LOOK = 1e-3, 10e-3  # seconds between two questions to the watch
 _DOZE = 2e-3  # seconds for which operations may stay without a driver
 _IDLE = 50  # dozes without anything under way until the background thread sleeps for good
 _CLOSING = 30.0  # seconds that `close` waits for messages to go out
-
-
-class Operation(Work):
-    """A send or a receive under way."""
-
-    def __init__(
-        self, name: str, engine: Engine, transport: Transport, peers: Sequence[int]
-    ) -> None:
-        super().__init__(name)
-        self.engine = engine
-        self.transport = transport
-        self.peers = peers  # the job's ranks that it waits for
-        self.done = False
-        self.error: BaseException | None = None
-
-    def is_completed(self) -> bool:
-        if not self.done:
-            self.engine.glance()
-        return self.done
-
-    def exception(self) -> BaseException | None:
-        return self.error
-
-    def wait(self, timeout: float | None = None) -> bool:
-        if self.done and self.error is None:
-            return True
-        return super().wait(timeout)
-
-    def _block(self, timeout: float | None) -> bool:
-        return self.engine.wait_for(self, timeout)
-
-
-class Send(Operation):
-    """A message on its way out."""
-
-    parts: list[memoryview] = []
-
-
-class Receive(Operation):
-    """A posted receive."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        transport: Transport,
-        buffer: np.ndarray,
-        src: int | None,
-        tag: int,
-        peers: Sequence[int],
-    ) -> None:
-        super().__init__("recv", engine, transport, peers)
-        self.buffer = buffer
-        self.src = src  # the job's rank; None for anybody
-        self.tag = tag
-
-
-class _Message:
-    """A message that arrives; `buffer` is None if it goes straight into its receive's."""
-
-    def __init__(self, engine: Engine, peer: int, tag: int, dtype: int, count: int) -> None:
-        self.engine = engine
-        self.peer = peer
-        self.tag = tag
-        self.dtype = dtype
-        self.count = count
-        self.buffer: np.ndarray | None = None
-        self.receive: Receive | None = None
-        self.arrived = False
-
-    def finish(self) -> None:
-        self.engine.arrived(self)
 
 
 class Engine:
@@ -116,9 +42,10 @@ class Engine:
         self.rank = rank
         self.size = size
         self.closed = False
+        self._process = os.getpid()
         self.parts: Counter[tuple[int, tuple[int, ...], str]] = Counter()  # made by `sub`
         self._posted: defaultdict[tuple[int, int], list[Receive]] = defaultdict(list)
-        self._unexpected: defaultdict[tuple[int, int], list[_Message]] = defaultdict(list)
+        self._unexpected: defaultdict[tuple[int, int], list[Message]] = defaultdict(list)
         self._lock = threading.Lock()  # of the two above and of operations' ends
         self._under_way = 0
         self._seat = threading.Lock()  # held by the thread that drives
@@ -140,6 +67,7 @@ class Engine:
     # What transports ask for
 
     def send(self, item: Send, context: int, tag: int, code: int, buffer: np.ndarray, dst: int) -> None:
+        self._check_open()
         raw = buffer.view(np.uint8).data
         if dst == self.rank:
             return self._send_to_self(item, context, tag, code, buffer)
@@ -153,6 +81,7 @@ class Engine:
             self._call_background()
 
     def receive(self, item: Receive, context: int) -> None:
+        self._check_open()
         key = context, item.tag
         gone = ""
         with self._lock:
@@ -169,28 +98,29 @@ class Engine:
         if message is not None and here:
             self._deliver(message, counted=False)
         elif gone:
-            self._end(item, RankFailedError(gone))
+            self._end(item, Lost(gone))
         else:
             self._call_background()
 
     def wait_for(self, item: Operation, timeout: float | None) -> bool:
         """Drive until `item` is done, or have another thread do so; False when the time is up."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        spins, pause = _SPINS, _FIRST_LOOK
-        while not item.done:
-            if spins:
-                spins -= 1
-                limit = 0.0
-            else:
-                limit = pause if deadline is None else min(pause, max(deadline - time.monotonic(), 0.0))
-            looked = self._drive_or_sleep(item, limit)
+        now = time.monotonic()
+        deadline = None if timeout is None else now + timeout
+        pause = _FIRST_LOOK
+        next_look = now + pause
+        for _ in range(_SPINS):
             if item.done:
-                break
-            if deadline is not None and time.monotonic() >= deadline:
+                return True
+            self._drive_or_sleep(item, 0.0)
+        while not item.done:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 return False
-            if limit and looked:
-                pause = min(pause * 1.25, _LAST_LOOK)
+            if now >= next_look:
                 self._ask_watch(item)
+                pause = min(pause * 1.25, _LAST_LOOK)
+                next_look = now + pause
+            self._drive_or_sleep(item, pause if deadline is None else min(pause, deadline - now))
         return True
 
     def glance(self) -> None:
@@ -203,6 +133,8 @@ class Engine:
 
     def close(self) -> None:
         """Send what is under way, say goodbye, and free everything."""
+        if self.closed or self._process != os.getpid():
+            return
         deadline = time.monotonic() + _CLOSING
         while any(c.unsent for c in self.connections.values()) and time.monotonic() < deadline:
             self._drive_or_sleep(None, 0.01)
@@ -224,33 +156,40 @@ class Engine:
 
     def begin(
         self, peer: int, context: int, tag: int, dtype: int, count: int
-    ) -> tuple[_Message, memoryview]:
-        if dtype >= len(_SIZES):
-            raise WireError(f"dtype {dtype}")
-        message = _Message(self, peer, tag, dtype, count)
-        key = context, tag
+    ) -> tuple[Message, memoryview]:
+        if dtype >= len(SIZES) or count > _MOST:
+            raise WireError(f"{count} elements of dtype {dtype}")
+        message = Message(peer, (context, tag), dtype, count)
+        key = message.key
         with self._lock:
             receive = _take(self._posted, key, lambda r: r.src is None or r.src == peer)
             if receive is None:
                 self._unexpected[key].append(message)
             message.receive = receive
-        if receive is not None and _fits(receive, message):
+        if receive is not None and fits(receive, message):
             return message, receive.buffer.view(np.uint8).data
-        message.buffer = np.empty(count * _SIZES[dtype], np.uint8)
+        message.buffer = np.empty(count * SIZES[dtype], np.uint8)
         return message, message.buffer.data
 
-    def arrived(self, message: _Message) -> None:
+    def arrived(self, message: Message) -> None:
         with self._lock:
             message.arrived = True
             receive = message.receive
         if receive is not None:
             self._deliver(message)
 
+    def broken_off(self, message: Message, connection: Connection) -> None:
+        with self._lock:
+            if message.receive is None:
+                _take(self._unexpected, message.key, lambda m: m is message)
+        if message.receive is not None:
+            self._end(message.receive, Lost(_obituary(connection)))
+
     def sent(self, item: Send) -> None:
         self._end(item)
 
     def unsendable(self, item: Send, connection: Connection) -> None:
-        self._end(item, RankFailedError(_obituary(connection)))
+        self._end(item, Lost(_obituary(connection)))
 
     def want_to_write(self, connection: Connection, wanted: bool) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
@@ -268,15 +207,15 @@ class Engine:
                         items.remove(item)
                         lost.append((item, gone))
         for item, gone in lost:
-            self._end(item, RankFailedError(gone))
+            self._end(item, Lost(gone))
 
     # Driving
 
     def _drive_or_sleep(self, item: Operation | None, limit: float) -> bool:
-        """One turn of at most `limit` seconds; whether so much time may have passed."""
+        """One turn of at most `limit` seconds; whether anything happened."""
         if self._seat.acquire(blocking=False):
             try:
-                return not self._turn(limit)
+                return self._turn(limit)
             finally:
                 self._leave_seat()
         with self._progress:
@@ -285,8 +224,8 @@ class Engine:
                 if self._in_background:
                     self._wake.send(b"x")  # it leaves the seat to us
                 if item is not None and item.done:
-                    return False
-                return not self._progress.wait(limit or _FIRST_LOOK)
+                    return True
+                return self._progress.wait(limit or _FIRST_LOOK)
             finally:
                 self._sleepers -= 1
 
@@ -298,8 +237,7 @@ class Engine:
 
     def _turn(self, limit: float) -> bool:
         """Wait up to `limit` seconds for something to happen and deal with it; the driver's work."""
-        if self.closed:
-            raise CollectiveError("this rank has closed its transport")
+        self._check_open()
         events = self._selector.select(limit)
         self._last_driven = time.monotonic()
         for key, mask in events:
@@ -313,6 +251,11 @@ class Engine:
                 connection.read()
         return bool(events)
 
+    def _check_open(self) -> None:
+        if self.closed or self._process != os.getpid():
+            why = "has closed its transport" if self.closed else "is the parent of this forked process"
+            raise CollectiveError(f"rank {self.rank} {why}: nothing more can be sent or received here")
+
     def _empty_wake(self) -> None:
         try:
             self._woken.recv(4096)
@@ -324,7 +267,7 @@ class Engine:
             item.transport.watch.look(None, item.peers)
         except Exception:
             # The rank may have left after it did its part: take what it sent before.
-            while not item.done and self._drive_or_sleep(item, 0.0) is False:
+            while not item.done and self._drive_or_sleep(item, 0.0):
                 pass
             if not item.done:
                 raise
@@ -360,19 +303,21 @@ class Engine:
             if time.monotonic() - self._last_driven > _DOZE and self._seat.acquire(blocking=False):
                 self._in_background = True
                 try:
-                    while self._under_way and not self._sleepers and not self.closed:
+                    while self._under_way and not self._sleepers:
                         self._turn(0.1)
+                except CollectiveError:
+                    return  # closed
                 finally:
                     self._in_background = False
                     self._leave_seat()
 
     # Ends
 
-    def _deliver(self, message: _Message, counted: bool = True) -> None:
+    def _deliver(self, message: Message, counted: bool = True) -> None:
         receive = message.receive
         assert receive is not None
-        if not _fits(receive, message):
-            return self._end(receive, _misfit(receive, message), counted)
+        if not fits(receive, message):
+            return self._end(receive, misfit(receive, message), counted)
         if message.buffer is not None:
             receive.buffer.view(np.uint8)[:] = message.buffer
         receive.source = receive.transport.members.index(message.peer)
@@ -405,7 +350,7 @@ class Engine:
     ) -> None:
         message, target = self.begin(self.rank, context, tag, code, buffer.size)
         target[:] = buffer.view(np.uint8).data
-        message.finish()
+        self.arrived(message)
         self._end(item, counted=False)
 
 
@@ -425,20 +370,6 @@ def _take(
                 del table[key]  # tags may be used once only: leave nothing behind
             return item
     return None
-
-
-def _fits(receive: Receive, message: _Message) -> bool:
-    buffer = receive.buffer
-    return buffer.size == message.count and CODES[buffer.dtype] == message.dtype
-
-
-def _misfit(receive: Receive, message: _Message) -> ValueError:
-    buffer, tag = receive.buffer, message.tag
-    return ValueError(
-        f"recv of {buffer.size} x {buffer.dtype.name} ({buffer.nbytes} bytes), tag {tag}: rank "
-        f"{message.peer} sent {message.count} x {_NAMES[message.dtype]} "
-        f"({message.count * _SIZES[message.dtype]} bytes); both sides must name the same size and dtype"
-    )
 
 
 def _obituary(connection: Connection) -> str:

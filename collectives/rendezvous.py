@@ -277,7 +277,8 @@ class _Meeting:
             self._fail(
                 f"rank {self.rank} of {self.size} came twice to {self.place}: as "
                 f"{first.rsplit(',', 1)[0]} and as {me.rsplit(',', 1)[0]}; give every process its own "
-                "rank" + (", and remove the file if an earlier job left it" if "file" in self.place else "")
+                "rank"
+                + (", and remove the file if an earlier job left it" if "file" in self.place else "")
             )
 
     def _gather(self, topic: str, mine: dict[str, str]) -> list[dict[str, str]]:
@@ -304,8 +305,8 @@ class _Meeting:
             return
         strangers = getattr(self.base, "strangers", 0)
         self._fail(
-            f"{name_ranks(absent)} of {self.size} did not come to {self.place} within {self.timeout:g} s; "
-            "check that every rank was started and can reach this address"
+            f"{name_ranks(absent)} of {self.size} did not come to {self.place} within "
+            f"{self.timeout:g} s; check that every rank was started and can reach this address"
             + (f" ({strangers} connections were turned away: {ADVICE})" if strangers else ""),
             absent,
         )

@@ -90,7 +90,9 @@ def _read_cookie(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CollectiveError(f"cannot read the job's secret {path} ({error.strerror}): {ADVICE}") from error
+        raise CollectiveError(
+            f"cannot read the job's secret {path} ({error.strerror}): {ADVICE}"
+        ) from error
     with open(fd, "rb") as file:
         facts = os.fstat(fd)
         if facts.st_uid != os.geteuid():

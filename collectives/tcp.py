@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .progress import CODES, Engine, Receive, Send
+from .operations import CODES, Receive, Send
+from .progress import Engine
 from .store import Store
 from .transport import NoWatch, Transport, Watch
 from .work import Work

@@ -149,7 +149,8 @@ def misfit(t: TCPTransport) -> None:
         if not posted_first:
             gather_bytes(t, b"")
             receives = [t.irecv(out, source, 11) for out in outs]
-        for work, out, wanted in zip(receives, outs, ("4 x float32 (16 bytes)", "3 x float32 (12 bytes)")):
+        texts = ("4 x float32 (16 bytes)", "3 x float32 (12 bytes)")
+        for work, out, wanted in zip(receives, outs, texts):
             try:
                 work.wait(60)
             except ValueError as error:
@@ -177,8 +178,8 @@ def threads(t: TCPTransport) -> None:
             for turn in range(40):
                 size = (1, 50_000, 3)[turn % 3] + i
                 out = np.empty(size)
-                works = [x.isend(np.full(size, turn + x.rank * 1000.0), peer, i), x.irecv(out, source, i)]
-                for work in works:
+                data = np.full(size, turn + x.rank * 1000.0)
+                for work in (x.isend(data, peer, i), x.irecv(out, source, i)):
                     work.wait(60)
                 assert (out == turn + source * 1000).all()
         except BaseException as error:

@@ -131,7 +131,8 @@ def test_waits_end(store):
         lambda: store.wait(["a", "none"]),
         lambda: store.wait(["none"], timedelta(milliseconds=10)),
     ):
-        with pytest.raises(StoreTimeout, match="Wait timeout: no value for key '(p/)?none' in .* after 0.0"):
+        text = "Wait timeout: no value for key '(p/)?none' in .* after 0.0"
+        with pytest.raises(StoreTimeout, match=text):
             attempt()
     with pytest.raises(TimeoutError, match="'(p/)?n1', '(p/)?n2'"):
         store.wait(["n1", "a", "n2"])
@@ -260,9 +261,8 @@ def test_file_is_shared_by_processes(tmp_path):
         "s.set('done' + sys.argv[2], 'x'); s.wait(['end'])"
     )
     mine = FileStore(path, 3)
-    crew = [
-        subprocess.Popen([sys.executable, "-c", code, path, str(i)], env=clean_environment()) for i in (0, 1)
-    ]
+    commands = [[sys.executable, "-c", code, path, str(i)] for i in (0, 1)]
+    crew = [subprocess.Popen(command, env=clean_environment()) for command in commands]
     mine.wait(["done0", "done1"], timedelta(seconds=40))
     assert mine.get("n") == b"200"
     mine.set("end", "1")
@@ -317,7 +317,7 @@ def test_server_is_reached_by_other_processes_and_named_when_it_is_gone():
 
 
 def test_host_waits_for_workers():
-    with pytest.raises(StoreTimeout, match=r"Timed out after 0.06 seconds waiting for clients. 1/2 clients"):
+    with pytest.raises(StoreTimeout, match=r"Timed out after 0.06 seconds .* 1/2 clients"):
         TCPStore("localhost", 0, 2, True, SHORT)
     host = TCPStore("localhost", 0, 2, True, timedelta(seconds=20), wait_for_workers=False)
     worker = TCPStore("localhost", host.port, 2, False)
@@ -489,7 +489,8 @@ def test_secret_file_is_made_once_and_for_the_owner_only(home):
 def test_processes_that_start_together_agree_on_the_secret(home):
     code = "from collectives.secret import job_secret; print(job_secret().decode())"
     env = clean_environment({"XDG_CONFIG_HOME": str(home.parent.parent)})
-    crew = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) for _ in range(3)]
+    command = [sys.executable, "-c", code]
+    crew = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE) for _ in range(3)]
     found = {process.communicate(timeout=60)[0].strip() for process in crew}
     assert found == {job_secret()}
 

@@ -352,7 +352,7 @@ def _quiet(job) -> None:
 @pytest.mark.parametrize(
     "case, ranks, sizes, kind, text",
     [
-        ("missing", [0, 1], [4, 4], "CollectiveTimeout", "ranks 2 and 3 of 4 did not come to 127.0.0.1:"),
+        ("missing", [0, 1], [4, 4], "CollectiveTimeout", "ranks 2 and 3 of 4 did not come to 127.0."),
         ("twice", [0, 1, 1], [3, 3, 3], "RendezvousError", "rank 1 of 3 came twice to 127.0.0.1:"),
         ("host twice", [0, 1, 0], [3, 3, 3], "RendezvousError", "rank 0 of 3 came twice to 127.0.0.1:"),
         ("sizes", [0, 1], [2, 3], "RendezvousError", "all ranks must be given the same"),
@@ -388,14 +388,14 @@ def connect_in_threads(n: int, store=None) -> list[TCPTransport]:
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (dict(init_method="env://"), "needs the variable MASTER_ADDR|needs a rank and a world size"),
-        (dict(init_method="tcp://localhost"), "must be tcp://host:port"),
-        (dict(init_method="tcp://localhost:80"), "rank is not given"),
-        (dict(init_method="tcp://localhost:80?rank=0"), "world_size is not given"),
-        (dict(init_method="tcp://localhost:80?rank=x&world_size=2"), "rank must be a number, got 'x'"),
-        (dict(init_method="tcp://localhost:80", rank=2, world_size=2), "rank 2 does not fit a world of 2"),
-        (dict(init_method="file://relative", rank=0, world_size=1), "must be file:///path"),
-        (dict(init_method="ftp://a", rank=0, world_size=1), "unknown init_method 'ftp://a'"),
+        ({"init_method": "env://"}, "needs the variable MASTER_ADDR|needs a rank and a world size"),
+        ({"init_method": "tcp://localhost"}, "must be tcp://host:port"),
+        ({"init_method": "tcp://localhost:80"}, "rank is not given"),
+        ({"init_method": "tcp://localhost:80?rank=0"}, "world_size is not given"),
+        ({"init_method": "tcp://localhost:80?rank=x&world_size=2"}, "rank must be a number, got 'x'"),
+        ({"init_method": "tcp://localhost:80", "rank": 2, "world_size": 2}, "rank 2 does not fit"),
+        ({"init_method": "file://relative", "rank": 0, "world_size": 1}, "must be file:///path"),
+        ({"init_method": "ftp://a", "rank": 0, "world_size": 1}, "unknown init_method 'ftp://a'"),
     ],
 )
 def test_wrong_arguments(arguments, text, monkeypatch):
@@ -461,6 +461,54 @@ def test_a_message_that_came_beats_the_complaint():
     out = np.empty(1)
     assert a.irecv(out, 1, 1).wait(10) and out[0] == 5
     a.close(), b.close()
+
+
+def cut(transport: TCPTransport) -> None:
+    """End all connections of one side at once, as its death would."""
+    for connection in transport._engine.connections.values():
+        connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("posted", ["before", "meanwhile", "afterwards"])
+def test_a_message_that_breaks_off_ends_its_receive(posted):
+    a, b = connect_in_threads(2)
+    out, work = np.empty(8 << 20), None
+    if posted == "before":
+        work = a.irecv(out, 1, 1)
+    with b._engine._seat:  # keeps b's background thread from sending on
+        sent = b.isend(np.ones(8 << 20), 0, 1)
+        a._engine.glance()
+        if posted == "meanwhile":
+            work = a.irecv(out, 1, 1)
+        cut(b)
+    if posted == "afterwards":
+        with pytest.raises(RankFailedError):
+            a.irecv(np.empty(1), 1, 2).wait(10)
+        work = a.irecv(out, 1, 1)
+    for broken in (work, sent):
+        with pytest.raises(RankFailedError, match="rank . is gone: its connection"):
+            broken.wait(10)
+    a.close(), b.close()
+
+
+def test_the_watch_says_why_a_rank_has_gone():
+    a, b = connect_in_threads(2)
+
+    class News:
+        def look(self, call, missing) -> None:
+            assert list(missing) == [1]
+            raise RankFailedError("rank 1 failed: ZeroDivisionError at train.py:3")
+
+    b.close()
+    work = a.irecv(np.empty(1), 1, 1)
+    a.watch = News()
+    for _ in range(2):  # each wait says the same
+        with pytest.raises(RankFailedError, match="ZeroDivisionError at train.py:3"):
+            work.wait(10)
+    a.close()
+    with pytest.raises(CollectiveError, match="rank 0 has closed its transport"):
+        a.isend(np.zeros(1), 1, 1)
+    a.close()
 
 
 def test_wait_with_a_time_limit_can_be_repeated():

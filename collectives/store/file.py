@@ -117,7 +117,9 @@ class FileStore(Store):
         try:
             self._log = _Log(self.path)
         except OSError as error:
-            raise StoreError(f"cannot open the file of a FileStore, {self.path}: {error.strerror}") from error
+            raise StoreError(
+                f"cannot open the file of a FileStore, {self.path}: {error.strerror}"
+            ) from error
         self._log.run(Op.ADD, [_USERS, b"1"])
         self._finalizer = weakref.finalize(self, _leave, self._log, world_size)
 

@@ -145,7 +145,8 @@ class TCPStore(Store):
         self.libuvBackend = use_libuv
         self._server: StoreServer | None = None
         if is_master:
-            self._server = _serve(_listen_host or host_name, port, secret, multi_tenant, master_listen_fd)
+            listen_host = _listen_host or host_name
+            self._server = _serve(listen_host, port, secret, multi_tenant, master_listen_fd)
             port = self._server.port
         self._connections = _Connections(host_name, port, secret)
         self._connections.put_back(self._connections.open(self._seconds() or float("inf")))
