@@ -18,7 +18,8 @@ before they receive do not block each other. Tags tell nothing apart: messages b
 arrive in the order in which they were sent.
 
 Ranks that share a GPU: NCCL refuses them before 2.30, and allows it later where
-NCCL_MULTI_RANK_GPU_ENABLE=1. Otherwise their arrays go over the control group, through host memory.
+NCCL_MULTI_RANK_GPU_ENABLE=1. Otherwise `cuda_ipc` carries out NCCL's calls between the processes, and
+where that is closed, too, arrays go over the control group, through host memory.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from . import buffers, device, nccl_binding
+from . import buffers, cuda_ipc, device, nccl_binding
 from .buffers import FLOATS, HALVES, Array, Op, PremulSum, ReduceOp, Reduction, name_of
 from .call import Call
 from .group import Group, Job
@@ -83,15 +84,16 @@ class NCCLGroup(NcclCalls, Group):
     """Made by `connect` and `split`.
 
     Attributes:
-        shared: which ranks share a GPU, as lists of ranks, if their arrays therefore go over the
-            control group; else empty.
+        shared: which ranks share a GPU, as lists of ranks, if that keeps the group from using NCCL;
+            else empty.
     """
 
     backend = "nccl"
 
     def __init__(
-        self, control: Group, name: str, gpu: Any = None, binding: Binding | None = None
-    ) -> None:
+        self, control: Group, name: str, gpu: Any = None, binding: Binding | None = None,
+        speaks: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__(
             control.rank, control.size, name, control.members, control.timeout, control._recorder
         )
@@ -104,15 +106,22 @@ class NCCLGroup(NcclCalls, Group):
         self._failing = threading.Lock()
         self._overseer = Overseer(f"nccl {name} rank {self.rank}", self._check, self._fail)
         self._gpu, self._binding = gpu, binding  # type: ignore[assignment]
-        self.shared = self._meet()
-        if not self.shared:
+        self.shared, version = self._meet()
+        self._library = self._binding
+        if self.shared:
+            ipc = cuda_ipc.connect(control)
+            if speaks and self.rank == 0:
+                self._notice(version, "through host memory" if ipc is None else "through CUDA IPC")
+            self._binding = ipc  # type: ignore[assignment]
+        if self._binding is not None:
             self.takes_device_arrays = True
             self._connect()
 
     # ---- making and ending --------------------------------------------------------------------
 
-    def _meet(self) -> list[list[int]]:
-        """Find this rank's GPU and library and compare: ranks that share a GPU and may not."""
+    def _meet(self) -> tuple[list[list[int]], int]:
+        """Find this rank's GPU and library and compare: ranks that share a GPU and may not, and
+        NCCL's version."""
         identity, version, error = "", 0, ""
         try:
             self._gpu = self._gpu or device.Gpu()
@@ -135,18 +144,14 @@ class NCCLGroup(NcclCalls, Group):
                 f"group {self.name!r} cannot use NCCL: rank {self.members[rank]} of "
                 f"{len(lacking)} rank(s) without it says {reason}"
             )
-        if not shared or allowed:
-            return []
-        if self.rank == 0:
-            self._notice(shared[0], version)
-        return shared
+        return ([] if allowed else shared), version
 
-    def _notice(self, ranks: Sequence[int], version: int) -> None:
-        names = " and ".join(str(self.members[rank]) for rank in ranks)
+    def _notice(self, version: int, way: str) -> None:
+        names = " and ".join(str(self.members[rank]) for rank in self.shared[0])
         number = ".".join(map(str, (version // 10000, version // 100 % 100, version % 100)))
         warnings.warn(
             f"ranks {names} share a GPU, which NCCL {number} refuses: arrays of group {self.name!r} go "
-            "through host memory. Start one rank per GPU, or use NCCL 2.30 or later with "
+            f"{way}. Start one rank per GPU, or use NCCL 2.30 or later with "
             f"{nccl_binding.MULTI_RANK_VARIABLE}=1",
             stacklevel=2,
         )
@@ -155,7 +160,7 @@ class NCCLGroup(NcclCalls, Group):
         """Make the communicators: one for collectives and, among several ranks, two for messages."""
         call = Call("connect")
         call.group, call.timeout = self.name, self.timeout
-        for _ in range(3 if self.size > 1 else 1):
+        for _ in range(self._binding.lanes if self.size > 1 else 1):
             made = self._binding.unique_id() if self.rank == 0 else b""
             unique_id = self._control.broadcast_object(made, 0)
             stream = self._gpu.stream()
@@ -169,7 +174,8 @@ class NCCLGroup(NcclCalls, Group):
         part = self._control._split(call, color, key)
         if part is None:
             return None
-        return NCCLGroup(part, f"{self.name}/{call.number}.{color}", self._gpu, self._binding)
+        name = f"{self.name}/{call.number}.{color}"
+        return NCCLGroup(part, name, self._gpu, self._library, speaks=False)
 
     def close(self) -> None:
         """Wait for everything under way, on the GPU too, and free the communicators."""
@@ -237,19 +243,24 @@ class NCCLGroup(NcclCalls, Group):
             raise
         lane = self._main
         self._gpu.wait(ready, lane.stream)
-        with self._gpu.on(lane.stream):
-            job(call)
+        try:
+            with self._gpu.on(lane.stream):
+                job(call)
+        except (RankFailedError, CollectiveTimeout) as error:
+            self._fail(error)
+            raise
         work = StreamWork(call, self._gpu, self._gpu.record(lane.stream), job)
         self._overseer.add(work)
         return work
 
     def _enqueue(self, call: Call, lane: Lane, issues: Sequence[Callable[[], None]]) -> None:
         """Call NCCL: several operations as one group."""
-        if not issues:
+        meets = self._binding.meets
+        if not issues and not meets:
             return
         with self._lock:
             self._check_alive(call)
-            if len(issues) == 1:
+            if len(issues) == 1 and not meets:
                 issues[0]()
             else:
                 self._binding.group_start()
@@ -317,6 +328,8 @@ class NCCLGroup(NcclCalls, Group):
     def _isend(self, call: Call, buffer: Array, dst: int, tag: int) -> Work:
         if isinstance(buffer, np.ndarray):
             return self._control._isend(call, buffer, dst, tag)
+        if self._binding.lanes == 1:
+            return self._control._isend(call, self._gpu.to_host(buffer).view(np.uint8), dst, tag)
         return self._message_lane(call, buffer, dst, self._binding.send, dst > self.rank, None)
 
     def _irecv(
@@ -324,6 +337,14 @@ class NCCLGroup(NcclCalls, Group):
     ) -> Work:
         if isinstance(buffer, np.ndarray):
             return self._control._irecv(call, buffer, src, tag, store)
+        if self._binding.lanes == 1:
+            host = np.empty(buffer.nbytes, np.uint8)
+
+            def bring() -> None:
+                buffer[...] = self._gpu.from_host(host.view(buffer.dtype))
+                store()
+
+            return self._control._irecv(call, host, src, tag, bring)
         if src is None:
             raise ValueError(
                 f"irecv: NCCL cannot receive from any rank (rank {self.rank} of group {self.name!r}): "

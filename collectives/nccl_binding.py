@@ -43,7 +43,14 @@ class Binding(ABC):
         name: for messages.
         blocking: whether a call may wait for other ranks.
         multiplies: whether `premul_sum` exists.
+        lanes: communicators that a group of several ranks needs: one for collectives, two for
+            messages; 1 where messages go another way.
+        meets: whether all ranks must take part in every group, also with nothing to send.
+        ordered: whether reductions follow the tree by rank order anyway.
     """
+
+    lanes = 3
+    meets = ordered = False
 
     name: str
     blocking: bool
@@ -226,8 +233,11 @@ class CupyNccl(Binding):
         return bytes(value & 0xFF for value in self._call(self._nccl.get_unique_id))
 
     def init_rank(self, size: int, unique_id: bytes, rank: int) -> Any:
-        signed = tuple(int(value) for value in np.frombuffer(unique_id, np.int8))
-        return self._call(self._nccl.NcclCommunicator, size, signed, rank)
+        try:
+            return self._call(self._nccl.NcclCommunicator, size, unique_id, rank)
+        except TypeError:  # before CuPy 14 it was a tuple of signed numbers
+            signed = tuple(int(value) for value in np.frombuffer(unique_id, np.int8))
+            return self._call(self._nccl.NcclCommunicator, size, signed, rank)
 
     def all_reduce(self, comm, send, recv, count, type_, op, stream):
         self._call(comm.allReduce, send, recv, count, type_, op, stream)

@@ -100,7 +100,8 @@ class NcclCalls(Backend):
 
     def _reduces(self, buffer: Array, op: ReduceOp) -> bool:
         """Whether NCCL can do this reduction, and in this mode may."""
-        if self.deterministic and op is not ReduceOp.MIN and op is not ReduceOp.MAX:
+        ordered = self._binding.ordered and name_of(buffer.dtype) not in COMPLEX
+        if self.deterministic and not ordered and op is not ReduceOp.MIN and op is not ReduceOp.MAX:
             return False
         if name_of(buffer.dtype) in COMPLEX:
             return op in (ReduceOp.SUM, ReduceOp.AVG)

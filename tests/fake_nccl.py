@@ -235,6 +235,43 @@ def _free(stream: FakeStream, data: np.ndarray) -> None:
     stream.put(lambda: data)
 
 
+class FakeRuntime:
+    """What `cuda_ipc.CudaRuntime` offers; one for each rank, whose GPU it is given."""
+
+    opened: list[int] = []
+
+    def __init__(self, gpu: FakeGpu):
+        self.gpu, self.memory = gpu, {}
+
+    def allocate(self, nbytes):
+        memory = np.full(nbytes, 0xEE, np.uint8)
+        address = memory.__array_interface__["data"][0]
+        self.memory[address] = memory
+        return address
+
+    def free(self, address):
+        assert address in self.memory  # kept: other ranks' streams may still stand on it
+
+    def offer(self, address):
+        return ("handle", address)
+
+    def open(self, offered):
+        self.opened.append(offered[1])
+        return offered[1]
+
+    def shut(self, address):
+        self.opened.remove(address)
+
+    def copy(self, target, source, nbytes, stream):
+        FakeStream.by_address[stream].put(lambda: ctypes.memmove(target, source, nbytes))
+
+    def synchronize(self, stream):
+        FakeStream.by_address[stream].drain()
+
+    def array(self, address, count, name):
+        return FakeArray(self.gpu, _array(address, count, TYPES[name]))
+
+
 # ---- the library ---------------------------------------------------------------------------------
 
 

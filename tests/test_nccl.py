@@ -13,7 +13,7 @@ import collectives_conformance as conformance
 import ml_dtypes
 import numpy as np
 import pytest
-from fake_nccl import FakeArray, FakeEvent, FakeGpu, FakeLibrary, FakeNccl
+from fake_nccl import FakeArray, FakeEvent, FakeGpu, FakeLibrary, FakeNccl, FakeRuntime
 
 from collectives import (
     CollectiveTimeout,
@@ -21,6 +21,7 @@ from collectives import (
     PremulSum,
     RankFailedError,
     ReduceOp,
+    cuda_ipc,
     device,
     nccl,
     nccl_binding,
@@ -560,6 +561,87 @@ def test_a_closed_group():
 
 
 # ---- ranks that share a GPU ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ipc(monkeypatch):
+    """CUDA IPC is open between the ranks; a step moves 64 bytes for each rank."""
+    monkeypatch.setattr(cuda_ipc, "CudaRuntime", lambda: FakeRuntime(HERE.gpu))
+    monkeypatch.setattr(cuda_ipc, "HALF", 192)
+    monkeypatch.setattr(FakeRuntime, "opened", [])
+
+
+def sharing(n, fn, library=None):
+    """As `ranks`, all on one GPU."""
+    gpus, library = [FakeGpu(uuid="one") for _ in range(n)], library or FakeLibrary()
+
+    def start(control):
+        HERE.gpu = gpus[control.rank]
+        here = Rank(control, library, gpus)
+        result = fn(here)
+        here.group.close()
+        return result
+
+    with pytest.warns(UserWarning, match="share a GPU, which NCCL 2.28.9 refuses: arrays of group "
+                                         "'world' go through CUDA IPC") as seen:
+        results = run_ranks(n, start, timeout=100)
+    assert len(seen) == 1 and library.log == []
+    return results
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("call", conformance.CALLS)
+def test_conformance_through_cuda_ipc(call, n, ipc, monkeypatch):
+    monkeypatch.setattr(conformance, "Laid", DeviceLaid)
+    few = {0: ["contiguous"], 1: ["contiguous"], 105: ["contiguous", "transposed"]}
+    monkeypatch.setattr(conformance, "SIZES", few)
+    if call != "send_recv":
+        monkeypatch.setattr(conformance, "_done", wait_and_block)
+    for _, failures, used in sharing(n, lambda here: conformance.check_call(here.group, call)):
+        assert failures == []
+        assert used == {dtype.name for dtype in conformance.DTYPES}
+    assert FakeRuntime.opened == []  # all memory of others was given back
+
+
+def test_cuda_ipc_gives_the_bits_of_the_local_backend(ipc):
+    values = [np.random.default_rng(r).normal(0, 10.0 ** (4 * r), 101).astype(np.float32)
+              for r in range(3)]
+
+    def plain(group):
+        mine, half = values[group.rank].copy(), values[group.rank].astype(BFLOAT16)
+        group.all_reduce(mine)
+        group.all_reduce(half, ReduceOp.AVG)
+        return mine, half
+
+    def fn(here):
+        mine, half = here.array(values[here.rank]), here.array(values[here.rank], BFLOAT16)
+        here.group.all_reduce(mine)
+        here.group.all_reduce(half, ReduceOp.AVG)
+        here.group.deterministic = True
+        again = here.array(values[here.rank])
+        here.group.all_reduce(again)
+        return mine.get(), half.get(), again.get()
+
+    want, want_half = run_ranks(3, plain)[0]
+    for got, half, again in sharing(3, fn):
+        assert np.array_equal(got, want) and np.array_equal(again, want)
+        assert np.array_equal(half.view(np.uint16), want_half.view(np.uint16))
+
+
+def test_cuda_ipc_unequal_parts_and_split(ipc):
+    def fn(here):
+        r, group = here.rank, here.group
+        outs, ins = [40 * s for s in range(3)], [40 * r] * 3
+        got = here.array(np.zeros(sum(outs)))
+        group.all_to_all(got, here.array(np.full(sum(ins), r)), out_counts=outs, in_counts=ins)
+        assert got.get().tolist() == [s for s in range(3) for _ in range(40 * s)]
+        part = group.split(0 if r else 1)
+        a = here.array([float(r)])
+        part.all_reduce(a)
+        part.close()
+        return part.shared, a.get().tolist()
+
+    assert sharing(3, fn) == [([], [0.0]), ([[0, 1]], [3.0]), ([[0, 1]], [3.0])]
 
 
 class FakeBridge:

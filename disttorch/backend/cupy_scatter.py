@@ -1,9 +1,10 @@
 """Adding to (and reducing into) places of a GPU array, where one place may come several times.
 
-CuPy's ``ufunc.at`` knows few dtypes and no products. Narrow types work in a wider one and are
-rounded once at the end; products are a loop of compare-and-swap. The order of several values at
-one place is up to the GPU, so sums of floating-point values can differ in the last bits from run
-to run. Each function takes the namespace ``xp`` first and becomes a method of it.
+CuPy's ``add.at`` knows few dtypes, ``multiply.at`` does not exist, and the extremes' rounds float64
+to float32. Narrow types work in a wider one and are rounded once at the end; what is no sum is a
+loop of compare-and-swap. The order of several values at one place is up to the GPU, so sums of
+floating-point values can differ in the last bits from run to run. Each function takes the namespace
+``xp`` first and becomes a method of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ _WIDER = {
     "bool": np.int32, "int8": np.int32, "uint8": np.int32, "int16": np.int32, "uint16": np.int32,
     "float16": np.float32, "bfloat16": np.float32,
 }  # fmt: skip
-_SIGN = np.uint64(1 << 63)
 
 
 def scatter_at(xp, ufunc, out, places, values):
@@ -34,47 +34,49 @@ def scatter_at(xp, ufunc, out, places, values):
         result = out.astype(wide)
         scatter_at(xp, ufunc, result, places, values.astype(wide))
         out[...] = result.astype(out.dtype)
-    elif ufunc == "multiply":
-        _multiply(xp, out, places, values)
-    elif out.dtype == np.int64 and ufunc != "add":
-        # CuPy's extremes know uint64 only: with the sign bit flipped it orders alike
-        result = out.view(np.uint64) ^ _SIGN
-        getattr(xp, ufunc).at(result, places, values.astype(np.int64).view(np.uint64) ^ _SIGN)
-        out[...] = (result ^ _SIGN).view(np.int64)
+    elif ufunc == "add":
+        xp.add.at(out, places, values.astype(out.dtype, copy=False))
     else:
-        getattr(xp, ufunc).at(out, places, values.astype(out.dtype, copy=False))
+        _swap_in(xp, ufunc, out, places, values)
 
 
-def _multiply(xp, out, places, values):
+def _swap_in(xp, ufunc, out, places, values):
     wide = np.dtype(np.float64 if out.dtype.kind == "f" else np.int64)
     places = places if isinstance(places, tuple) else (places,)
     flat = functools.reduce(
         lambda sum_, step: sum_ * step[1] + step[0], zip(places, out.shape), xp.zeros((), np.int64))
     rest = out.shape[len(places):]
     if rest:  # whole slices: their elements count up
-        flat = flat[(..., *(None,) * len(rest))] * int(np.prod(rest)) + xp.arange(
-            int(np.prod(rest))).reshape(rest)
+        n = int(np.prod(rest))
+        flat = flat[(..., *(None,) * len(rest))] * n + xp.arange(n).reshape(rest)
     flat, values = xp.broadcast_arrays(flat, values.astype(wide))
     result = out.astype(wide).reshape(-1)
-    _product_kernel(xp.cupy)(values, flat, result)
+    _kernel(xp.cupy, ufunc)(values, flat, result)
     out[...] = result.reshape(out.shape).astype(out.dtype)
 
 
+_NEW = {  # from `was` and `value`; NaN wins, as in NumPy
+    "multiply": "was * value",
+    "maximum": "was >= value || was != was ? was : value",
+    "minimum": "was <= value || was != was ? was : value",
+}
+
+
 @functools.cache
-def _product_kernel(cupy):
+def _kernel(cupy, ufunc):
     return cupy.ElementwiseKernel(
         "T value, int64 place", "raw T out",
-        """
+        f"""
         unsigned long long* where = reinterpret_cast<unsigned long long*>(&out[place]);
-        unsigned long long seen = *where, old, wanted;
-        do {
+        unsigned long long seen = *where, old;
+        do {{
             old = seen;
-            T product = *reinterpret_cast<T*>(&old) * value;
-            wanted = *reinterpret_cast<unsigned long long*>(&product);
-            seen = atomicCAS(where, old, wanted);
-        } while (seen != old);
+            T was = *reinterpret_cast<T*>(&old);
+            T wanted = {_NEW[ufunc]};
+            seen = atomicCAS(where, old, *reinterpret_cast<unsigned long long*>(&wanted));
+        }} while (seen != old);
         """,
-        "disttorch_multiply_at",
+        f"disttorch_{ufunc}_at",
     )
 
 

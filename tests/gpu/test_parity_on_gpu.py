@@ -97,7 +97,7 @@ def full_float32():
     torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.mark.filterwarnings("ignore:Attempting to run cuFFT:UserWarning")
+@pytest.mark.filterwarnings("ignore:Attempting to run:UserWarning")
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("name", [n for n in sampled_ops() if n not in cpu.INTERNAL])
 def test_values_and_gradients(name, dtype):

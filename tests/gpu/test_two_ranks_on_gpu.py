@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,19 +28,22 @@ def run(command, **environment):
     return json.loads(line[line.index("{"):])
 
 
-def check(found):
+def check(found, way):
     assert found["ranks"] == 2 and found["failures"] == [] and found["cases"] > 500
     assert found["shared"] == [[0, 1]]
     assert len(found["notices"]) == 1 and "ranks 0 and 1 share a GPU" in found["notices"][0]
+    assert f"go {way}" in found["notices"][0]
 
 
 @pytest.mark.timeout(120)
-def test_started_by_mpi():
-    check(run([require_mpi(), "-n", "2", sys.executable, PROGRAM], OMPI_ALLOW_RUN_AS_ROOT="1",
-              OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1"))
+@pytest.mark.parametrize("way", ["through CUDA IPC", "through host memory"])
+def test_started_by_mpi(way):
+    options = ["--no-ipc"] if "host" in way else []
+    check(run([require_mpi(), "-n", "2", sys.executable, PROGRAM, *options],
+              OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1"), way)
 
 
 @pytest.mark.timeout(120)
 def test_started_without_mpi():
-    assert shutil.which(sys.executable)
-    check(run([sys.executable, "-m", "launcher", "--nproc-per-node", "2", "--via", "spawn", PROGRAM]))
+    launcher = [sys.executable, "-m", "launcher", "--nproc-per-node", "2", "--via", "spawn"]
+    check(run([*launcher, PROGRAM]), "through CUDA IPC")
