@@ -260,6 +260,9 @@ def methods_of_groups() -> None:
     same(outs[n - 1], value(n - 1))
     pg.monitored_barrier(datetime.timedelta(seconds=20))
     pg.barrier(timeout=datetime.timedelta(seconds=20)).wait()
+    pg.set_timeout(datetime.timedelta(seconds=1800))
+    assert pg._get_backend(torch.device("cpu"))._get_backend_name() == dist.get_backend()
+    assert torch.device("cpu") in pg._device_types
     with pytest.raises(ValueError, match="a list of 2"):
         pg.broadcast([tensor, tensor], root=0)
 

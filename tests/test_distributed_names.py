@@ -241,6 +241,13 @@ def test_deterministic_reductions():
         assert dist.are_deterministic_reductions_enabled()
     finally:
         dist.set_deterministic(False)
+    try:
+        torch.use_deterministic_algorithms(True)
+        dist.run_local(2, lambda rank: dist.barrier(), timeout=20)
+        assert dist.are_deterministic_reductions_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        dist.set_deterministic(False)
 
 
 def test_backend_names():

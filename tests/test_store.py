@@ -358,6 +358,7 @@ def test_host_listens_on_the_loopback_device_only():
     assert address == ("127.0.0.1", host.port)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_uses_connections_of_its_own():
     host = TCPStore("localhost", 0, None, True)
     client = TCPStore("localhost", host.port)
@@ -518,6 +519,16 @@ def test_secret_file_that_is_a_link_or_empty_is_refused(home):
     home.unlink()
     home.touch(0o600)
     with pytest.raises(CollectiveError, match="too few for a secret"):
+        job_secret()
+
+
+def test_no_home_for_the_secret_file(home, monkeypatch):
+    def no_home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(secret_module.Path, "home", no_home)
+    with pytest.raises(CollectiveError, match="no home directory.*set DISTTORCH_JOB_SECRET"):
         job_secret()
 
 

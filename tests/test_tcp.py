@@ -368,13 +368,13 @@ def test_who_is_wrong_is_named_on_all_ranks(tmp_path, case, ranks, sizes, kind, 
             assert kind in shown and text in shown, job.output()
 
 
-def connect_in_threads(n: int, store=None) -> list[TCPTransport]:
+def connect_in_threads(n: int, store=None, init_method=None) -> list[TCPTransport]:
     """All ranks of a job in threads of this process."""
-    store = store or HashStore()
+    store = None if init_method else store or HashStore()
     found: list[TCPTransport | None] = [None] * n
 
     def go(rank: int) -> None:
-        found[rank] = rendezvous.connect(rank=rank, world_size=n, store=store, timeout=20)
+        found[rank] = rendezvous.connect(init_method, rank, n, 20, store)
 
     crew = [threading.Thread(target=go, args=(rank,)) for rank in range(n)]
     for thread in crew:
@@ -418,6 +418,28 @@ def test_several_jobs_in_one_store():
         transports = connect_in_threads(2, store)
         for transport in transports:
             transport.close()
+
+
+def test_ranks_meet_again_at_the_same_place():
+    place = f"tcp://127.0.0.1:{free_port()}"
+    for turn in range(3):
+        transports = connect_in_threads(3, init_method=place)
+        sent = transports[2].isend(np.array([turn]), 0, 1)
+        out = np.empty(1, np.int64)
+        transports[0].irecv(out, 2, 1).wait(10)
+        sent.wait(10)
+        assert out[0] == turn
+        for transport in transports:
+            transport.close()
+
+
+def test_a_store_that_the_launcher_hosts(tmp_path):
+    host = TCPStore("127.0.0.1", 0, None, True)
+    env = {"DISTTORCH_STORE_HOSTED": "1", "MASTER_PORT": str(host.port)}
+    with Job(tmp_path, 2, ["order"], env) as job:
+        assert job.finish() == [0, 0], job.output()
+    assert any("rendezvous/" in key for key in host.list_keys())
+    host.close()
 
 
 # Waiting
@@ -552,6 +574,7 @@ def test_wrong_buffers_ranks_and_tags():
     a.close(), b.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_does_not_keep_connections_alive():
     a, b = connect_in_threads(2)
     child = os.fork()

@@ -146,6 +146,12 @@ def test_stopped_rank_is_named_as_stopped(tmp_path):
         assert f"rank 1 does not answer: its process {ranks[1].pid} is stopped" in end.err
 
 
+def test_stopped_rank_0_is_named_though_it_is_the_hub(tmp_path):
+    with started(tmp_path, "late: hub stopped", 3) as ranks:
+        for rank in ranks[1:]:
+            assert f"rank 0 does not answer: its process {ranks[0].pid} is stopped" in end_of(rank).err
+
+
 def test_absent_rank_learns_that_the_others_gave_up(tmp_path):
     ends = run(tmp_path, "late: comes later", 2)
     assert "CollectiveTimeout: barrier()" in ends[0].err
@@ -317,6 +323,16 @@ def test_more_news_than_a_stopped_rank_reads_is_dropped_not_waited_for(pair):
     assert 0 < len(peer.unsent) < 6 << 20
     del pair.watches[1]._hear
     stop.set()
+
+
+def test_watch_that_breaks_says_so(pair, capsys):
+    pair.check()
+    pair.watches[1]._hear = lambda message: message["no such key"]
+    pair.watches[0].ask([1], 0.0)
+    pair.watches[1]._thread.join(10)
+    said = capsys.readouterr().err
+    assert "[rank 1] the watch of this rank broke: KeyError: 'no such key'" in said
+    assert not pair.watches[1].trouble
 
 
 def test_null_watch_keeps_time_only():

@@ -138,8 +138,10 @@ def busy() -> None:
 
 
 def late(rank: Rank, how: str) -> None:
-    """Rank 1 does not come: it sleeps, computes or is stopped."""
+    """Rank 1 does not come: it sleeps, computes or is stopped; or rank 0 is stopped, and the hub with it."""
     rank.barrier()
+    if rank.rank == 0 and how == "hub stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if rank.rank == 1:
         if how == "sleep":
             in_my_sleep()
@@ -236,7 +238,7 @@ def main() -> None:
 def program(scenario: str) -> None:
     number, size, folder = int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     kind, _, how = scenario.partition(": ")
-    short = how in ("sleep", "busy", "stopped", "comes later", "never")
+    short = how in ("sleep", "busy", "stopped", "hub stopped", "comes later", "never")
     timeout = 0.5 if short else 30.0
     rank = Rank(number, size, folder, timeout)
     if kind == "ending":

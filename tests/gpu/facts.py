@@ -133,6 +133,29 @@ def op_microseconds():
             "copy_TB_s": 10 * big.nbytes / (time.perf_counter() - began) / 1e12}
 
 
+def nccl_call_microseconds():
+    """CPU time of a small all_reduce of one rank, and of its copy in the library alone."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+    import cupy
+
+    from collectives import nccl, single
+
+    group, array = nccl.connect(single()), cupy.ones(256, "f4")
+    found = {"binding": group._binding.name}
+    lane = group._main
+    raw = lambda: group._binding.all_reduce(  # noqa: E731
+        lane.comm, array.data.ptr, array.data.ptr, 256, 7, 0, lane.address)
+    for name, call in (("library", raw), ("group", lambda: group.all_reduce(array))):
+        call()
+        cupy.cuda.Device().synchronize()
+        began = time.perf_counter()
+        for _ in range(500):
+            call()
+        found[name] = (time.perf_counter() - began) / 500 * 1e6
+        cupy.cuda.Device().synchronize()
+    return found
+
+
 # ---- facts of two processes on one GPU -----------------------------------------------------------
 
 
@@ -236,7 +259,8 @@ def nccl_two_ranks_one_gpu_multi_rank_enabled():
 # ---- running them --------------------------------------------------------------------------------
 
 FACTS = [
-    op_microseconds, machine, versions, mpi, cupy_nccl, nccl4py, nccl4py_one_rank,
+    op_microseconds, nccl_call_microseconds, machine, versions, mpi, cupy_nccl, nccl4py,
+    nccl4py_one_rank,
     cuda_ipc_between_processes, nccl_two_ranks_one_gpu, nccl_two_ranks_one_gpu_multi_rank_enabled,
 ]  # fmt: skip
 
@@ -258,11 +282,11 @@ def find(name: str):
 
 
 def gather() -> dict:
-    """All facts: the one that measures time first and alone, the others side by side."""
+    """All facts: those that measure time first and alone, the others side by side."""
     names = [fact.__name__ for fact in FACTS]
-    found = {names[0]: find(names[0])}
+    found = {name: find(name) for name in names[:2]}
     with ThreadPoolExecutor(4) as pool:
-        return found | dict(zip(names[1:], pool.map(find, names[1:])))
+        return found | dict(zip(names[2:], pool.map(find, names[2:])))
 
 
 def main() -> None:
