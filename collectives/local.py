@@ -8,10 +8,8 @@ rank order (`tree`) and are therefore the same bits every time.
 from __future__ import annotations
 
 import contextvars
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,7 +21,8 @@ from .backend import Counts
 from .buffers import UFUNCS, Array, ReduceOp
 from .call import Call
 from .group import Group
-from .work import CollectiveTimeout, PolledWork, RankFailedError, Work
+from .watch_local import LocalWatch
+from .work import PolledWork, RankFailedError, Work
 
 T = TypeVar("T")
 
@@ -66,7 +65,7 @@ def run_ranks(
     results: list[Any] = [None] * n
 
     def run(rank: int) -> None:
-        world.threads[rank] = threading.get_ident()
+        world.watches[rank].thread = threading.get_ident()
         group = LocalGroup(room, rank)
         _current.set(group)
         try:
@@ -104,30 +103,10 @@ class _World:
 
     def __init__(self, size: int = 1, timeout: float | None = None) -> None:
         self.changed = threading.Condition()
-        self.timeout = timeout
-        self.size = size
-        self._recorders: dict[int, flight.Recorder] = {}
-        self.threads: dict[int, int] = {}  # of each rank, its thread's number
+        # Threads of one process have a recorder each.
+        self.watches = LocalWatch.make([flight.Recorder() for _ in range(size)], timeout)
         self.failure: tuple[int, BaseException] | None = None
         self._groups: list[LocalGroup] = []
-
-    def recorder(self, rank: int) -> flight.Recorder:
-        """Of a rank of the job: threads of one process have one each."""
-        with self.changed:
-            if rank not in self._recorders:
-                self._recorders[rank] = record = flight.Recorder()
-                record.rank, record.size = rank, self.size
-            return self._recorders[rank]
-
-    def whereabouts(self, ranks: Sequence[int]) -> str:
-        """Where the threads of some ranks are now, as Python stacks."""
-        frames = sys._current_frames()
-        text = ""
-        for rank in ranks:
-            frame = frames.get(self.threads.get(rank, -1))
-            if frame is not None:
-                text += f"\nrank {rank} is at:\n" + "".join(traceback.format_stack(frame)).rstrip()
-        return text
 
     def enter(self, group: LocalGroup) -> None:
         with self.changed:
@@ -207,6 +186,7 @@ class _Room:
             if not last:
                 self._wait(
                     call,
+                    rank,
                     lambda: meeting.done,
                     lambda: [r for r in range(n) if r not in meeting.calls],
                 )
@@ -263,7 +243,7 @@ class _Room:
             return others if self.departed.issuperset(others) else []
 
         with self.world.changed:
-            ended = self._wait(call, lambda: receive.source is not None, senders, timeout)
+            ended = self._wait(call, dst, lambda: receive.source is not None, senders, timeout)
         if receive.error is not None:
             raise receive.error
         return ended
@@ -271,6 +251,7 @@ class _Room:
     def _wait(
         self,
         call: Call,
+        rank: int,
         ready: Callable[[], bool],
         missing: Callable[[], list[int]],
         patience: float | None = None,
@@ -280,6 +261,7 @@ class _Room:
         Args:
             patience: seconds after which to return False; None for none.
         """
+        watch = self.world.watches[self.members[rank]]
         begin = time.monotonic()
         limit = None if call.timeout is None else begin + call.timeout
         deadline = None if patience is None else begin + patience
@@ -294,25 +276,16 @@ class _Room:
             if gone:
                 raise RankFailedError(
                     f"{call} in group {self.name!r} cannot complete: "
-                    f"ranks {sorted(gone)} have returned without taking part"
+                    f"ranks {[self.members[r] for r in sorted(gone)]} have returned without taking part"
                 )
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 return False
             if limit is not None and now >= limit:
-                raise self._late(call, missing())
+                watch.look(call, [self.members[rank] for rank in missing()])
             ends = [end - now for end in (deadline, limit) if end is not None]
             self.world.changed.wait(min(ends) if ends else None)
         return True
-
-    def _late(self, call: Call, missing: Sequence[int]) -> CollectiveTimeout:
-        ranks = [self.members[rank] for rank in missing]
-        names = " and ".join(str(rank) for rank in ranks) or "any"
-        text = (
-            f"{call} in group {self.name!r} timed out after {call.timeout:g} s: "
-            f"rank {names} has not come"
-        )
-        return CollectiveTimeout(text + self.world.whereabouts(ranks), ranks)
 
 
 def _deliver(src: int, data: Array, receive: _Receive) -> None:
@@ -342,8 +315,10 @@ class LocalGroup(Group):
     """A group whose ranks are threads of this process. Made by `run_ranks`, `single`, `split`."""
 
     def __init__(self, room: _Room, rank: int) -> None:
-        record = room.world.recorder(room.members[rank])
-        super().__init__(rank, len(room.members), room.name, room.members, room.world.timeout, record)
+        watch = room.world.watches[room.members[rank]]
+        super().__init__(
+            rank, len(room.members), room.name, room.members, watch.timeout, watch.recorder
+        )
         self.room = room
         room.world.enter(self)
 
