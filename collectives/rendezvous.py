@@ -33,6 +33,9 @@ DEFAULT_TIMEOUT = 300.0
 _SLICE = 0.5  # seconds between two looks for an error that another rank has reported
 _LINGER = 5.0  # seconds that the host of the store stays for the others to read what went wrong
 
+# Stores that this process hosts. They stay: ranks that meet a second time at the same place must not
+# find the first store there while it goes away.
+_hosted: dict[tuple[int, str, int], TCPStore] = {}
 _rounds: Counter[str] = Counter()  # how often this process has met others at one place
 
 
@@ -154,13 +157,13 @@ def _meet_at_host(
     if one_node and not hosted:
         host = "127.0.0.1"  # whatever MASTER_ADDR says: nobody outside needs to reach it
     limit = timedelta(seconds=timeout)
-    hosting = rank == 0 and not hosted
-    if hosting:
+    if rank == 0 and not hosted:
+        key = os.getpid(), host, port
         try:
-            store = TCPStore(
-                host, port, None, True, limit, _listen_host=None if one_node else _bindable(host, port)
-            )
-            return Meeting(rank, size, place, host, store, True)
+            if key not in _hosted:
+                at = None if one_node else _bindable(host)
+                _hosted[key] = TCPStore(host, port, None, True, limit, _listen_host=at)
+            return Meeting(rank, size, place, host, _hosted[key], True)
         except StoreConnectionError as error:
             # Perhaps another rank 0 is there already: then all ranks are to hear of it.
             try:
@@ -180,7 +183,7 @@ def _meet_at_host(
     return Meeting(rank, size, place, host, store, False)
 
 
-def _bindable(host: str, port: int) -> str:
+def _bindable(host: str) -> str:
     """The address at which the store's host listens for ranks of other nodes."""
     if host in ("localhost", "::1") or host.startswith("127."):
         return host

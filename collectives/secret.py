@@ -79,7 +79,12 @@ def job_secret() -> bytes:
 
 def _cookie_path() -> Path:
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+    try:
+        folder = Path(base) if os.path.isabs(base) else Path.home() / ".config"
+    except RuntimeError:
+        raise CollectiveError(
+            f"this user has no home directory to keep the job's secret in: {ADVICE}"
+        ) from None
     return folder / "disttorch" / "job_secret"
 
 
