@@ -138,7 +138,7 @@ def busy() -> None:
 
 
 def late(rank: Rank, how: str) -> None:
-    """Rank 1 does not come: it sleeps, computes or is stopped; or rank 0 is stopped, and the hub with it."""
+    """Rank 1 does not come: it sleeps, computes or is stopped; or rank 0 is stopped, hub and all."""
     rank.barrier()
     if rank.rank == 0 and how == "hub stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
