@@ -9,6 +9,7 @@ from typing import Any
 import collectives
 
 from ..backend.devices import device as Device
+from ..settings import are_deterministic_algorithms_enabled
 from . import backends, environment
 from .constants import default_pg_timeout
 from .process_group import Job, ProcessGroup, default_group, job, resolve, seconds_of
@@ -29,7 +30,8 @@ def init_process_group(
 
     Without arguments it works under disttorch-run, mpirun, srun and torchrun's environment
     variables, and in a process of its own (world size 1). In a job that MPI started, MPI knows who
-    the ranks are; elsewhere they meet through `init_method` or `store`.
+    the ranks are; elsewhere they meet through `init_method` or `store`. After
+    `torch.use_deterministic_algorithms(True)` reductions follow one tree by rank order.
 
     Args:
         backend: None or "gloo" (an alias) for whichever backend connects this job: MPI in a job
@@ -65,6 +67,8 @@ def init_process_group(
         backends.warn_of_gloo(used)
     ranks.reset_ledger()
     ranks.timeout = seconds
+    if are_deterministic_algorithms_enabled():
+        collectives.set_deterministic(True)
     members = list(range(ranks.size))
     mine.world = ProcessGroup(
         ranks, members, used, "0", "default_pg", wanted.config(host), _device(device_id)

@@ -13,6 +13,7 @@ from typing import Any
 
 from collectives import ReduceOp
 
+from ..backend.devices import device as Device
 from ..tensor import Tensor
 from .options import UNSET
 from .work import Work, all_of
@@ -25,6 +26,7 @@ class GroupMethods:
 
     limit: Any
     ranks: Any
+    name: Any
     timeout: float | None
 
     def _as_one(self) -> Any:
@@ -219,6 +221,21 @@ class GroupMethods:
     def get_group_store(self) -> Any:
         """The store that the ranks of this job met in; RuntimeError where there was none."""
         return _calls("begin").default_store()
+
+    _set_default_timeout = set_timeout
+
+    def _get_backend(self, device: Any) -> Any:
+        """What carries calls on tensors of a device: this group, for every device."""
+        return self
+
+    def _get_backend_name(self) -> str:
+        """The backend's name."""
+        return self.name()
+
+    @property
+    def _device_types(self) -> list[Any]:
+        """The devices whose tensors the group's calls take."""
+        return [Device("cpu"), Device("cuda")]
 
     def shutdown(self) -> None:
         """Wait for everything under way in this group."""
