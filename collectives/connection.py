@@ -13,7 +13,7 @@ from .wire import FRAME, WireError
 
 _STAGE = 1 << 16  # small messages come several at once; of a large one at most this much is copied
 _TURN = 1 << 22  # bytes to take from one peer before the others have their turn
-SOCKET_BUFFER = 1 << 19  # bytes the kernel holds per direction: fits a core's cache
+SOCKET_BUFFER = 1 << 19  # bytes that a unix-domain socket holds: they stay in the cores' cache
 
 _open: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -75,9 +75,9 @@ class Connection:
         self._send_lock = threading.Lock()
         self._waits_to_write = False
         sock.setblocking(False)
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            if sock.getsockopt(socket.SOL_SOCKET, option) < SOCKET_BUFFER:
-                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+        if sock.family == socket.AF_UNIX:  # TCP's are best left to the kernel, which measures the network
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
         _open.add(self)
 
     @property
