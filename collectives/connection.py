@@ -75,7 +75,7 @@ class Connection:
         self._send_lock = threading.Lock()
         self._waits_to_write = False
         sock.setblocking(False)
-        if sock.family == socket.AF_UNIX:  # TCP's are best left to the kernel, which measures the network
+        if sock.family == socket.AF_UNIX:  # TCP's the kernel fits to the network
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
         _open.add(self)

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from .buffers import DTYPES
+from .call import Call
 from .transport import NoWatch, Transport
 from .work import CollectiveError, RankFailedError, Work
 
@@ -28,7 +29,11 @@ class Lost(RankFailedError):
 
 
 class Operation(Work):
-    """A send or a receive under way."""
+    """A send or a receive under way.
+
+    Attributes:
+        about: the call it is part of, for the watch; set by who knows it.
+    """
 
     def __init__(
         self, name: str, engine: Engine, transport: Transport, peers: Sequence[int]
@@ -37,6 +42,7 @@ class Operation(Work):
         self.engine = engine
         self.transport = transport
         self.peers = peers  # the job's ranks that it waits for
+        self.about: Call | None = None
         self.done = False
         self.error: BaseException | None = None
 
@@ -67,7 +73,7 @@ class Operation(Work):
         self.error = RankFailedError(*lost.args)
         while time.monotonic() < end:
             try:
-                watch.look(None, self.peers)
+                watch.look(self.about, self.peers)
             except CollectiveError as better:
                 self.error = better
                 return

@@ -264,7 +264,7 @@ class Engine:
 
     def _ask_watch(self, item: Operation) -> None:
         try:
-            item.transport.watch.look(None, item.peers)
+            item.transport.watch.look(item.about, item.peers)
         except Exception:
             # The rank may have left after it did its part: take what it sent before.
             while not item.done and self._drive_or_sleep(item, 0.0):

@@ -135,6 +135,18 @@ def test_messages_between_two_nodes(tmp_path):
             job.check(range(4), ["nodes", *EVERYTHING])
 
 
+def test_messages_between_two_loopback_addresses(tmp_path):
+    """As between two nodes, where no namespaces can be made: TCP between ranks 0, 1 and 2, 3."""
+    names = ["nodes", "dtypes", "sub", "misfit", "threads"]
+    prefixes = [
+        ["env", f"PRETENDED_NODE={rank // 2}", f"DISTTORCH_NODE_ADDR=127.0.0.{1 + rank // 2}"]
+        for rank in range(4)
+    ]
+    with Job(tmp_path, 4, names, prefixes=prefixes) as job:
+        assert job.finish() == [0] * 4, job.output()
+        job.check(range(4), names)
+
+
 def test_file_rendezvous_and_removal_of_the_file(tmp_path):
     file = tmp_path / "meet"
     with Job(tmp_path, 2, ["order"], {"INIT_METHOD": f"file://{file}"}) as job:
