@@ -5,8 +5,10 @@ As in `distributed_scenarios`: each scenario is called on every rank of a job, a
 
 from __future__ import annotations
 
+import contextvars
 import datetime
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -322,6 +324,37 @@ def timeouts() -> None:
         dist.new_group(timeout=3)
 
 
+def several_threads() -> None:
+    """Each thread has a group of its own; what they start at the same time does not mix."""
+    rank, n = place()
+    groups = [dist.new_group() for _ in range(3)]
+    results: list = [None] * len(groups)
+
+    def work(i: int) -> None:
+        found = []
+        for step in range(20):
+            tensor = value(rank + i + step, (4,))
+            found.append((tensor, dist.all_reduce(tensor, group=groups[i], async_op=True)))
+            if step % 5 == 0:
+                dist.barrier(groups[i])
+        for _, under_way in found:
+            under_way.wait()
+        results[i] = [tensor for tensor, _ in found]
+
+    # In copies of this context, or ranks that are threads would be nobody in theirs.
+    threads = [
+        threading.Thread(target=contextvars.copy_context().run, args=(work, i), daemon=True)
+        for i in range(len(groups))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for i, found in enumerate(results):
+        for step, tensor in enumerate(found):
+            same(tensor, total_of([value(r + i + step, (4,)) for r in range(n)]))
+
+
 def reports(folder) -> None:
     rank, n = place()
     dist.all_reduce(value(rank))
@@ -340,5 +373,6 @@ def reports(folder) -> None:
 
 MORE = (
     uneven_parts, single_tensor_names, premultiplied_sum, coalesced_calls, calls_made_as_one,
-    futures, more_objects, many_messages, methods_of_groups, subgroups, timeouts,
+    futures, more_objects, many_messages, methods_of_groups, several_threads, subgroups,
+    timeouts,
 )

@@ -1,4 +1,8 @@
-"""The same calls on two ranks: PyTorch's gloo, and disttorch in its place, write down the same."""
+"""The same calls on two ranks: PyTorch's gloo, and disttorch in its place, write down the same.
+
+disttorch runs them twice: in processes that the very same lines start (`multiprocessing.spawn`, gloo,
+`file://`), and in threads.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +33,16 @@ def names() -> list[str]:
 def results(tmp_path_factory):
     """Both sides' results, each from one process of its own, running at the same time."""
     folder = tmp_path_factory.mktemp("distributed")
-    sides = {"torch": [sys.executable], "disttorch": [sys.executable, "-m", "disttorch"]}
+    ours = [sys.executable, "-m", "disttorch", PROGRAM]
+    sides = {
+        "torch": [sys.executable, PROGRAM, folder / "torch"],
+        "processes": [*ours, folder / "processes"],
+        "threads": [*ours, folder / "threads", "threads"],
+    }
     running = {
         side: subprocess.Popen(
-            [*command, PROGRAM, folder / side], text=True, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            command, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         for side, command in sides.items()
     }  # fmt: skip
@@ -42,15 +51,16 @@ def results(tmp_path_factory):
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
         found[side] = json.loads((folder / side).read_text())
-    assert found["torch"][0].keys() == found["disttorch"][0].keys()
+    assert found["torch"][0].keys() == found["processes"][0].keys() == found["threads"][0].keys()
     return found
 
 
+@pytest.mark.parametrize("side", ["processes", "threads"])
 @pytest.mark.parametrize("name", names())
-def test_case(results, name):
+def test_case(results, name, side):
     listed = names()
     for rank in (0, 1):
-        wanted, got = results["torch"][rank], results["disttorch"][rank]
+        wanted, got = results["torch"][rank], results[side][rank]
         chosen = [name] if name in wanted else [each for each in wanted if each not in listed]
         assert len(chosen) == 1 or len(chosen) > 90
         for each in chosen:
