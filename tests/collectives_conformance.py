@@ -11,6 +11,7 @@ every addition instead of once gives another sum.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from functools import reduce as fold
@@ -534,6 +535,42 @@ def virtual_shards(group: Group) -> None:
         group.tree_all_reduce([np.zeros(2)] * 13, 12)
 
 
+def several_threads(group: Group) -> None:
+    """Threads of one rank, each with a group of its own, in any order between them; and two threads
+    that wait for works of one group."""
+    n, rank = group.size, group.rank
+    parts = [group.split(0) for _ in range(3)]
+    errors: list[BaseException] = []
+
+    def use(part: Group, seed: int) -> None:
+        rng = np.random.default_rng(seed)  # the same on all ranks
+        try:
+            for turn in range(40):
+                size = int(rng.integers(1, 5000))
+                array = np.full(size, rank + turn, np.float64)
+                work = part.all_reduce(array, async_op=bool(rng.integers(2)))
+                out = np.empty(n, np.int64)
+                part.all_gather(out, np.array([rank * turn]))
+                if work is not None:
+                    work.wait()
+                assert (array == n * (n - 1) / 2 + n * turn).all()
+                assert out.tolist() == [r * turn for r in range(n)]
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=use, args=(part, i)) for i, part in enumerate(parts)]
+    arrays = [np.full(1000, float(rank + i)) for i in range(20)]
+    works = [group.all_reduce(array, async_op=True) for array in arrays]
+    threads += [threading.Thread(target=lambda w=w: w.wait()) for w in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    assert all((a == n * (n - 1) / 2 + n * i).all() for i, a in enumerate(arrays))
+
+
 def absent_rank_is_named(group: Group) -> None:
     """A barrier with a time limit names who did not come."""
     group.monitored_barrier(30)
@@ -675,5 +712,6 @@ SCENARIOS: list[Callable[[Group], None]] = [
     multiplied_before_summing,
     same_bits_every_time,
     virtual_shards,
+    several_threads,
     absent_rank_is_named,
 ]

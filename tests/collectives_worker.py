@@ -32,7 +32,8 @@ WAYS = {
 def main() -> int:
     size, backend, way = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     if way == "hierarchy":  # two nodes, their ranks in turn
-        rank = int(os.environ.get("PMI_RANK") or os.environ["RANK"])
+        names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "RANK")
+        rank = int(next(os.environ[name] for name in names if name in os.environ))
         os.environ["DISTTORCH_NODE"] = f"node {rank % 2}"
         rows = [(float("inf"), "hierarchy")]
         selection.use({call: {1: rows} for call in ALGORITHMS})
