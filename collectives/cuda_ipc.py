@@ -176,11 +176,12 @@ class IpcBinding(Binding):
         def action() -> None:
             for begin, n in _pieces(count, HALF // size):
                 offset = begin * size
-                self._step(
-                    [(0, send + offset, n * size)],
-                    lambda at, n=n, offset=offset: here and self._fold(
-                        at, 0, n, type_, op, recv + offset),
-                    stream)  # fmt: skip
+
+                def read(at: list[int], n: int = n, offset: int = offset) -> None:
+                    if here:
+                        self._fold(at, 0, n, type_, op, recv + offset)
+
+                self._step([(0, send + offset, n * size)], read, stream)
 
         self._run(action)
 
@@ -190,11 +191,14 @@ class IpcBinding(Binding):
 
         def action() -> None:
             for begin, n in _pieces(count, room // size):
-                self._step(
-                    [(r * room, send + (r * count + begin) * size, n * size) for r in range(ranks)],
-                    lambda at, n=n, begin=begin: self._fold(
-                        at, rank * room, n, type_, op, recv + begin * size),
-                    stream)  # fmt: skip
+
+                def read(at: list[int], n: int = n, begin: int = begin) -> None:
+                    self._fold(at, rank * room, n, type_, op, recv + begin * size)
+
+                parts = [
+                    (r * room, send + (r * count + begin) * size, n * size) for r in range(ranks)
+                ]
+                self._step(parts, read, stream)
 
         self._run(action)
 
@@ -203,11 +207,12 @@ class IpcBinding(Binding):
 
         def action() -> None:
             for begin, n in _pieces(nbytes, HALF):
-                self._step(
-                    [(0, send + begin, n)] if here else [],
-                    lambda at, n=n, begin=begin: (not here or send != recv) and self.runtime.copy(
-                        recv + begin, at[root], n, stream),
-                    stream)  # fmt: skip
+
+                def read(at: list[int], n: int = n, begin: int = begin) -> None:
+                    if not here or send != recv:
+                        self.runtime.copy(recv + begin, at[root], n, stream)
+
+                self._step([(0, send + begin, n)] if here else [], read, stream)
 
         self._run(action)
 

@@ -90,7 +90,8 @@ class Gpu:
         properties = self._cupy.cuda.runtime.getDeviceProperties(self.index)
         boot = Path("/proc/sys/kernel/random/boot_id")
         host = boot.read_text().strip() if boot.exists() else ""
-        return f"{host} {bytes(properties['uuid']).hex()} {self._cupy.cuda.Device(self.index).pci_bus_id}"
+        bus = self._cupy.cuda.Device(self.index).pci_bus_id
+        return f"{host} {bytes(properties['uuid']).hex()} {bus}"
 
     def index_of(self, array: Any) -> int:
         """The number of the device that holds an array."""

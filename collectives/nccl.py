@@ -284,9 +284,9 @@ class NCCLGroup(NcclCalls, Group):
             pause = min(2 * pause, 1e-3)
         if state != SUCCESS:
             self._check_alive(call)
-            error = self._nccl_error(call, state)
-            self._fail(error)
-            raise error
+            refused = self._nccl_error(call, state)
+            self._fail(refused)
+            raise refused
 
     def _barrier(self, call: Call) -> None:
         for work in self._overseer.under_way():
@@ -388,8 +388,8 @@ class NCCLGroup(NcclCalls, Group):
     def _check_alive(self, call: Call) -> None:
         if self._failure is not None:
             raise CollectiveError(
-                f"{call} on rank {self.members[self.rank]}: the NCCL communicator of group {self.name!r} "
-                f"was aborted: {self._failure}"
+                f"{call} on rank {self.members[self.rank]}: the NCCL communicator of group "
+                f"{self.name!r} was aborted: {self._failure}"
             ) from self._failure
         if not self._lanes:
             raise CollectiveError(f"{call}: group {self.name!r} has been closed")

@@ -492,13 +492,18 @@ class FakeNccl(Binding):
         comm.destroyed = True
 
 
+def _all_done(waits):
+    states = [done() for done in waits]  # all are asked: what is asked takes its message
+    return all(states)
+
+
 def _together(actions, stream):
     """In a stream's thread: begin all, then wait for all."""
     waits = [begin() for _, begin in actions]
     with _Room.changed:
-        if not all([done() for done in waits]):
+        if not _all_done(waits):
             with stream.waiting():
-                came = _Room.changed.wait_for(lambda: all([done() for done in waits]), LIMIT)
+                came = _Room.changed.wait_for(lambda: _all_done(waits), LIMIT)
                 assert came, "NCCL hangs"
 
 

@@ -130,6 +130,14 @@ def cuda_version() -> int:
     return cupy().cuda.runtime.runtimeGetVersion()
 
 
+def nccl_version() -> int:
+    """22809 is 2.28.9."""
+    cupy()
+    from cupy.cuda import nccl  # loaded only when asked for
+
+    return nccl.get_version()
+
+
 def out_of_memory_error() -> type | None:
     """CuPy's exception, if CuPy can be imported."""
     try:

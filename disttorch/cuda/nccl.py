@@ -9,8 +9,5 @@ from .which import require
 def version() -> tuple[int, int, int]:
     """The version of the NCCL library that CuPy finds, for example (2, 28, 3)."""
     require()
-    gpu_runtime.cupy()
-    from cupy.cuda import nccl  # CuPy loads it only when asked for
-
-    number = nccl.get_version()
+    number = gpu_runtime.nccl_version()
     return number // 10000, number // 100 % 100, number % 100

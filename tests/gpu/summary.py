@@ -10,7 +10,7 @@ from pathlib import Path
 
 def last_words(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    counts = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|failed|skipped|error)", line)]
+    counts = [s.strip("= ") for s in lines if re.search(r"\d+ (passed|failed|skipped|error)", s)]
     return (counts or lines or [""])[-1][:90]
 
 

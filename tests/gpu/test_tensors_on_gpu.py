@@ -239,7 +239,7 @@ def test_transformer_layer_agrees_with_cpu(dtype):
     lambda p: torch.optim.Adagrad(p, lr=1e-2), lambda p: torch.optim.Adadelta(p),
     lambda p: torch.optim.Adamax(p), lambda p: torch.optim.NAdam(p), lambda p: torch.optim.RAdam(p),
     lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
-], ids="sgd adamw adam rmsprop adagrad adadelta adamax nadam radam lbfgs".split())
+], ids=["sgd", "adamw", "adam", "rmsprop", "adagrad", "adadelta", "adamax", "nadam", "radam", "lbfgs"])
 def test_optimizers_agree_with_cpu(make):
     ends = []
     for device in ("cpu", "cuda"):

@@ -47,3 +47,13 @@ def test_started_by_mpi(way):
 def test_started_without_mpi():
     launcher = [sys.executable, "-m", "launcher", "--nproc-per-node", "2", "--via", "spawn"]
     check(run([*launcher, PROGRAM]), "through CUDA IPC")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("via", ["mpi", "spawn"])
+def test_training_with_the_nccl_backend(via):
+    if not torch.distributed.is_nccl_available():
+        pytest.skip("init_process_group does not know NCCL yet")
+    launcher = [sys.executable, "-m", "launcher", "--nproc-per-node", "2", "--via", via]
+    found = run([*launcher, str(Path(__file__).with_name("nccl_training.py"))])
+    assert found["ranks"] == 2 and found["worst"] < 1e-4 and found["backend"] == "nccl"

@@ -17,10 +17,10 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 import collectives_conformance as conformance  # noqa: E402
 import cupy  # noqa: E402
 import numpy as np  # noqa: E402
+from gpu import device_arrays  # noqa: E402
 
 import collectives  # noqa: E402
 from collectives import cuda_ipc, nccl  # noqa: E402
-from gpu import device_arrays  # noqa: E402
 
 
 def seconds_of(group, array, times):
