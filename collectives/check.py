@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from .backend import Counts
 from .call import Call
 from .work import MismatchError
 
@@ -47,7 +46,10 @@ def mismatch(group: str, number: int, calls: Mapping[int, str]) -> MismatchError
 
 
 def fits(
-    call: Call, members: Sequence[int], sent: Sequence[Counts], expected: Sequence[Counts]
+    call: Call,
+    members: Sequence[int],
+    sent: Sequence[Sequence[int]],
+    expected: Sequence[Sequence[int]],
 ) -> None:
     """Raise MismatchError where a rank expects another count than is sent to it.
 
@@ -61,7 +63,7 @@ def fits(
         (source, target)
         for source, row in enumerate(sent)
         for target, column in enumerate(expected)
-        if row is not None and column is not None and row[target] != column[source]
+        if row[target] != column[source]
     ]
     if not odd:
         return

@@ -301,8 +301,10 @@ class Group(Messages, Objects, Backend):
             parts = self._parts(counts, None, array, "gather")
             source = self._stage(array)
 
-            def job(call: Call) -> None:
+            def send(call: Call) -> None:
                 self._gather(call, None, source.load(), root, parts)
+
+            job: Job = send
         else:
             check_array(out, "gather: out", written=True)
             parts = self._parts(counts, out, array, "gather")
@@ -331,10 +333,12 @@ class Group(Messages, Objects, Backend):
             parts = self._parts(counts, None, out, "scatter")
             target = self._stage(out)
 
-            def job(call: Call) -> None:
+            def receive(call: Call) -> None:
                 received = target.load(read=False)
                 self._scatter(call, received, None, root, parts)
                 target.store(received)
+
+            job: Job = receive
         else:
             check_array(array, "scatter: array", written=False)
             parts = self._parts(counts, array, out, "scatter", "(array against out)")
@@ -465,6 +469,7 @@ class Group(Messages, Objects, Backend):
                 f"its ranks went different ways: {self._broken}"
             )
         call.group = self.name
+        self._may_begin(call)
         self._calls += 1
         call.number = self._calls
         if call.timeout is None:
@@ -478,6 +483,9 @@ class Group(Messages, Objects, Backend):
             # Behind what is under way, or ranks would differ.
             self._thread.put(call.name, lambda: self._perform(call, job)).wait()
         return None
+
+    def _may_begin(self, call: Call) -> None:
+        """Raise where it is known that a call would be in vain."""
 
     def _perform(self, call: Call, job: Job) -> None:
         with self._busy:

@@ -380,7 +380,7 @@ class LocalGroup(Group):
     ) -> None:
         def perform(ranks: list[tuple[Array, Array, Counts, Counts]]) -> None:
             if in_counts is not None:
-                sent, expected = ([each[i] for each in ranks] for i in (3, 2))
+                sent, expected = ([list(each[i] or ()) for each in ranks] for i in (3, 2))
                 check.fits(call, self.members, sent, expected)
             parts = [_cut(source, ins, self.size) for _, source, _, ins in ranks]
             for r, (target, *_) in enumerate(ranks):

@@ -75,7 +75,7 @@ class Messages(Backend):
         source = self.recv(size, src, tag)
         data = empty_bytes(int(size[0]))
         self.recv(data, source, tag)
-        return pickle.loads(data), source
+        return pickle.loads(data.data), source
 
     def _message(self, name: str, array: Array, transport: int, peer: int) -> Call:
         call = Call(name, name_of(array.dtype), array.size, array.shape, "", peer)

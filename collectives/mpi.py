@@ -163,7 +163,7 @@ class MPITransport(Transport):
 
     backend = "mpi"
 
-    def __init__(self, comm: MPI.Comm, members: tuple[int, ...], nodes: Sequence[str]) -> None:
+    def __init__(self, comm: MPI.Intracomm, members: tuple[int, ...], nodes: Sequence[str]) -> None:
         self.comm = comm
         self.rank, self.size = comm.rank, comm.size
         self.members = members

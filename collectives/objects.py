@@ -41,7 +41,7 @@ class Objects(Backend):
             call.payload_bytes = call.transport_bytes = buffer.nbytes
 
         self._collective(Call("broadcast_object", root=root), job, False)
-        return value if self.rank == root else pickle.loads(received[0])
+        return value if self.rank == root else pickle.loads(received[0].data)
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order."""
@@ -104,7 +104,7 @@ class Objects(Backend):
             if parts:
                 whole = from_bytes(b"".join(part.tobytes() for part in parts))
             self._scatter(call.step("content", "uint8", sum(counts), root), mine, whole, root, counts)
-            received.append(pickle.loads(mine))
+            received.append(pickle.loads(mine.data))
             call.payload_bytes = call.transport_bytes = sum(counts)
 
         self._collective(Call("scatter_object", root=root), job, False)
@@ -114,6 +114,6 @@ class Objects(Backend):
 def _unpacked(everyone: Array, counts: Sequence[int]) -> list[Any]:
     values, begin = [], 0
     for count in counts:
-        values.append(pickle.loads(everyone[begin : begin + count]))
+        values.append(pickle.loads(everyone[begin : begin + count].data))
         begin += count
     return values

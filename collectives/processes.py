@@ -110,6 +110,10 @@ class ProcessesGroup(Group):
                 return way
         return self._messages
 
+    def _may_begin(self, call: Call) -> None:
+        if self.watch.trouble:
+            self.watch.enter(call, self.members)
+
     def _agree(self, call: Call) -> None:
         self.way("barrier", 0).agree(call)
 

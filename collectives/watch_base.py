@@ -204,7 +204,7 @@ class BaseWatch(ABC):
     def _failure(self, text: str, culprit: int) -> RankFailedError:
         last_words(self.recorder, text)
         error = RankFailedError(text)
-        error.culprit = culprit  # type: ignore[attr-defined]
+        error.culprit = culprit
         return error
 
     # ---- time is up ----------------------------------------------------------------------------

@@ -18,7 +18,13 @@ class MismatchError(CollectiveError):
 
 
 class RankFailedError(CollectiveError):
-    """Another rank failed or left, so this call can never complete."""
+    """Another rank failed or left, so this call can never complete.
+
+    Attributes:
+        culprit: the job's rank whose end came first and led to this one; None where it is not known.
+    """
+
+    culprit: int | None = None
 
 
 class CollectiveTimeout(CollectiveError, TimeoutError):

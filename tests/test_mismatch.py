@@ -75,8 +75,9 @@ def test_rank_that_ends(how, call):
 def test_rank_that_is_killed(call):
     """mpiexec kills the others at once; the launcher says who was first."""
     require_mpi()
+    launcher = [sys.executable, "-m", "launcher", "-n", str(RANKS), "--oversubscribe"]
     job = subprocess.run(
-        [sys.executable, "-m", "launcher", "-n", str(RANKS), "--oversubscribe", str(WORKER), "kill", call],
+        [*launcher, str(WORKER), "kill", call],
         env=clean_environment(), capture_output=True, text=True, timeout=20,
     )  # fmt: skip
     assert job.returncode == 137, job.stderr[-3000:]
