@@ -28,7 +28,7 @@ from .wire import FRAME, WireError
 from .work import CollectiveError
 
 _MOST = 1 << 40  # elements of one message
-_SPINS = 20  # looks at the sockets before a waiting thread lets the core go
+_SPIN = 50e-6  # seconds for which a waiting thread looks again and again before it sleeps
 _FIRST_LOOK, _LAST_LOOK = 1e-3, 10e-3  # seconds between two questions to the watch
 _DOZE = 2e-3  # seconds for which operations may stay without a driver
 _IDLE = 50  # dozes without anything under way until the background thread sleeps for good
@@ -108,10 +108,10 @@ class Engine:
         deadline = None if timeout is None else now + timeout
         pause = _FIRST_LOOK
         next_look = now + pause
-        for _ in range(_SPINS):
-            if item.done:
-                return True
-            self._drive_or_sleep(item, 0.0)
+        while not item.done and time.monotonic() < now + _SPIN:
+            self._look_for(item)
+            if not item.done:
+                os.sched_yield()  # ranks may outnumber cores, and the other one wait for this one
         while not item.done:
             now = time.monotonic()
             if deadline is not None and now >= deadline:
@@ -122,6 +122,20 @@ class Engine:
                 next_look = now + pause
             self._drive_or_sleep(item, pause if deadline is None else min(pause, deadline - now))
         return True
+
+    def _look_for(self, item: Operation) -> None:
+        """One short look for what `item` waits for: at one socket, where it waits for one peer."""
+        connection = self.connections.get(item.peers[0]) if len(item.peers) == 1 else None
+        if connection is None or connection.ended or connection.unsent:
+            self._drive_or_sleep(item, 0.0)
+        elif self._seat.acquire(blocking=False):
+            try:
+                self._check_open()
+                connection.read()
+            finally:
+                self._leave_seat()
+        else:
+            self._drive_or_sleep(item, 0.0)
 
     def glance(self) -> None:
         """Take what has come, unless another thread is at it."""
