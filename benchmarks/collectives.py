@@ -148,8 +148,8 @@ def gather(options: argparse.Namespace) -> tuple[Samples, dict[str, str]]:
     else:
         print(f"gloo: not measured, there is no {options.torch_python} (make parity)")
     if options.mpi_python:
-        raw = ["--raw-only"]
-        jobs["other mpi"] = lambda more: mpi_job(os.path.abspath(options.mpi_python), more + raw, options.ranks)
+        other = os.path.abspath(options.mpi_python)
+        jobs["other mpi"] = lambda more: mpi_job(other, [*more, "--raw-only"], options.ranks)
     samples: Samples = {}
     about: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
