@@ -484,6 +484,9 @@ class Group(Messages, Objects, Backend):
             self._thread.put(call.name, lambda: self._perform(call, job)).wait()
         return None
 
+    def _count_moved(self, call: Call) -> None:
+        """Tell the ledger what this rank has sent and received for a call."""
+
     def _may_begin(self, call: Call) -> None:
         """Raise where it is known that a call would be in vain."""
 
@@ -499,6 +502,7 @@ class Group(Messages, Objects, Backend):
                 raise
             self._recorder.end(call)
             self._ledger.add(call)
+            self._count_moved(call)
 
     def _member(self, rank: int, what: str) -> int:
         return arguments.member(rank, self.size, self.name, what)

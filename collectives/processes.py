@@ -26,7 +26,7 @@ from .call import Call
 from .group import Group
 from .node import nodes_of
 from .settings import settings
-from .transport import Transport
+from .transport import Counted, Transport
 from .work import CollectiveTimeout, PolledWork, Work
 
 LOOK_SECONDS = 0.05
@@ -52,7 +52,10 @@ class ProcessesGroup(Group):
         self.store: Any = None  # in which the ranks met, where they did
         self.largest_tag = transport.largest_tag
         self.takes_device_arrays = transport.takes_device_arrays
-        calls = transport.sub(range(self.size), f"{name} calls")
+        calls = Counted(transport.sub(range(self.size), f"{name} calls"))
+        self._moved = calls.moved
+        self._seen = (0, 0, 0)
+        self._engine: Any = None
         self._messages = ByMessages(calls, watch, lambda: self.deterministic)
         self._ways: dict[str, Any] = self._connect(calls)
         self.reconsider()
@@ -64,7 +67,7 @@ class ProcessesGroup(Group):
         mine = next(ranks for ranks in nodes if self.rank in ranks)
         engine = None
         if settings.shared_memory and len(mine) > 1:
-            engine = node.connect(calls, mine, self.watch)
+            engine = self._engine = node.connect(calls, mine, self.watch)
         if engine is not None and len(nodes) == 1:
             ways["shm"] = engine
         native = calls.native(self.watch) if self.size > 1 else None
@@ -109,6 +112,16 @@ class ProcessesGroup(Group):
             if wanted in (None, chosen) and (keeps_bits or not self.deterministic):
                 return way
         return self._messages
+
+    def _count_moved(self, call: Call) -> None:
+        messages, sent, received = self._moved
+        if self._engine is not None:
+            sent += self._engine.sent
+            received += self._engine.received
+        before, self._seen = self._seen, (messages, sent, received)
+        self._ledger.moved(
+            call.name, messages - before[0], sent - before[1], received - before[2]
+        )
 
     def _may_begin(self, call: Call) -> None:
         if self.watch.trouble:

@@ -117,6 +117,50 @@ class Transport(ABC):
         """Complete what was sent, leave, and free everything. Closing a sub-transport is local."""
 
 
+class Counted(Transport):
+    """A transport that counts what goes through it and through the sub-transports made of it.
+
+    Attributes:
+        moved: messages sent, bytes sent, bytes received (when the receive was posted).
+    """
+
+    def __init__(self, inner: Transport, moved: list[int] | None = None) -> None:
+        self._inner = inner
+        self.rank, self.size, self.members = inner.rank, inner.size, inner.members
+        self.largest_tag, self.backend = inner.largest_tag, inner.backend
+        self.takes_device_arrays = inner.takes_device_arrays
+        self.moved = [0, 0, 0] if moved is None else moved
+
+    @property
+    def watch(self) -> Watch:  # type: ignore[override]
+        return self._inner.watch
+
+    @watch.setter
+    def watch(self, value: Watch) -> None:
+        self._inner.watch = value
+
+    def isend(self, buffer: np.ndarray, dst: int, tag: int) -> Work:
+        self.moved[0] += 1
+        self.moved[1] += buffer.nbytes
+        return self._inner.isend(buffer, dst, tag)
+
+    def irecv(self, buffer: np.ndarray, src: int | None, tag: int) -> Work:
+        self.moved[2] += buffer.nbytes
+        return self._inner.irecv(buffer, src, tag)
+
+    def sub(self, ranks: Sequence[int], name: str) -> Counted:
+        return Counted(self._inner.sub(ranks, name), self.moved)
+
+    def node_of(self) -> list[str]:
+        return self._inner.node_of()
+
+    def native(self, watch: Watch) -> Any:
+        return self._inner.native(watch)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
 def node_identity() -> str:
     """This process's node: its boot, the /dev/shm and the network it sees (containers have their own).
 

@@ -695,6 +695,30 @@ def byte_ledger(group: Group) -> None:
     assert group.ledger() == {}
 
 
+def what_really_moved(group: Group) -> None:
+    """No algorithm here moves more than it must, by all ranks' counts; native calls are not seen."""
+    n = group.size
+    if n == 1 or not hasattr(group, "way"):
+        return
+    ways = {type(group.way(call, 1 << 20)).__name__ for call in ("all_reduce", "all_gather")}
+    group.reset_ledger()
+    size = 60 * 1024 * n
+    group.all_reduce(np.zeros(size, np.float32))
+    group.all_gather(np.zeros(size, np.float32), np.zeros(size // n, np.float32))
+    group.reduce_scatter(np.zeros(size // n, np.float32), np.zeros(size, np.float32))
+    group.all_to_all(np.zeros(size, np.float32), np.zeros(size, np.float32))
+    for call, figures in group.ledger().items():
+        most = max(figures["received_bytes"], figures["sent_bytes"])
+        mean = np.array([most])
+        group.all_reduce(mean)
+        if ways == {"NativeMPI"}:
+            assert 0 <= mean[0] / n < 10_000  # the fingerprints
+        elif ways == {"Hierarchy"}:  # bytes inside a node come on top
+            assert figures["lower_bound_bytes"] <= mean[0] / n
+        else:
+            assert mean[0] / n == pytest.approx(figures["lower_bound_bytes"], rel=0.01), call
+
+
 SCENARIOS: list[Callable[[Group], None]] = [
     several_outstanding,
     wait_with_timeout,
@@ -713,5 +737,6 @@ SCENARIOS: list[Callable[[Group], None]] = [
     same_bits_every_time,
     virtual_shards,
     several_threads,
+    what_really_moved,
     absent_rank_is_named,
 ]

@@ -201,7 +201,7 @@ def test_the_volume_is_counted():
     array = np.arange(5000.0)
     engine.all_reduce(Call("all_reduce"), array, np.add)
     engine.broadcast(Call("broadcast"), array, 0)
-    assert (engine.copied, engine.reduced) == (array.nbytes, 0)
+    assert (engine.sent, engine.received) == (array.nbytes, 0)
     assert np.array_equal(array, np.arange(5000.0))
     with pytest.raises(ValueError, match="at most 2046"):
         engine.publish(Call("publish"), b"x" * 2047)

@@ -41,8 +41,8 @@ class NodeEngine(Reductions):
         spin: reads of a counter before a waiting rank makes a system call; None chooses.
 
     Attributes:
-        copied, reduced: bytes that this rank copied through shared memory, and bytes of operands
-            that it combined.
+        sent, received: bytes that this rank wrote for others, once for all who read them, and
+            bytes that it read of what others wrote.
     """
 
     def broadcast(self, call: Call, buffer: Array, root: int) -> None:
@@ -53,9 +53,11 @@ class NodeEngine(Reductions):
             if self.rank == root:
                 slot[...] = buffer
             self._meet(call)
-            if self.rank != root:
+            if self.rank == root:
+                self.sent += buffer.nbytes
+            else:
                 buffer[...] = slot
-            self.copied += buffer.nbytes
+                self.received += buffer.nbytes
             self._under_way = None
             return
         data = buffer.view(_BYTE)
@@ -78,7 +80,8 @@ class NodeEngine(Reductions):
             slots[self.rank][...] = buffer
             self._meet(call)
             np.concatenate(slots, out=out)
-            self.copied += buffer.nbytes + out.nbytes
+            self.sent += buffer.nbytes
+            self.received += out.nbytes - buffer.nbytes
             self._under_way = None
             return
         parts = _split(out, counts, buffer.size, self.size)
@@ -140,7 +143,8 @@ class NodeEngine(Reductions):
             width = buffer.size // self.size
             begin = self.rank * width
             np.concatenate([slot[begin : begin + width] for slot in slots], out=out)
-            self.copied += buffer.nbytes + out.nbytes
+            self.sent += (self.size - 1) * width * buffer.itemsize
+            self.received += (self.size - 1) * width * buffer.itemsize
             self._under_way = None
             return
         size, rank, itemsize = self.size, self.rank, buffer.itemsize
@@ -199,7 +203,8 @@ class NodeEngine(Reductions):
 
         slots = self._slots_of(_BYTE)
         self._pipeline.transfer(call, slots, longest, piece, meet or self._meet, put, take)
-        self.copied += sum(array.size for _, array in sends) + sum(array.size for _, _, array in takes)
+        self.sent += sum(array.size for _, array in sends)
+        self.received += sum(array.size for source, _, array in takes if source != rank)
         self._under_way = None
 
 

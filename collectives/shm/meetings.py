@@ -47,8 +47,8 @@ class Meetings:
         self.rank = rank
         self.size = size
         self.members = tuple(members)
-        self.copied = 0
-        self.reduced = 0
+        self.sent = 0
+        self.received = 0
         self._memory = segment.memory
         self._signals = Signals(segment.memory, layout, rank, members, watch, spin)
         self._pipeline = Pipeline(self._signals)

@@ -40,8 +40,8 @@ class Reductions(Meetings):
         self._meet(call)
         with np.errstate(all="ignore"):
             _tree(parts, ufunc, buffer)
-        self.copied += buffer.nbytes
-        self.reduced += (self.size - 1) * buffer.nbytes
+        self.sent += buffer.nbytes
+        self.received += (self.size - 1) * buffer.nbytes
 
     def reduce(self, call: Call, buffer: Array, ufunc: Ufunc, root: int) -> None:
         """Reduce `buffer` over the ranks, in place on `root`; others keep theirs."""
@@ -77,8 +77,8 @@ class Reductions(Meetings):
                 _fold(parts, ufunc, out)
 
         self._pipeline.transfer(call, slots, count, piece, self._meet, put, take)
-        self.copied += (root != rank) * buffer.nbytes
-        self.reduced += wanted * (self.size - 1) * buffer.nbytes
+        self.sent += (root != rank) * buffer.nbytes
+        self.received += wanted * (self.size - 1) * buffer.nbytes
 
     def _reduce_split(self, call: Call, buffer: Array, ufunc: Ufunc, root: int | None) -> None:
         """Each rank reduces one part of each block, and all who want it read the results."""
@@ -115,8 +115,8 @@ class Reductions(Meetings):
                     values[...] = slots[p][places[p]][: values.size]
 
         self._pipeline.reduction(call, slots, count, piece, self._meet, put, combine, take)
-        self.copied += 2 * buffer.nbytes * (size - 1) // size if wanted else buffer.nbytes
-        self.reduced += buffer.nbytes * (size - 1) // size
+        self.sent += buffer.nbytes  # the others' parts, and the result of this rank's own
+        self.received += (1 + wanted) * buffer.nbytes * (size - 1) // size
 
     def reduce_scatter(
         self, call: Call, out: Array, buffer: Array, ufunc: Ufunc, counts: Counts = None
@@ -131,8 +131,8 @@ class Reductions(Meetings):
             self._reduce_scatter_small(call, out, buffer, ufunc)
         else:
             self._reduce_scatter_blocks(call, out, buffer, ufunc, counts)
-        self.copied += buffer.nbytes - out.nbytes
-        self.reduced += (self.size - 1) * out.nbytes
+        self.sent += buffer.nbytes - out.nbytes
+        self.received += (self.size - 1) * out.nbytes
         self._under_way = None
 
     def _reduce_scatter_small(self, call: Call, out: Array, buffer: Array, ufunc: Ufunc) -> None:
