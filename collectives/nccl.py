@@ -62,7 +62,9 @@ def connect(control: Group, gpu: Any = None, binding: Binding | None = None) -> 
     """
     own = control.split(0, control.rank)
     assert own is not None
-    return NCCLGroup(own, control.name, gpu, binding)
+    made = NCCLGroup(own, control.name, gpu, binding)
+    made.store = getattr(control, "store", None)
+    return made
 
 
 class DeviceCall(Call):
@@ -86,9 +88,11 @@ class NCCLGroup(NcclCalls, Group):
     Attributes:
         shared: which ranks share a GPU, as lists of ranks, if that keeps the group from using NCCL;
             else empty.
+        store: the control group's, where its ranks met in one.
     """
 
     backend = "nccl"
+    store: Any = None
 
     def __init__(
         self, control: Group, name: str, gpu: Any = None, binding: Binding | None = None,

@@ -135,6 +135,9 @@ class Overseer:
     def add(self, work: StreamWork) -> None:
         """Look after one more."""
         with self._changed:
+            # What has ended since lets go of its arrays here, not only at the thread's next look.
+            while self._under_way and self._under_way[0].poll():
+                self._under_way.pop(0)
             self._under_way.append(work)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
