@@ -52,8 +52,18 @@ def test_started_without_mpi():
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("via", ["mpi", "spawn"])
 def test_training_with_the_nccl_backend(via):
-    if not torch.distributed.is_nccl_available():
-        pytest.skip("init_process_group does not know NCCL yet")
     launcher = [sys.executable, "-m", "launcher", "--nproc-per-node", "2", "--via", via]
     found = run([*launcher, str(Path(__file__).with_name("nccl_training.py"))])
     assert found["ranks"] == 2 and found["worst"] < 1e-4 and found["backend"] == "nccl"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("via", ["mpi", "spawn"])
+def test_a_failing_rank_ends_the_other(via):
+    launcher = [sys.executable, "-m", "launcher", "--nproc-per-node", "2", "--via", via]
+    done = subprocess.run(
+        [*launcher, str(Path(__file__).with_name("failing_rank.py"))], capture_output=True, text=True,
+        env=clean_environment(), cwd=ROOT, timeout=50,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "out of luck" in said and "never reached" not in said
