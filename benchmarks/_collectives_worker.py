@@ -2,8 +2,8 @@
 
 Beside them, in the same run, the limit of this machine: what a reduction of S bytes in shared memory
 must do at least. Of S bytes each of n ranks copies S(n-1)/n where the others see it, adds (n-1) times
-S/n, and copies S(n-1)/n back; all ranks at once, in one piece or in pieces that stay in the cache,
-whichever is faster.
+S/n, and copies S(n-1)/n back; all ranks at once. "limit" does that in memory; "in cache" with the
+shared part in pieces that never leave the core's own cache, which no exchange between cores can do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpi4py import MPI  # noqa: E402
 
 from benchmarks._collectives_common import Timer, elements, job_arguments, write  # noqa: E402
 
-PIECE = 1 << 15  # elements of the limit's small pieces: 128 KiB
+PIECE = 1 << 15  # elements of the pieces that stay in the cache: 128 KiB
 
 
 def by_mpi(comm: MPI.Comm, call: str, whole: np.ndarray, part: np.ndarray, other: np.ndarray):
@@ -50,22 +50,21 @@ def by_group(group, call: str, whole: np.ndarray, part: np.ndarray, other: np.nd
 def least_reduction(n: int, buffer: np.ndarray, piece: int):
     """The memory traffic of one rank's share of a shared reduction of `buffer`."""
     moved = buffer.size * (n - 1) // n
-    share = buffer.size // n
-    shared = np.zeros(min(piece, buffer.size), buffer.dtype)
-
-    def copy(out: bool) -> None:
-        for begin in range(0, moved, piece):
-            mine = buffer[begin : min(begin + piece, moved)]
-            theirs = shared[: mine.size]
-            np.copyto(*((theirs, mine) if out else (mine, theirs)))
+    others, own = buffer[:moved], buffer[moved:]
+    # What this rank shows, what it reads of the others, and the results that they have left.
+    shown, values, results = (np.full(min(piece, moved), 0.0, buffer.dtype) for _ in range(3))
 
     def run() -> None:
-        copy(True)
+        for begin in range(0, moved, piece):
+            part = others[begin : begin + piece]
+            np.copyto(shown[: part.size], part)
         for _ in range(n - 1):
-            for begin in range(0, share, piece):
-                mine = buffer[begin : min(begin + piece, share)]
-                np.add(mine, shared[: mine.size], out=mine)
-        copy(False)
+            for begin in range(0, own.size, piece):
+                part = own[begin : begin + piece]
+                np.add(part, values[: part.size], out=part)
+        for begin in range(0, moved, piece):
+            part = others[begin : begin + piece]
+            np.copyto(part, results[: part.size])
 
     return run
 
@@ -90,8 +89,8 @@ def main() -> None:
             if not options.raw_only:
                 functions["disttorch"] = by_group(group, call, whole, part, other)
                 if call == "all_reduce":
-                    functions["limit, whole"] = least_reduction(n, whole, count)
-                    functions["limit, pieces"] = least_reduction(n, whole, PIECE)
+                    functions["limit"] = least_reduction(n, whole, count)
+                    functions["in cache"] = least_reduction(n, whole, PIECE)
             rows.append((call, size, timer.measure(functions)))
     if comm.rank == 0:
         library = MPI.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip()
