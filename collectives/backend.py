@@ -83,6 +83,12 @@ class Backend(ABC):
     def _split(self, call: Call, color: int | None, key: int) -> Any:
         """The new Group of this rank, or None."""
 
+    def _subset(self, ranks: Sequence[int], name: str) -> Any:
+        """The new Group of `ranks`, which alone call this; this rank is one of them."""
+        raise NotImplementedError(
+            f"{type(self).__name__} makes groups of all its ranks together only: use split"
+        )
+
     @abstractmethod
     def _isend(self, call: Call, buffer: Array, dst: int, tag: int) -> Work: ...
 

@@ -48,6 +48,10 @@ class PremulSum:
         return f"PREMUL_SUM({self.factor:g})"
 
 
+# PyTorch's spellings of the type of an operation, and of the one that needs a factor.
+ReduceOp.RedOpType = ReduceOp  # type: ignore[attr-defined]
+ReduceOp.PREMUL_SUM = PremulSum  # type: ignore[attr-defined]
+
 Op = ReduceOp | PremulSum
 
 

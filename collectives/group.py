@@ -64,6 +64,7 @@ class Group(Messages, Objects, Backend):
         name: for messages; the same on every rank.
         members: the rank in the whole job of each rank here.
         timeout: seconds that a call may wait for other ranks; None for no limit.
+        flight: the flight recorder of this rank's last calls.
         deterministic: whether reductions follow one tree by rank order (`tree`), so that their
             bits depend on nothing but the values and the number of ranks. On one node and between
             threads they do so anyway. Follows `collectives.set_deterministic` until set.
@@ -89,7 +90,7 @@ class Group(Messages, Objects, Backend):
         # Held while a call is carried out: two threads of the user's may come at the same time.
         self._busy = threading.RLock()
         self._thread = CommunicationThread(f"collectives {name} rank {rank}")
-        self._recorder = recorder
+        self.flight = recorder
         recorder.groups[name] = self.members
         self._ledger = Ledger(size)
 
@@ -390,6 +391,25 @@ class Group(Messages, Objects, Backend):
             part._deterministic, part.timeout = self._deterministic, self.timeout
         return part
 
+    def subset(self, ranks: Sequence[int], name: str) -> Group:
+        """Make a group of some ranks, which alone call this, in the same order with the same name.
+
+        Args:
+            ranks: of this group, in the order of their ranks in the new one; this rank is one.
+            name: tells the group from others of the same ranks.
+
+        Raises:
+            ValueError: a rank twice, or this one not among them.
+        """
+        members = [self._member(rank, "subset: ranks") for rank in ranks]
+        if len(set(members)) < len(members) or self.rank not in members:
+            raise ValueError(
+                f"subset: ranks must be different and hold this one ({self.rank}), got {members}"
+            )
+        part: Group = self._subset(members, f"{self.name}/{name}")
+        part._deterministic, part.timeout = self._deterministic, self.timeout
+        return part
+
     # ---- counts, end --------------------------------------------------------------------------
 
     def ledger(self) -> dict[str, dict[str, float]]:
@@ -492,15 +512,15 @@ class Group(Messages, Objects, Backend):
 
     def _perform(self, call: Call, job: Job) -> None:
         with self._busy:
-            self._recorder.begin(call)
+            self.flight.begin(call)
             try:
                 job(call)
             except BaseException as error:
-                self._recorder.end(call, error)
+                self.flight.end(call, error)
                 if isinstance(error, MismatchError | CollectiveTimeout):
                     self._broken = str(error).partition("\n")[0]
                 raise
-            self._recorder.end(call)
+            self.flight.end(call)
             self._ledger.add(call)
             self._count_moved(call)
 

@@ -107,6 +107,14 @@ class _World:
         self.watches = LocalWatch.make([flight.Recorder() for _ in range(size)], timeout)
         self.failure: tuple[int, BaseException] | None = None
         self._groups: list[LocalGroup] = []
+        self._rooms: dict[str, _Room] = {}
+
+    def room(self, members: tuple[int, ...], name: str) -> _Room:
+        """The one room of this name, made by whoever comes first."""
+        with self.changed:
+            if name not in self._rooms:
+                self._rooms[name] = _Room(self, members, name)
+            return self._rooms[name]
 
     def enter(self, group: LocalGroup) -> None:
         with self.changed:
@@ -428,6 +436,10 @@ class LocalGroup(Group):
             return None
         room = rooms[color]
         return LocalGroup(room, room.members.index(self.room.members[self.rank]))
+
+    def _subset(self, ranks: Sequence[int], name: str) -> Group:
+        members = tuple(self.room.members[rank] for rank in ranks)
+        return LocalGroup(self.room.world.room(members, name), list(ranks).index(self.rank))
 
     def _isend(self, call: Call, buffer: Array, dst: int, tag: int) -> Work:
         self.room.post_send(self.rank, dst, tag, buffer)

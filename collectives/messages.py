@@ -22,7 +22,7 @@ class Messages(Backend):
     name: str
     members: tuple[int, ...]
     timeout: float | None
-    _recorder: Any
+    flight: Any
     _ledger: Ledger
     _stage: Callable[..., Any]
 
@@ -85,10 +85,10 @@ class Messages(Backend):
 
     def _followed(self, call: Call, work: Work) -> Work:
         """The same work, whose end is recorded."""
-        self._recorder.begin(call)
+        self.flight.begin(call)
 
         def ended(error: BaseException | None) -> None:
-            self._recorder.end(call, error)
+            self.flight.end(call, error)
             if error is None:
                 self._ledger.add(call)
                 moved = call.transport_bytes

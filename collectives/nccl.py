@@ -99,7 +99,7 @@ class NCCLGroup(NcclCalls, Group):
         speaks: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(
-            control.rank, control.size, name, control.members, control.timeout, control._recorder
+            control.rank, control.size, name, control.members, control.timeout, control.flight
         )
         self._control = control
         self.largest_tag = control.largest_tag

@@ -188,6 +188,9 @@ class ProcessesGroup(Group):
         part = self.transport.sub(ranks, name)
         return ProcessesGroup(part, name, self.watch, self.timeout)
 
+    def _subset(self, ranks: Sequence[int], name: str) -> Group:
+        return ProcessesGroup(self.transport.sub(ranks, name), name, self.watch, self.timeout)
+
     def _isend(self, call: Call, buffer: Array, dst: int, tag: int) -> Work:
         work = self.transport.isend(buffer, dst, tag)
         return self._watched(call, work, [self.members[dst]], lambda: None)
@@ -208,6 +211,8 @@ class ProcessesGroup(Group):
         self, call: Call, work: Work, peers: Sequence[int], finish: Callable[[], int | None]
     ) -> Work:
         """The transport's work, whose waits end in time."""
+        if hasattr(work, "about"):
+            work.about = call  # for what its own waits say
 
         def poll() -> bool:
             if not work.is_completed():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+# Told when deterministic algorithms are asked for: the collectives, once ranks are connected.
+_listeners: list = []
 _state: dict = {"matmul": "highest", "deterministic": False, "warn_only": False, "interop": None}
 _PRECISIONS = ("highest", "high", "medium")
 
@@ -51,6 +53,16 @@ def get_num_interop_threads() -> int:
 def use_deterministic_algorithms(mode: bool, *, warn_only: bool = False) -> None:
     """Note whether only deterministic kernels may be used. Those on the CPU always are."""
     _state["deterministic"], _state["warn_only"] = bool(mode), bool(warn_only)
+    for listener in _listeners:
+        listener(bool(mode))
+
+
+def follow_deterministic(listener) -> None:
+    """Have `listener(mode)` called by `use_deterministic_algorithms`, and now if the mode is on."""
+    if listener not in _listeners:
+        _listeners.append(listener)
+    if _state["deterministic"]:
+        listener(True)
 
 
 def are_deterministic_algorithms_enabled() -> bool:

@@ -414,6 +414,21 @@ def splitting(group: Group) -> None:
         assert alone is None
 
 
+def groups_made_by_their_ranks(group: Group) -> None:
+    """Only the new group's ranks call; two of the same ranks stay apart."""
+    ranks = [rank for rank in reversed(range(group.size)) if rank != 1] or [0]
+    if group.rank in ranks:
+        first, second = group.subset(ranks, "first"), group.subset(ranks, "second")
+        assert (first.size, first.rank) == (len(ranks), ranks.index(group.rank))
+        assert first.members == tuple(group.members[rank] for rank in ranks)
+        work = second.all_reduce(later := np.array([1.0]), async_op=True)
+        assert first.all_gather_object(group.rank) == ranks
+        work.wait()
+        assert later[0] == len(ranks)
+    with pytest.raises(ValueError, match="hold this one"):
+        group.subset([(group.rank + 1) % group.size] if group.size > 1 else [], "wrong")
+
+
 def objects(group: Group) -> None:
     mine = {"rank": group.rank, "text": "x" * 1000 * group.rank, "array": np.arange(group.rank)}
     everyone = group.all_gather_object(mine)
@@ -725,6 +740,7 @@ SCENARIOS: list[Callable[[Group], None]] = [
     receive_with_timeout,
     messages_keep_their_order_and_tags,
     splitting,
+    groups_made_by_their_ranks,
     objects,
     input_inside_output,
     scalars_and_shapes,

@@ -303,9 +303,16 @@ def subgroups() -> None:
             call()
     with pytest.raises(NotImplementedError, match="going on without failed ranks"):
         dist.shrink_group([0])
-    if n > 1:
-        with pytest.raises(NotImplementedError, match="must call new_group here"):
-            dist.new_group([0], use_local_synchronization=True)
+    odd = [each for each in range(n) if each % 2]
+    if rank in odd:  # the others do not call
+        two = [dist.new_group(odd, use_local_synchronization=True) for _ in range(2)]
+        total = torch.tensor([1.0])
+        for group in two:
+            dist.all_reduce(total, group=group)
+        assert total.item() == len(odd) ** 2
+    elif n > 1:
+        outside = dist.new_group(odd, use_local_synchronization=True)
+        assert outside == dist.GroupMember.NON_GROUP_MEMBER
     assert dist.get_world_size(dist.new_group(use_local_synchronization=True)) == n
 
 

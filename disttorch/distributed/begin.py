@@ -9,7 +9,7 @@ from typing import Any
 import collectives
 
 from ..backend.devices import device as Device
-from ..settings import are_deterministic_algorithms_enabled
+from ..settings import follow_deterministic
 from . import backends, environment
 from .constants import default_pg_timeout
 from .process_group import Job, ProcessGroup, default_group, job, resolve, seconds_of
@@ -67,8 +67,7 @@ def init_process_group(
         backends.warn_of_gloo(used)
     ranks.reset_ledger()
     ranks.timeout = seconds
-    if are_deterministic_algorithms_enabled():
-        collectives.set_deterministic(True)
+    follow_deterministic(collectives.set_deterministic)
     members = list(range(ranks.size))
     mine.world = ProcessGroup(
         ranks, members, used, "0", "default_pg", wanted.config(host), _device(device_id)

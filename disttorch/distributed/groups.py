@@ -44,7 +44,8 @@ def new_group(
         timeout: what one call of the group may wait; None: that of the default group.
         backend: None, or the default group's.
         pg_options: accepted as in PyTorch; what they say concerns its own libraries.
-        use_local_synchronization: only the group's own ranks call; not built but for all ranks.
+        use_local_synchronization: only the group's own ranks need to call, each group of the same
+            ranks in the same order; others may call, too.
         device_id: kept as the group's `bound_device_id`; None: the default group's.
         sort_ranks: number the group's ranks by their global ranks; False: in the order given.
 
@@ -56,12 +57,9 @@ def new_group(
     """
     world = default_group()
     members = _checked_members(ranks, world, sort_ranks)
-    if use_local_synchronization and len(members) < world.size():
-        raise NotImplementedError(
-            f"new_group(ranks={members}, use_local_synchronization=True): all {world.size()} ranks "
-            "must call new_group here; leave use_local_synchronization away"
-        )
     _check_backend(backend, world)
+    if use_local_synchronization:
+        return _by_themselves(world, members, timeout, group_desc, device_id)
     return _divide(world, [members], timeout, group_desc, device_id)[0]
 
 
@@ -221,6 +219,26 @@ def _divide(
         mine.groups.append(pg)
         made[color] = pg
     return made
+
+
+def _by_themselves(
+    world: ProcessGroup, members: list[int], timeout: Timeout, desc: str | None, device_id: Any
+) -> Any:
+    """A group that only its own ranks make."""
+    if get_rank() not in members:
+        return GroupMember.NON_GROUP_MEMBER
+    mine = job()
+    name = "ranks " + ",".join(map(str, members))
+    mine.alike[name] += 1
+    name += f" #{mine.alike[name]}"
+    ranks = world.ranks.subset(members, name)
+    ranks.timeout = world.timeout if timeout is None else seconds_of(timeout)
+    pg = ProcessGroup(
+        ranks, members, world.backend, name, desc or "undefined", world.config,
+        world.bound_device_id if device_id is None else device_id,
+    )  # fmt: skip
+    mine.groups.append(pg)
+    return pg
 
 
 def _checked_members(ranks: Sequence[int] | None, world: ProcessGroup, sort: bool) -> list[int]:

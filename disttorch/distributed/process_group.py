@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import datetime
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,7 @@ class Job:
         named: how many groups have been made; all ranks count alike.
         variables: what was added to the environment.
         store: the store that ranks met in; None where there was no need of one.
+        alike: how many groups of the same ranks have been made by themselves.
     """
 
     def __init__(self, inside: collectives.Group | None) -> None:
@@ -115,6 +117,7 @@ class Job:
         self.named = 0
         self.variables: list[str] = []
         self.store: Any = None
+        self.alike: Counter[str] = Counter()
 
 
 _process = Job(None)

@@ -24,11 +24,6 @@ from .coalescing import hold
 from .process_group import Group
 from .work import Work
 
-# PyTorch's spellings of the type of an operation, and of the one that needs a factor
-for _name, _type in (("RedOpType", ReduceOp), ("PREMUL_SUM", PremulSum)):
-    if not hasattr(ReduceOp, _name):
-        setattr(ReduceOp, _name, _type)
-
 Op = Any  # ReduceOp, or what `_make_nccl_premul_sum` returns
 
 

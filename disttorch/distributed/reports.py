@@ -6,7 +6,6 @@ import os
 import sys
 from typing import Any
 
-import collectives
 from collectives.ledger import table
 from collectives.settings import set_deterministic, settings
 from collectives.timeline import write_trace
@@ -67,7 +66,7 @@ def flight_record(stacks: bool = False) -> dict[str, Any]:
     Args:
         stacks: add the Python stacks of all threads.
     """
-    return _recorder(default_group().ranks).snapshot(with_stacks=stacks)
+    return default_group().ranks.flight.snapshot(with_stacks=stacks)
 
 
 def write_timeline(path: str | os.PathLike[str]) -> None:
@@ -80,7 +79,7 @@ def write_timeline(path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written; on every rank.
     """
     ranks = default_group().ranks
-    snapshots = ranks.gather_object(_recorder(ranks).snapshot(), 0)
+    snapshots = ranks.gather_object(ranks.flight.snapshot(), 0)
     problem = None
     if snapshots is not None:
         watch = getattr(ranks, "watch", None)  # ranks that are threads share one clock
@@ -92,10 +91,6 @@ def write_timeline(path: str | os.PathLike[str]) -> None:
     problem = ranks.broadcast_object(problem, 0)
     if problem is not None:
         raise problem
-
-
-def _recorder(ranks: collectives.Group) -> Any:
-    return ranks._recorder
 
 
 def breakpoint(rank: int = 0, skip: int = 0, timeout_s: float | None = 3600) -> None:
