@@ -8,6 +8,7 @@ six 4 MiB all-reduces beside 12.5 ms in which the ranks' cores are free (as when
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -131,7 +132,24 @@ def _check_environment() -> None:
 
 def _abort(status: int) -> None:
     if not MPI.Is_finalized():
+        _unlink_shared_segments()
         MPI.COMM_WORLD.Abort(status)
+
+
+def _unlink_shared_segments() -> None:
+    """Remove the names of the shared memory that MPICH has mapped here.
+
+    It does so itself in MPI_Finalize, which a job that is aborted never reaches.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            paths = {line.split(maxsplit=5)[-1].strip() for line in maps}
+    except OSError:  # not Linux
+        return
+    for path in paths:
+        if path.startswith("/dev/shm/mpich_shm_") and not path.endswith("(deleted)"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def _drain() -> None:

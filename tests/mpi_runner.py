@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +91,27 @@ def run_command(
             except ProcessLookupError:
                 pass
             process.wait()
+        _remove_what_killed_jobs_left()
         out.seek(0)
         return Finished(process.returncode, out.read().decode(errors="replace"), timed_out)
+
+
+def _remove_what_killed_jobs_left() -> None:
+    """MPICH's shared memory that no process has mapped any more: a killed rank leaves its name."""
+    left = set(Path("/dev/shm").glob("mpich_shm_*")) if Path("/dev/shm").is_dir() else set()
+    if not left:
+        return
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            text = maps.read_text(errors="replace")
+        except OSError:
+            continue  # it has ended, or is not ours
+        left = {path for path in left if str(path) not in text}
+    for path in left:
+        # One that was made a moment ago may not be mapped yet.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > 10:
+                path.unlink()
 
 
 def run_ranks_of(
