@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import disttorch as torch  # noqa: E402
-import disttorch.distributed as dist  # noqa: E402
+import disttorch as torch
+import disttorch.distributed as dist
 
 warnings.simplefilter("ignore")
 torch.cuda.set_device(0)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import disttorch as torch  # noqa: E402
-import disttorch.distributed as dist  # noqa: E402
-from disttorch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
+import disttorch as torch
+import disttorch.distributed as dist
+from disttorch.nn.parallel import DistributedDataParallel as DDP
 
 
 def network():

@@ -11,7 +11,8 @@ from pathlib import Path
 def last_words(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     counts = [s.strip("= ") for s in lines if re.search(r"\d+ (passed|failed|skipped|error)", s)]
-    return (counts or lines or [""])[-1][:90]
+    pace = [re.sub(r".*loss", "loss", s) for s in lines if "tokens/s" in s]
+    return (counts or pace or lines or [""])[-1][:90]
 
 
 def main() -> None:
