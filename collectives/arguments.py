@@ -82,8 +82,13 @@ def same_dtype(out: Array, array: Any, call: str) -> None:
         raise TypeError(f"{call}: out has dtype {out.dtype}, the input has {array.dtype}")
 
 
-def shards(arrays: Sequence[Array], total: int, size: int) -> list[Array]:
+def shards(
+    arrays: Sequence[Array], total: int, size: int, nodes: int | None = None
+) -> list[Array]:
     """This rank's virtual shards, flat and contiguous.
+
+    Args:
+        nodes: how many arrays to expect where they are folded already.
 
     Raises:
         ValueError: `total` is no multiple of `size`; not total / size arrays; different shapes.
@@ -91,7 +96,11 @@ def shards(arrays: Sequence[Array], total: int, size: int) -> list[Array]:
     """
     if total < 1 or total % size:
         raise ValueError(f"tree_all_reduce: {total} shards do not divide over {size} ranks")
-    if len(arrays) != total // size:
+    if nodes is not None and len(arrays) != nodes:
+        raise ValueError(
+            f"tree_all_reduce: {len(arrays)} nodes given, but this rank's frontier has {nodes}"
+        )
+    if nodes is None and len(arrays) != total // size:
         raise ValueError(
             f"tree_all_reduce: {len(arrays)} shards given, but each of {size} ranks holds "
             f"{total // size} of {total}"

@@ -180,7 +180,11 @@ class Group(Messages, Objects, Backend):
         return self._collective(call, job, async_op)
 
     def tree_all_reduce(
-        self, shards: Sequence[Array], total: int, op: ReduceOp = ReduceOp.SUM
+        self,
+        shards: Sequence[Array],
+        total: int,
+        op: ReduceOp = ReduceOp.SUM,
+        folded: bool = False,
     ) -> Array:
         """The reduction of `total` virtual shards in one fixed binary tree, on every rank.
 
@@ -190,6 +194,8 @@ class Group(Messages, Objects, Backend):
         Args:
             shards: this rank's arrays, all of one dtype, shape and a 32- or 64-bit type.
             total: V, a multiple of the group's size.
+            folded: `shards` are the arrays of a `tree.Frontier` that all of this rank's have gone
+                into; they may be changed, and the result may be one of them.
 
         Returns:
             A new array of the shards' shape.
@@ -197,7 +203,11 @@ class Group(Messages, Objects, Backend):
         Raises:
             ValueError: not V/n shards; shards of different shapes or dtypes.
         """
-        flat = arguments.shards(shards, total, self.size)
+        nodes = None
+        if folded and total % self.size == 0:
+            each = total // self.size
+            nodes = len(tree.frontier(total, self.rank * each, (self.rank + 1) * each))
+        flat = arguments.shards(shards, total, self.size, nodes)
         reduction = self._reduction(shards[0], op)
         if reduction.divisor != 1 or reduction.factor is not None or reduction.wire != flat[0].dtype:
             raise TypeError(f"tree_all_reduce: {op} of {flat[0].dtype} is not built: convert first")
@@ -214,7 +224,9 @@ class Group(Messages, Objects, Backend):
 
             ufunc = UFUNCS[reduction.op]
             result.append(
-                tree.tree_all_reduce(flat, total, self.rank, self.size, ufunc, exchange, gather)
+                tree.tree_all_reduce(
+                    flat, total, self.rank, self.size, ufunc, exchange, gather, folded
+                )
             )
 
         size = shards[0].nbytes

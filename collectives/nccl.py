@@ -301,13 +301,18 @@ class NCCLGroup(NcclCalls, Group):
         self._control._agree(call)
 
     def tree_all_reduce(
-        self, shards: Sequence[Array], total: int, op: ReduceOp = ReduceOp.SUM
+        self,
+        shards: Sequence[Array],
+        total: int,
+        op: ReduceOp = ReduceOp.SUM,
+        folded: bool = False,
     ) -> Array:
         """As in `Group`; arrays in GPU memory are reduced by the CPU, for the same bits everywhere."""
         if not shards or not device.is_device_array(shards[0]):
-            return super().tree_all_reduce(shards, total, op)
+            return super().tree_all_reduce(shards, total, op, folded)
         gpu = self._gpu
-        return gpu.from_host(super().tree_all_reduce([gpu.to_host(s) for s in shards], total, op))
+        host = [gpu.to_host(s) for s in shards]
+        return gpu.from_host(super().tree_all_reduce(host, total, op, folded))
 
     # ---- messages -----------------------------------------------------------------------------
 

@@ -92,6 +92,43 @@ def frontier(leaves: int, begin: int, end: int) -> list[Node]:
     return nodes
 
 
+class Frontier:
+    """A rank's leaves, folded as they come, so that all of them never are in memory at once.
+
+    A node is combined as soon as its children are there: of L leaves at most log2(L) + 1 arrays are
+    kept, and the bits are those of `fold`.
+
+    Args:
+        leaves: of the whole tree.
+        begin: the first leaf that will come.
+        ufunc: see `fold`.
+    """
+
+    def __init__(self, leaves: int, begin: int, ufunc: Ufunc) -> None:
+        self.leaves, self.next, self.ufunc = leaves, begin, ufunc
+        self.nodes: list[Node] = []
+        self.arrays: list[np.ndarray] = []
+
+    def push(self, array: np.ndarray) -> list[np.ndarray]:
+        """Take in the next leaf, which becomes ours; returns the arrays that are free again."""
+        free = []
+        node = (self.next, self.next + 1)
+        self.next += 1
+        while self.nodes and self._siblings(self.nodes[-1], node):
+            left = self.arrays.pop()
+            with np.errstate(all="ignore"):
+                self.ufunc(left, array, out=left)
+            free.append(array)
+            array, node = left, (self.nodes.pop()[0], node[1])
+        self.nodes.append(node)
+        self.arrays.append(array)
+        return free
+
+    def _siblings(self, left: Node, right: Node) -> bool:
+        begin, width = left[0], left[1] - left[0]
+        return begin % (2 * width) == 0 and right[1] == min(begin + 2 * width, self.leaves)
+
+
 def combine(
     nodes: dict[Node, np.ndarray], leaves: int, ufunc: Ufunc, out: np.ndarray | None = None
 ) -> np.ndarray:
@@ -171,6 +208,7 @@ def tree_all_reduce(
     ufunc: Ufunc,
     all_to_all: AllToAll,
     all_gather: AllGather,
+    folded: bool = False,
 ) -> np.ndarray:
     """Reduce the virtual shards that all ranks hold, in the tree over all shards.
 
@@ -187,21 +225,24 @@ def tree_all_reduce(
         all_to_all: called as all_to_all(out, buffer, out_counts, in_counts): part p of `buffer`,
             in_counts[p] elements, goes to rank p; out_counts[r] elements come from rank r.
         all_gather: called as all_gather(out, buffer, counts).
+        folded: `shards` are the arrays of a `Frontier` instead, which may be changed.
 
     Returns:
-        A new array of a shard's size, the same on every rank.
+        An array of a shard's size, the same on every rank; a new one, or with `folded` one of ours.
 
     The arguments are those that `check_shards` has let through.
     """
     each = leaves // size
     if size == 1:
-        return fold(shards, ufunc)
+        return shards[0] if folded else fold(shards, ufunc)
     fronts = [frontier(leaves, r * each, (r + 1) * each) for r in range(size)]
     count, dtype = shards[0].size, shards[0].dtype
     edges = [p * count // size for p in range(size + 1)]
     widths = [edges[p + 1] - edges[p] for p in range(size)]
 
-    mine = _fold_frontier(shards, fronts[rank], rank * each, edges, ufunc)
+    first = rank * each
+    parts = [[a] for a in shards] if folded else [shards[b - first : e - first] for b, e in fronts[rank]]
+    mine = _fold_nodes(parts, edges, ufunc)
     out_counts = [len(front) * widths[rank] for front in fronts]
     received = np.empty(sum(out_counts), dtype)
     all_to_all(received, mine, out_counts, [len(fronts[rank]) * width for width in widths])
@@ -213,15 +254,15 @@ def tree_all_reduce(
     return result
 
 
-def _fold_frontier(
-    shards: Sequence[np.ndarray], front: list[Node], first: int, edges: list[int], ufunc: Ufunc
+def _fold_nodes(
+    nodes: Sequence[Sequence[np.ndarray]], edges: list[int], ufunc: Ufunc
 ) -> np.ndarray:
-    """This rank's nodes as one flat array: for each part p, part p of every node."""
-    sent = np.empty(len(front) * shards[0].size, shards[0].dtype)
+    """Nodes, given by their leaves, as one flat array: for each part p, part p of every node."""
+    first = nodes[0][0]
+    sent = np.empty(len(nodes) * first.size, first.dtype)
     at = 0
     for low, high in zip(edges, edges[1:]):
-        for begin, end in front:
-            leaves = [shards[leaf - first][low:high] for leaf in range(begin, end)]
-            fold(leaves, ufunc, sent[at : at + high - low])
+        for leaves in nodes:
+            fold([leaf[low:high] for leaf in leaves], ufunc, sent[at : at + high - low])
             at += high - low
     return sent

@@ -18,6 +18,8 @@ class _State(threading.local):
     randomness: str | None = None
     anomaly = False
     check_nan = True
+    # the default generators of this thread alone, by device, and their seed; see ops/random.py
+    generators: tuple[dict, list] | None = None
 
 
 state = _State()

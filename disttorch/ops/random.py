@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 
@@ -92,20 +93,36 @@ _seed: list = []
 
 
 def default_generator(device: devices.device) -> Generator:
-    """The generator that random functions on a device use when none is given."""
+    """The generator that random functions on a device use when none is given.
+
+    Inside ``own_stream`` it is one of the thread's own.
+    """
+    generators, seeds = state.generators or (_defaults, _seed)
     key = (device.type, device.index or 0)
-    made = _defaults.get(key)
+    made = generators.get(key)
     if made is None:
-        made = _defaults[key] = Generator(device)
-        made.manual_seed(_seed[0] if _seed else secrets.randbits(63))
+        made = generators[key] = Generator(device)
+        made.manual_seed(seeds[0] if seeds else secrets.randbits(63))
     return made
+
+
+@contextlib.contextmanager
+def own_stream(seed: int):
+    """Inside, this thread has default generators of its own, which start from ``seed``."""
+    before = state.generators
+    state.generators = ({}, [_checked_seed(seed)])
+    try:
+        yield
+    finally:
+        state.generators = before
 
 
 def manual_seed(seed: int) -> Generator:
     """Seed the default generators of all devices; returns the CPU's."""
     seed = _checked_seed(seed)
-    _seed[:] = [seed]
-    for made in _defaults.values():
+    generators, seeds = state.generators or (_defaults, _seed)
+    seeds[:] = [seed]
+    for made in generators.values():
         made.manual_seed(seed)
     return default_generator(devices.cpu)
 
