@@ -253,7 +253,7 @@ class Staged:
 def may_overlap(a: Array, b: Array) -> bool:
     """Whether two arrays might share memory; True where that cannot be told cheaply."""
     if device.is_device_array(a) or device.is_device_array(b):
-        return True
+        return device.may_overlap(a, b)
     return np.may_share_memory(a, b)
 
 

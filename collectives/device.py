@@ -30,6 +30,24 @@ def synchronize() -> None:
     cupy.cuda.get_current_stream().synchronize()
 
 
+def may_overlap(a: Any, b: Any) -> bool:
+    """Whether two arrays, one of them in GPU memory, might share memory: by their address ranges."""
+    (low, high), (other_low, other_high) = _range(a), _range(b)
+    return low < other_high and other_low < high
+
+
+def _range(array: Any) -> tuple[float, float]:
+    """The addresses between which all elements lie; all addresses where they cannot be told."""
+    first = getattr(getattr(array, "data", None), "ptr", None)
+    if first is None:
+        return float("-inf"), float("inf")
+    if not array.size:
+        return first, first
+    reach = [(n - 1) * step for n, step in zip(array.shape, array.strides)]
+    low = first + sum(step for step in reach if step < 0)
+    return low, first + sum(step for step in reach if step > 0) + array.itemsize
+
+
 class HostBridge:
     """Copies one device array to pinned host memory and back.
 

@@ -28,6 +28,7 @@ from collectives import (
     nccl_work,
     run_ranks,
 )
+from collectives.buffers import may_overlap
 from collectives.nccl_binding import NcclError
 from collectives.work import CollectiveError
 
@@ -547,6 +548,24 @@ def test_an_array_on_another_gpu():
             here.group.all_reduce(stray)
 
     ranks(1, fn)
+
+
+def test_overlap_of_device_arrays_is_told_by_addresses():
+    class Array:
+        __cuda_array_interface__: dict = {}
+
+        def __init__(self, first, shape, strides):
+            self.data, self.shape, self.strides = types.SimpleNamespace(ptr=first), shape, strides
+            self.size, self.itemsize = int(np.prod(shape)), 4
+
+    whole = Array(1000, (10,), (4,))
+    for other, together in (
+        (Array(1036, (1,), (4,)), True), (Array(1040, (5,), (4,)), False),
+        (Array(960, (10,), (4,)), False),
+        (Array(1072, (10,), (-8,)), True), (Array(1040, (0,), (4,)), False),
+        (Array(900, (2, 2), (100, 4)), True), (np.zeros(2), True),
+    ):  # fmt: skip
+        assert may_overlap(whole, other) is together and may_overlap(other, whole) is together
 
 
 def test_a_closed_group():

@@ -102,6 +102,14 @@ def test_unequal_parts_and_empty(group):
     group.all_reduce(cupy.zeros(0))
 
 
+def test_input_inside_output(group):
+    out = cupy.arange(6, dtype=np.float32)
+    group.all_gather(out[1:4], out[2:5], counts=[3])
+    device_arrays.same(out, [0, 2, 3, 4, 4, 5])
+    group.reduce_scatter(out[:3], out[::-1][:3])
+    device_arrays.same(out, [5, 4, 4, 4, 4, 5])
+
+
 def test_split_close_and_abort(group):
     part = group.split(0)
     a = cupy.ones(3)
