@@ -110,7 +110,7 @@ def init(
     if chosen == "mpi":
         _world = _mpi_world(timeout)
     elif chosen == "tcp":
-        from . import tcp_world
+        from .tcp import world as tcp_world
 
         _world = tcp_world.connect(init_method, rank, world_size, store, timeout)
     else:
@@ -130,7 +130,7 @@ def finish() -> None:
         return
     ending.close()
     if backend_of(ending) == "tcp":
-        from . import tcp_world
+        from .tcp import world as tcp_world
 
         tcp_world.disconnect(ending)
 

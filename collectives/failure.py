@@ -37,7 +37,7 @@ from .flight import last_words
 from .work import CollectiveError
 
 if TYPE_CHECKING:
-    from .watch_base import BaseWatch
+    from .watch.base import BaseWatch
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 OUR_THREADS = "collectives "

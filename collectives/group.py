@@ -86,7 +86,7 @@ class Group(Messages, Objects, Backend):
         self.timeout = timeout
         self._deterministic: bool | None = None
         self._calls = 0
-        self._broken: str | None = None
+        self._unusable: str | None = None  # why
         # Held while a call is carried out: two threads of the user's may come at the same time.
         self._busy = threading.RLock()
         self._thread = CommunicationThread(f"collectives {name} rank {rank}")
@@ -495,10 +495,10 @@ class Group(Messages, Objects, Backend):
 
     def _collective(self, call: Call, job: Job, async_op: bool) -> Work | None:
         """Carry out a call in its turn, here and now or in the communication thread."""
-        if self._broken is not None:
+        if self._unusable is not None:
             raise CollectiveError(
-                f"{call} on rank {self.rank}: group {self.name!r} cannot be used any more after "
-                f"its ranks went different ways: {self._broken}"
+                f"{call} on rank {self.rank}: group {self.name!r} cannot be used any more: "
+                f"{self._unusable}"
             )
         call.group = self.name
         self._may_begin(call)
@@ -530,7 +530,7 @@ class Group(Messages, Objects, Backend):
             except BaseException as error:
                 self.flight.end(call, error)
                 if isinstance(error, MismatchError | CollectiveTimeout):
-                    self._broken = str(error).partition("\n")[0]
+                    self._unusable = "its ranks went different ways: " + str(error).partition("\n")[0]
                 raise
             self.flight.end(call)
             self._ledger.add(call)

@@ -21,7 +21,7 @@ from .backend import Counts
 from .buffers import UFUNCS, Array, ReduceOp
 from .call import Call
 from .group import Group
-from .watch_local import LocalWatch
+from .watch.local import LocalWatch
 from .work import PolledWork, RankFailedError, Work
 
 T = TypeVar("T")

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from . import check, failure, flight
+from . import check, failure, flight, selection
 from .backend import Counts
 from .buffers import Array, name_of
 from .call import Call
 from .processes import ProcessesGroup
 from .settings import DEFAULT_TIMEOUT, settings
 from .transport import Transport, node_identity
-from .watch import Watch
+from .watch.process import Watch
 from .work import CommunicationThread, PolledWork, Work
 
 # Buffers arrive in these dtypes only: `buffers` turns bool into bytes, moves 16-bit floats as
@@ -86,6 +86,7 @@ def world(timeout: float | None = DEFAULT_TIMEOUT) -> ProcessesGroup:
         nodes = comm.allgather(node_identity())
         transport = MPITransport(comm, tuple(range(comm.size)), nodes)
         transport.watch = watch
+        selection.share(comm.allgather)
         _world = ProcessesGroup(transport, "world", watch, timeout)
     return _world
 

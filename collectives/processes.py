@@ -41,18 +41,28 @@ class ProcessesGroup(Group):
         name: the same on all ranks.
         watch: the process's control plane.
         timeout: seconds that a call may wait.
+        is_part: whether it was made of another group, and is freed by `close`.
     """
 
-    def __init__(self, transport: Transport, name: str, watch: Any, timeout: float | None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        name: str,
+        watch: Any,
+        timeout: float | None,
+        is_part: bool = False,
+    ) -> None:
         super().__init__(
             transport.rank, transport.size, name, transport.members, timeout, flight.recorder()
         )
         self.transport = transport
         self.watch = watch
+        self._is_part = is_part
         self.store: Any = None  # in which the ranks met, where they did
         self.largest_tag = transport.largest_tag
         self.takes_device_arrays = transport.takes_device_arrays
         calls = Counted(transport.sub(range(self.size), f"{name} calls"))
+        self._calls_transport = calls
         self._moved = calls.moved
         self._seen = (0, 0, 0)
         self._engine: Any = None
@@ -123,6 +133,20 @@ class ProcessesGroup(Group):
             call.name, messages - before[0], sent - before[1], received - before[2]
         )
 
+    def close(self) -> None:
+        """Wait for everything under way; a group made of another is then freed. Local.
+
+        Raises:
+            Exception: the first error that no `Work.wait` has shown.
+        """
+        super().close()
+        if self._is_part and self._unusable is None:
+            self._unusable = "it was closed"
+            for way in (*self._ways.values(), self._calls_transport, self.transport):
+                if hasattr(way, "close"):
+                    way.close()
+            self._ways, self._only, self._engine = {}, None, None
+
     def _may_begin(self, call: Call) -> None:
         if self.watch.trouble:
             self.watch.enter(call, self.members)
@@ -186,10 +210,11 @@ class ProcessesGroup(Group):
         ranks.sort(key=lambda r: (table[r][1], r))
         name = f"{self.name}/{call.number}.{color}"
         part = self.transport.sub(ranks, name)
-        return ProcessesGroup(part, name, self.watch, self.timeout)
+        return ProcessesGroup(part, name, self.watch, self.timeout, is_part=True)
 
     def _subset(self, ranks: Sequence[int], name: str) -> Group:
-        return ProcessesGroup(self.transport.sub(ranks, name), name, self.watch, self.timeout)
+        part = self.transport.sub(ranks, name)
+        return ProcessesGroup(part, name, self.watch, self.timeout, is_part=True)
 
     def _isend(self, call: Call, buffer: Array, dst: int, tag: int) -> Work:
         work = self.transport.isend(buffer, dst, tag)

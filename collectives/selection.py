@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -186,14 +187,7 @@ def save_table(table: Any, path: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         ValueError: it is no valid table; nothing is written.
     """
-    checked = parse(table)
-    text = {
-        call: {
-            str(n): [[None if limit == _ANY else limit, way] for limit, way in rows]
-            for n, rows in by_ranks.items()
-        }
-        for call, by_ranks in checked.items()
-    }
+    text = for_json(parse(table))
     file = table_path() if path is None else Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when complete: another job may be reading it.
@@ -204,6 +198,27 @@ def save_table(table: Any, path: str | os.PathLike[str] | None = None) -> Path:
         temporary.write("\n")
     os.replace(temporary.name, file)
     return file
+
+
+def for_json(table: Table) -> dict[str, Any]:
+    """A table as `parse` takes it."""
+    return {
+        call: {
+            str(n): [[None if limit == _ANY else limit, way] for limit, way in rows]
+            for n, rows in by_ranks.items()
+        }
+        for call, by_ranks in table.items()
+    }
+
+
+def share(exchange: Callable[[bytes], list[bytes]]) -> None:
+    """Take rank 0's table on every rank: with different ones they would go different ways.
+
+    Args:
+        exchange: an all-gather of bytes.
+    """
+    mine = json.dumps(for_json(table())).encode()
+    use(parse(json.loads(exchange(mine)[0])))
 
 
 def parse(value: Any) -> Table:

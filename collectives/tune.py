@@ -78,17 +78,10 @@ def _merged(table: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """The new rows beside those that were measured for other numbers of ranks."""
     file = selection.table_path() if path is None else path
     old = selection.load_table(file) if file.exists() else {}
-    merged: dict[str, Any] = {
-        call: {str(n): [list(row) for row in rows] for n, rows in by_ranks.items()}
-        for call, by_ranks in old.items()
-    }
+    merged = selection.for_json(old)
     for call, by_ranks in table.items():
         merged.setdefault(call, {}).update(by_ranks)
-    return {call: {n: _finite(rows) for n, rows in by.items()} for call, by in merged.items()}
-
-
-def _finite(rows: list[list[Any]]) -> list[list[Any]]:
-    return [[None if limit in (None, float("inf")) else limit, way] for limit, way in rows]
+    return merged
 
 
 def measure(group: ProcessesGroup, call: str, nbytes: int, rounds: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from collectives import CollectiveTimeout, Group, PremulSum, ReduceOp, tree
+from collectives import CollectiveError, CollectiveTimeout, Group, PremulSum, ReduceOp, tree
 
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
@@ -406,6 +406,10 @@ def splitting(group: Group) -> None:
     if half.size > 1:
         nested = half.split(0)
         assert nested.all_gather_object(group.rank) == mates
+    half.close()
+    if group.size > 1 and hasattr(group, "way"):
+        with pytest.raises(CollectiveError, match="cannot be used any more: it was closed"):
+            half.barrier()
     alone = group.split(0 if group.rank == group.size - 1 else None)
     if group.rank == group.size - 1:
         assert (alone.size, alone.rank) == (1, 0)
@@ -594,7 +598,8 @@ def absent_rank_is_named(group: Group) -> None:
     trial = group.split(0)
     last = trial.size - 1
     if group.rank != last:
-        with pytest.raises(CollectiveTimeout, match=f"monitored_barrier.* rank {last} has not come") as caught:
+        said = f"monitored_barrier.* rank {last} has not come"
+        with pytest.raises(CollectiveTimeout, match=said) as caught:
             trial.monitored_barrier(0.3)
         assert caught.value.missing == [group.members[last]]
     group.barrier()

@@ -14,9 +14,9 @@ import time
 import ml_dtypes
 import numpy as np
 
-from collectives import rendezvous
 from collectives.buffers import DTYPES
-from collectives.tcp import TCPTransport, gather_bytes
+from collectives.tcp import rendezvous
+from collectives.tcp.transport import TCPTransport, gather_bytes
 from collectives.work import RankFailedError
 
 Array = np.ndarray

@@ -18,10 +18,11 @@ import pytest
 from mpi_runner import clean_environment
 from netns import two_nodes
 
-from collectives import listen, rendezvous
+from collectives import listen
 from collectives.secret import MAGIC, Handshake, HandshakeError
 from collectives.store import HashStore, TCPStore
-from collectives.tcp import TCPTransport, gather_bytes
+from collectives.tcp import rendezvous
+from collectives.tcp.transport import TCPTransport, gather_bytes
 from collectives.work import CollectiveError, CollectiveTimeout, RankFailedError
 
 WORKER = Path(__file__).parent / "tcp_worker.py"

@@ -22,10 +22,11 @@ from pathlib import Path
 import pytest
 from mpi_runner import clean_environment
 
-from collectives import flight, watch_hub
-from collectives import watch as watch_module
+from collectives import flight
 from collectives.call import Call
-from collectives.watch import LocalWatch, Watch
+from collectives.watch import hub as watch_hub
+from collectives.watch import process as watch_module
+from collectives.watch.process import LocalWatch, Watch
 from collectives.work import CollectiveError, CollectiveTimeout, RankFailedError
 
 WORKER = Path(__file__).with_name("watch_worker.py")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from collectives import failure, flight
 from collectives.call import Call
-from collectives.watch import Watch
+from collectives.watch.process import Watch
 from collectives.work import CollectiveTimeout, RankFailedError
 
 SECRET = b"a secret of the tests"

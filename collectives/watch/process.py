@@ -34,18 +34,18 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from . import failure
-from . import watch_report as wr
-from .call import Call
-from .flight import Recorder, last_words
-from .timeline import clock_offset
-from .watch_base import ANSWER, BaseWatch, GaveUp, NullWatch, end_of
-from .watch_blocked import GRACE, BlockedCalls, Inside
-from .watch_hub import Hub
-from .watch_link import BadFrame, Link, Message, connect, listen, node
-from .watch_local import LocalWatch
-from .watch_report import FAILED, KILLED, LEFT, Ended, Report
-from .work import CollectiveError
+from .. import failure
+from ..call import Call
+from ..flight import Recorder, last_words
+from ..timeline import clock_offset
+from ..work import CollectiveError
+from . import report as wr
+from .base import ANSWER, BaseWatch, GaveUp, NullWatch, end_of
+from .blocked import GRACE, BlockedCalls, Inside
+from .hub import Hub
+from .link import BadFrame, Link, Message, connect, listen, node
+from .local import LocalWatch
+from .report import FAILED, KILLED, LEFT, Ended, Report
 
 __all__ = ["BaseWatch", "Ended", "LocalWatch", "NullWatch", "Report", "Watch"]
 

@@ -20,8 +20,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .secret import Handshake, HandshakeError
-from .transport import node_identity
+from ..secret import Handshake, HandshakeError
+from ..transport import node_identity
 
 Message = dict[str, Any]
 LONGEST = 1 << 20  # bytes of one frame

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import watch_report as wr
-from .flight import Recorder
-from .watch_base import ANSWER, BaseWatch, GaveUp, end_of
-from .watch_report import Ended, Report
+from ..flight import Recorder
+from . import report as wr
+from .base import ANSWER, BaseWatch, GaveUp, end_of
+from .report import Ended, Report
 
 
 class LocalWatch(BaseWatch):

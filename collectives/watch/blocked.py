@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import failure
-from . import watch_report as wr
-from .call import Call
-from .flight import last_words
-from .work import CollectiveError
+from .. import failure
+from ..call import Call
+from ..flight import last_words
+from ..work import CollectiveError
+from . import report as wr
 
 if TYPE_CHECKING:
-    from .watch import Watch
+    from .process import Watch
 
 GRACE = 0.25  # seconds that a call may still take after news that it cannot complete
 

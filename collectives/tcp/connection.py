@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from typing import Any, Protocol
 
-from .wire import FRAME, WireError
+from ..wire import FRAME, WireError
 
 _STAGE = 1 << 16  # small messages come several at once; of a large one at most this much is copied
 _TURN = 1 << 22  # bytes to take from one peer before the others have their turn

@@ -22,10 +22,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from ..wire import FRAME, WireError
+from ..work import CollectiveError
 from .connection import Connection
 from .operations import SIZES, Lost, Message, Operation, Receive, Send, fits, misfit
-from .wire import FRAME, WireError
-from .work import CollectiveError
 
 _MOST = 1 << 40  # elements of one message
 _SPIN = 50e-6  # seconds for which a waiting thread looks again and again before it sleeps

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from . import watch_report as wr
-from .call import Call
-from .flight import Recorder, last_words
-from .watch_report import Ended, Report
-from .work import CollectiveTimeout, RankFailedError
+from ..call import Call
+from ..flight import Recorder, last_words
+from ..work import CollectiveTimeout, RankFailedError
+from . import report as wr
+from .report import Ended, Report
 
 _clock = time.perf_counter_ns
 ANSWER = 1.0  # seconds that a rank may take to say where it is

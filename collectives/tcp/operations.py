@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
-from .buffers import DTYPES
-from .call import Call
-from .transport import NoWatch, Transport
-from .work import CollectiveError, RankFailedError, Work
+from ..buffers import DTYPES
+from ..call import Call
+from ..transport import NoWatch, Transport
+from ..work import CollectiveError, RankFailedError, Work
 
 if TYPE_CHECKING:
     from .progress import Engine

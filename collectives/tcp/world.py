@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from . import failure, flight, rendezvous
-from .group import Group
-from .processes import ProcessesGroup
-from .secret import job_secret
-from .store import Store
-from .tcp import TCPTransport, gather_bytes
-from .watch import NullWatch, Watch
-from .work import CommunicationThread
+from .. import failure, flight, selection
+from ..group import Group
+from ..processes import ProcessesGroup
+from ..secret import job_secret
+from ..store import Store
+from ..watch.process import NullWatch, Watch
+from ..work import CommunicationThread
+from . import rendezvous
+from .transport import TCPTransport, gather_bytes
 
 
 class _CurrentWatch:
@@ -53,6 +54,7 @@ def connect(
         failure.install(transport.rank, lambda status: None, CommunicationThread.drain_all, _current)  # type: ignore[arg-type]
     watch.managed = True
     transport.watch = watch
+    selection.share(lambda data: gather_bytes(transport, data))
     group = ProcessesGroup(transport, "world", watch, timeout)
     group.store = transport.store
     return group

@@ -19,13 +19,13 @@ from datetime import timedelta
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from . import listen
+from .. import listen
+from ..secret import ADVICE, job_secret
+from ..store import FileStore, PrefixStore, Store, StoreConnectionError, StoreTimeout, TCPStore
+from ..transport import node_identity
+from ..work import CollectiveError, CollectiveTimeout
 from .mesh import Entrance, name_ranks
-from .secret import ADVICE, job_secret
-from .store import FileStore, PrefixStore, Store, StoreConnectionError, StoreTimeout, TCPStore
-from .tcp import TCPTransport
-from .transport import node_identity
-from .work import CollectiveError, CollectiveTimeout
+from .transport import TCPTransport
 
 HOSTED = "DISTTORCH_STORE_HOSTED"  # "1": the launcher hosts the store, not rank 0
 ADDRESS = "DISTTORCH_NODE_ADDR"  # this node's address for the other nodes, where the choice is wrong

@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import listen
-from .work import CollectiveError, CollectiveTimeout
+from .. import listen
+from ..work import CollectiveError, CollectiveTimeout
 
 _CLAIM = struct.Struct("<II")  # rank of the connecting side, rank it wants to reach
 

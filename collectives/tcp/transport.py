@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..store import Store
+from ..transport import NoWatch, Transport, Watch
+from ..work import Work
 from .operations import CODES, Receive, Send
 from .progress import Engine
-from .store import Store
-from .transport import NoWatch, Transport, Watch
-from .work import Work
 
 
 class TCPTransport(Transport):

@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .secret import Handshake
-from .watch_link import BadFrame, Frames, Message, greet, pack
-from .watch_report import FAILED, KILLED, LEFT, UNREACHED, Ended
+from ..secret import Handshake
+from .link import BadFrame, Frames, Message, greet, pack
+from .report import FAILED, KILLED, LEFT, UNREACHED, Ended
 
 GREETING = 5.0  # seconds in which a new connection must have proved what it is
 COMING = 60.0  # seconds in which every rank must have connected
@@ -43,7 +43,7 @@ class Hub:
         listener: where ranks 1 and up connect; None if there are none.
         home: rank 0's own connection.
         secret: of the job.
-        purpose: of connections to this hub; from `watch_link.listen`.
+        purpose: of connections to this hub; from `link.listen`.
         complain: told, as one sentence, if the hub itself breaks.
     """
 

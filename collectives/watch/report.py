@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
-from . import flight
-from .call import Call
-from .flight import Recorder
+from .. import flight
+from ..call import Call
+from ..flight import Recorder
 
 LEFT, FAILED, KILLED, UNREACHED = "left", "failed", "killed", "unreached"
 
