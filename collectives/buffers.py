@@ -35,6 +35,8 @@ class ReduceOp(enum.Enum):
     BOR = "bor"
     BXOR = "bxor"
 
+    __hash__ = object.__hash__  # a member is what it is; Enum's own is Python code
+
 
 @dataclass(frozen=True)
 class PremulSum:

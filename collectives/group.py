@@ -516,8 +516,9 @@ class Group(Messages, Objects, Backend):
             self._thread.put(call.name, lambda: self._perform(call, job)).wait()
         return None
 
-    def _count_moved(self, call: Call) -> None:
-        """Tell the ledger what this rank has sent and received for a call."""
+    def _count(self, call: Call) -> None:
+        """Enter a call that has ended into the ledger; a backend knows what moved for it."""
+        self._ledger.add(call)
 
     def _may_begin(self, call: Call) -> None:
         """Raise where it is known that a call would be in vain."""
@@ -533,8 +534,7 @@ class Group(Messages, Objects, Backend):
                     self._unusable = "its ranks went different ways: " + str(error).partition("\n")[0]
                 raise
             self.flight.end(call)
-            self._ledger.add(call)
-            self._count_moved(call)
+            self._count(call)
 
     def _member(self, rank: int, what: str) -> int:
         return arguments.member(rank, self.size, self.name, what)

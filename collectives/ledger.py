@@ -68,13 +68,16 @@ class Ledger:
         # One row for each call type and thread: so a row has one writer, and needs no lock.
         self._rows: dict[tuple[str, int], list[float]] = {}
 
-    def add(self, call: Call) -> None:
-        """Count a call that has ended well; its `started` and `ended` give the seconds."""
+    def add(self, call: Call, messages: int = 0, sent_bytes: int = 0, received_bytes: int = 0) -> None:
+        """Count a call that has ended well, and what moved; its times give the seconds."""
         row = self._row(call.name)
         row[0] += 1
         row[1] += call.payload_bytes
         row[2] += call.transport_bytes
         row[3] += call.ended - call.started  # nanoseconds in here
+        row[4] += messages
+        row[5] += sent_bytes
+        row[6] += received_bytes
 
     def count(self, call: str, payload_bytes: int, transport_bytes: int) -> None:
         """Count a call whose time is not known."""

@@ -90,10 +90,9 @@ class Messages(Backend):
         def ended(error: BaseException | None) -> None:
             self.flight.end(call, error)
             if error is None:
-                self._ledger.add(call)
                 moved = call.transport_bytes
                 sent, received = (moved, 0) if call.name == "send" else (0, moved)
-                self._ledger.moved(call.name, 1, sent, received)
+                self._ledger.add(call, 1, sent, received)
 
         work.when_ended(ended)
         return work

@@ -123,15 +123,13 @@ class ProcessesGroup(Group):
                 return way
         return self._messages
 
-    def _count_moved(self, call: Call) -> None:
+    def _count(self, call: Call) -> None:
         messages, sent, received = self._moved
         if self._engine is not None:
             sent += self._engine.sent
             received += self._engine.received
         before, self._seen = self._seen, (messages, sent, received)
-        self._ledger.moved(
-            call.name, messages - before[0], sent - before[1], received - before[2]
-        )
+        self._ledger.add(call, messages - before[0], sent - before[1], received - before[2])
 
     def close(self) -> None:
         """Wait for everything under way; a group made of another is then freed. Local.
