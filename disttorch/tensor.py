@@ -74,6 +74,7 @@ class Tensor:
     _acc: Any = None
     _name = None
     _inference = False
+    _local_tensor: Tensor | None = None  # of a distributed tensor: the part that this rank holds
 
     # Only NumPy's scalars and arrays on the left of an operator ask for this: it makes them give way
     __array_priority__ = 1000

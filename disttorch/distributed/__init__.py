@@ -55,7 +55,8 @@ _LAZY = {
     "init_device_mesh": ".device_mesh",
 }
 _MODULES = {
-    "_functional_collectives", "device_mesh", "elastic", "launch", "launcher", "nn", "run",
+    "_composable", "_functional_collectives", "device_mesh", "elastic", "fsdp", "launch", "launcher",
+    "nn", "run", "tensor",
 }  # fmt: skip
 
 

@@ -20,6 +20,11 @@ class Parameter(Tensor):
         RuntimeError: if ``data`` is of an integer or boolean type and ``requires_grad`` is true.
     """
 
+    def __new__(cls, data: Tensor | None = None, *args, **kwargs):
+        # a distributed tensor becomes a parameter of its own kind
+        kind = getattr(data, "_parameter_class", None)
+        return object.__new__(cls if kind is None or issubclass(cls, kind) else kind)
+
     def __init__(self, data: Tensor | None = None, requires_grad: bool = True):
         if data is None:
             from ..ops import empty

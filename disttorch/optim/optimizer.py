@@ -243,7 +243,10 @@ class Optimizer:
             packed["params"] = [index[id(p)] for p in group["params"]]
             groups.append(packed)
         state = {
-            (index[id(k)] if isinstance(k, Tensor) else k): v for k, v in self.state.items()
+            (index[id(k)] if isinstance(k, Tensor) else k): (
+                k._spread_state(v) if getattr(k, "_local_tensor", None) is not None else v
+            )
+            for k, v in self.state.items()
         }
         result = {"state": state, "param_groups": groups}
         for hook in self._optimizer_state_dict_post_hooks.values():
@@ -345,10 +348,12 @@ class ElementwiseOptimizer(Optimizer):
         loss = self._call_closure(closure)
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is not None:
-                    data = param._data
-                    self._update(namespace_of(data), group, param, data, param.grad._data)
-                    bump_version(param)
+                # of a distributed parameter each rank updates its part, with a state for the part
+                mine = param if param._local_tensor is None else param._local_tensor
+                if mine.grad is not None:
+                    data = mine._data
+                    self._update(namespace_of(data), group, param, data, mine.grad._data)
+                    bump_version(mine)
         return loss
 
     def _update(self, xp, group, param, data, grad) -> None:
@@ -371,6 +376,8 @@ def _split_names(params: list):
 def _cast_like(param: Tensor, value, key=None):
     """State values with their tensors in the parameter's dtype and on its device."""
     if isinstance(value, Tensor):
+        if value._local_tensor is not None:
+            value = value._local_tensor
         if key == "step":  # a count keeps its type: bfloat16 cannot count to 300
             return value
         dtype = param.dtype if param.is_floating_point() else None

@@ -399,10 +399,11 @@ class Module(StateDict, HookRegistration):
         for param in self._parameters.values():
             if param is None:
                 continue
+            mine = param if param._local_tensor is None else param._local_tensor
             with no_grad():
-                param.data = fn(param.data)
-                if param.grad is not None:
-                    param.grad.data = fn(param.grad.data)
+                mine.data = fn(mine.data)
+                if mine.grad is not None:
+                    mine.grad.data = fn(mine.grad.data)
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 self._buffers[name] = fn(buffer)

@@ -32,7 +32,8 @@ def get_total_norm(
         foreach: accepted for compatibility.
 
     Returns:
-        a 0-dim tensor on the device of the first.
+        a 0-dim tensor on the device of the first; a replicated DTensor if one of them is a DTensor,
+        whose parts on all ranks count.
 
     Raises:
         RuntimeError: for a nan or infinite norm, if asked for.
@@ -40,18 +41,28 @@ def get_total_norm(
     tensors, p = _as_list(tensors), float(norm_type)
     if not tensors:
         return ops.tensor(0.0)
+    spread = next((t for t in tensors if t._local_tensor is not None), None)
+    if spread is not None:  # ranks hold parts of it
+        total = spread._total_norm(tensors, p)
+    else:
+        total = _norm_of_norms(tensors, p)
+    known = total if spread is None else total.full_tensor()
+    if error_if_nonfinite and not bool(ops.isfinite(known)):
+        raise RuntimeError(
+            f"The total norm of order {p} for gradients from `parameters` is non-finite, so it "
+            "cannot be clipped. To disable this error and scale the gradients by the non-finite "
+            "norm anyway, set `error_if_nonfinite=False`"
+        )
+    return total
+
+
+def _norm_of_norms(tensors: list[Tensor], p: float) -> Tensor:
     device = tensors[0].device
     norms = [wrap(namespace_of(t._data).vector_norm(t._data, p)).to(device) for t in tensors]
     total = norms[0]
     if len(norms) > 1:
         stacked = ops.stack([n.to(norms[0].dtype) for n in norms])._data
         total = wrap(namespace_of(stacked).vector_norm(stacked, p))
-    if error_if_nonfinite and not bool(ops.isfinite(total)):
-        raise RuntimeError(
-            f"The total norm of order {p} for gradients from `parameters` is non-finite, so it "
-            "cannot be clipped. To disable this error and scale the gradients by the non-finite "
-            "norm anyway, set `error_if_nonfinite=False`"
-        )
     return total
 
 
@@ -61,6 +72,8 @@ def clip_grads_with_norm_(
     foreach: bool | None = None,
 ) -> None:
     """Scale gradients by max_norm / total_norm where that is below 1, in place."""
+    if total_norm._local_tensor is not None:
+        total_norm = total_norm.full_tensor()
     coefficient = (float(max_norm) / (total_norm + 1e-6)).clamp(max=1.0)
     for grad in _grads(parameters):
         grad.mul_(coefficient.to(grad.device))
