@@ -1,0 +1,89 @@
+"""The BLAS libraries in this process: what they are, and how many threads they use.
+
+Their bits depend on the number of threads, since that decides how a product is cut. It can be set
+while the process runs, by functions of the library, under names that differ by how it was built.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_KINDS = {"openblas": "openblas", "mkl_rt": "mkl", "blis": "blis"}
+_SETTERS = {
+    "openblas": "openblas_set_num_threads", "mkl": "MKL_Set_Num_Threads",
+    "blis": "bli_thread_set_num_threads",
+}
+_GETTERS = {
+    "openblas": "openblas_get_num_threads", "mkl": "MKL_Get_Max_Threads",
+    "blis": "bli_thread_get_num_threads",
+}
+
+
+@dataclass
+class Library:
+    """A BLAS that is loaded: its kind ("openblas", "mkl", "blis") and path."""
+
+    kind: str
+    path: str
+
+    def __post_init__(self) -> None:
+        self.handle = ctypes.CDLL(self.path)
+
+    def function(self, name: str):
+        """The library's function, whatever the build has added to its name; None without one."""
+        for prefix in ("", "scipy_"):
+            for suffix in ("", "64_", "_64_", "_64"):
+                try:
+                    return getattr(self.handle, prefix + name + suffix)
+                except AttributeError:
+                    continue
+        return None
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads it uses; None where it cannot be asked."""
+        ask = self.function(_GETTERS[self.kind])
+        return None if ask is None else int(ask())
+
+    def set_threads(self, count: int) -> bool:
+        """Whether it could be told to use `count` threads."""
+        change = self.function(_SETTERS[self.kind])
+        if change is None:
+            return False
+        change(ctypes.c_int(count))
+        return self.threads in (count, None)
+
+    def describe(self) -> str:
+        """Version and kernels, as the library itself says."""
+        words = [self.kind]
+        for name in ("openblas_get_config", "openblas_get_corename", "bli_info_get_version_str"):
+            if self.kind[:3] in name and (ask := self.function(name)) is not None:
+                ask.restype = ctypes.c_char_p
+                words.append((ask() or b"").decode(errors="replace").strip())
+        return " ".join(words)
+
+
+def loaded() -> list[Library]:
+    """The BLAS libraries in this process (Linux; elsewhere none are found)."""
+    try:
+        text = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    found = []
+    for path in sorted(set(re.findall(r"(/\S*\.so\S*)$", text, re.MULTILINE))):
+        name = Path(path).name
+        kind = next((kind for part, kind in _KINDS.items() if part in name), None)
+        if kind is not None:
+            found.append(Library(kind, path))
+    return found
+
+
+def configured() -> str:
+    """The BLAS that NumPy was built with, by name and version."""
+    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[index]
+    return f"{built.get('name')} {built.get('version')}"
