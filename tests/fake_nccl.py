@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from collectives.buffers import HALVES
-from collectives.nccl_binding import IN_PROGRESS, OPS, SUCCESS, TYPES, Binding, NcclError
+from collectives.nccl.binding import IN_PROGRESS, OPS, SUCCESS, TYPES, Binding, NcclError
 
 NAMES = {number: name for name, number in TYPES.items()}
 UFUNCS = {0: np.add, 1: np.multiply, 2: np.maximum, 3: np.minimum, 4: np.add}
@@ -236,7 +236,7 @@ def _free(stream: FakeStream, data: np.ndarray) -> None:
 
 
 class FakeRuntime:
-    """What `cuda_ipc.CudaRuntime` offers; one for each rank, whose GPU it is given."""
+    """What `nccl.cuda_ipc.CudaRuntime` offers; one for each rank, whose GPU it is given."""
 
     opened: list[int] = []
 

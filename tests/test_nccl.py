@@ -21,15 +21,15 @@ from collectives import (
     PremulSum,
     RankFailedError,
     ReduceOp,
-    cuda_ipc,
     device,
     nccl,
-    nccl_binding,
-    nccl_work,
     run_ranks,
 )
 from collectives.buffers import may_overlap
-from collectives.nccl_binding import NcclError
+from collectives.nccl import binding as nccl_binding
+from collectives.nccl import cuda_ipc
+from collectives.nccl import work as nccl_work
+from collectives.nccl.binding import NcclError
 from collectives.work import CollectiveError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -472,7 +472,7 @@ class Trouble:
 
 
 def test_a_dead_rank_aborts_the_survivors(monkeypatch):
-    monkeypatch.setattr(nccl, "GRACE", 0.05)
+    monkeypatch.setattr(nccl.group, "GRACE", 0.05)
     monkeypatch.setattr(nccl_work, "PERIOD", 0.01)
     died = threading.Event()
 

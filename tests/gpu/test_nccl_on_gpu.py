@@ -18,7 +18,8 @@ if torch.cuda.is_available():
     import cupy
     from gpu import device_arrays
 
-    from collectives import CollectiveError, PremulSum, ReduceOp, nccl, nccl_binding, single
+    from collectives import CollectiveError, PremulSum, ReduceOp, nccl, single
+    from collectives.nccl import binding as nccl_binding
 
 
 @pytest.fixture(params=["nccl4py", "cupy"])

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from . import check
-from .backend import Backend, Counts
-from .buffers import COMPLEX, UFUNCS, Array, PremulSum, ReduceOp, name_of
-from .call import Call
-from .nccl_binding import OPS, TYPES, Binding
+from .. import check
+from ..backend import Backend, Counts
+from ..buffers import COMPLEX, UFUNCS, Array, PremulSum, ReduceOp, name_of
+from ..call import Call
+from .binding import OPS, TYPES, Binding
 
 Issue = Callable[[], None]
 _REAL = {"complex64": np.dtype(np.float32), "complex128": np.dtype(np.float64)}

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .call import Call
-from .work import Work, poll_until
+from ..call import Call
+from ..work import Work, poll_until
 
 PERIOD = 0.05  # seconds between two looks
 

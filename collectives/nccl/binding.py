@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .buffers import ReduceOp
+from ..buffers import ReduceOp
 
 #: NCCL's number of each dtype that it can reduce.
 TYPES = {

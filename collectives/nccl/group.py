@@ -8,7 +8,7 @@
 
 The control group (any other Group: MPI, tcp, local) exchanges the communicator's id, carries arrays
 in host memory, compares the ranks' calls before they start, since NCCL itself hangs where they
-differ, and knows which ranks are alive; a thread watches the calls under way (`nccl_work`).
+differ, and knows which ranks are alive; a thread watches the calls under way (`work`).
 
 Streams. Collectives run in one stream of the group's own. An event recorded in the caller's stream
 when the call is made lets it wait for the arrays' content, and an event behind it is what the result
@@ -36,14 +36,16 @@ from typing import Any
 
 import numpy as np
 
-from . import buffers, cuda_ipc, device, nccl_binding
-from .buffers import FLOATS, HALVES, Array, Op, PremulSum, ReduceOp, Reduction, name_of
-from .call import Call
-from .group import Group, Job
-from .nccl_binding import IN_PROGRESS, SUCCESS, Binding, NcclError
-from .nccl_calls import NcclCalls
-from .nccl_work import Overseer, StreamWork
-from .work import CollectiveError, CollectiveTimeout, RankFailedError, Work
+from .. import buffers, device
+from ..buffers import FLOATS, HALVES, Array, Op, PremulSum, ReduceOp, Reduction, name_of
+from ..call import Call
+from ..group import Group, Job
+from ..work import CollectiveError, CollectiveTimeout, RankFailedError, Work
+from . import binding as bindings
+from . import cuda_ipc
+from .binding import IN_PROGRESS, SUCCESS, Binding, NcclError
+from .calls import NcclCalls
+from .work import Overseer, StreamWork
 
 # NCCL has no 16-bit integers; in 32 bits their results wrap around alike.
 _WIDER = {"int16": np.dtype(np.int32), "uint16": np.dtype(np.uint32)}
@@ -130,17 +132,17 @@ class NCCLGroup(NcclCalls, Group):
         try:
             self._gpu = self._gpu or device.Gpu()
             identity = self._gpu.identity()
-            self._binding = self._binding or nccl_binding.load()
+            self._binding = self._binding or bindings.load()
             version = self._binding.version()
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
-        enabled = os.environ.get(nccl_binding.MULTI_RANK_VARIABLE) == "1"
+        enabled = os.environ.get(bindings.MULTI_RANK_VARIABLE) == "1"
         told = self._control.all_gather_object((identity, version, enabled, error))
         users = defaultdict(list)
         for rank, (where, *_) in enumerate(told):
             users[where].append(rank)
         shared = [ranks for where, ranks in users.items() if where and len(ranks) > 1]
-        allowed = all(on and v >= nccl_binding.MULTI_RANK_VERSION for _, v, on, _ in told)
+        allowed = all(on and v >= bindings.MULTI_RANK_VERSION for _, v, on, _ in told)
         lacking = {rank: t[3] for rank, t in enumerate(told) if t[3] and not (shared and t[0])}
         if lacking:
             rank, reason = next(iter(lacking.items()))
@@ -156,7 +158,7 @@ class NCCLGroup(NcclCalls, Group):
         warnings.warn(
             f"ranks {names} share a GPU, which NCCL {number} refuses: arrays of group {self.name!r} go "
             f"{way}. Start one rank per GPU, or use NCCL 2.30 or later with "
-            f"{nccl_binding.MULTI_RANK_VARIABLE}=1",
+            f"{bindings.MULTI_RANK_VARIABLE}=1",
             stacklevel=2,
         )
 
@@ -179,6 +181,10 @@ class NCCLGroup(NcclCalls, Group):
         if part is None:
             return None
         name = f"{self.name}/{call.number}.{color}"
+        return NCCLGroup(part, name, self._gpu, self._library, speaks=False)
+
+    def _subset(self, ranks: Sequence[int], name: str) -> Group:
+        part = self._control._subset(ranks, name)
         return NCCLGroup(part, name, self._gpu, self._library, speaks=False)
 
     def close(self) -> None:
@@ -369,7 +375,7 @@ class NCCLGroup(NcclCalls, Group):
     def _message_lane(
         self, call: Call, buffer: Array, peer: int, function: Any, up: bool, finish: Any
     ) -> StreamWork:
-        lane, size, count = self._lanes[1 if up else 2], nccl_binding.TYPES["uint8"], buffer.nbytes
+        lane, size, count = self._lanes[1 if up else 2], bindings.TYPES["uint8"], buffer.nbytes
         self._gpu.wait(self._gpu.record(), lane.stream)
         work = StreamWork(call, self._gpu, None, buffer, finish)
         pointer = self._gpu.pointer(buffer)

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .buffers import UFUNCS, ReduceOp
-from .call import Call
-from .nccl_binding import OPS, SUCCESS, TYPES, Binding
+from ..buffers import UFUNCS, ReduceOp
+from ..call import Call
+from .binding import OPS, SUCCESS, TYPES, Binding
 
 HALF = 32 << 20  # bytes
 _NAMES = {number: name for name, number in TYPES.items()}
