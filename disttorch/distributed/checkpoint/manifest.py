@@ -1,0 +1,202 @@
+"""The manifest of a checkpoint: what it holds, where, and the checksums of everything.
+
+It is written last, in one step; a folder without one is no checkpoint. ``manifest.json`` holds two
+keys: the checksum of the text of "checkpoint", and "checkpoint":
+
+    format, version    "disttorch.checkpoint", 1
+    save_id, ranks     which save, and by how many ranks
+    block              bytes of a tensor that one checksum is of
+    files              name -> its size, and the length and checksums of its header
+    entries            key -> a tensor: dtype, global shape, and its shards (offsets, shape, file,
+                       bytes from and to, checksums); or a value as JSON; or where its bytes are.
+                       "path" leads to it in the nested state dict where the key is not the path
+
+Files are in the safetensors format: any of its readers can look into them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+from ...backend import dtypes
+from ...serialization.archive import atomic_file
+from ...tensor import Size
+from . import values
+from .api import DamagedCheckpoint
+from .metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from .nested import MapKey, Path
+from .tensor_files import BLOCK, Stored, checksum
+
+NAME = "manifest.json"
+FORMAT, VERSION = "disttorch.checkpoint", 1
+_HEAD = re.compile(rb'\{\n"checksum": "([0-9a-f]{32})",\n"checkpoint": ')
+_TAIL = b"\n}\n"
+
+
+def compose(metadata: Metadata, where: dict[MetadataIndex, Any], files: dict, about: dict) -> dict:
+    """The manifest of a checkpoint.
+
+    Args:
+        where: for each item the `Stored` bytes, or `values.encode`'s bytes to be kept in here.
+        files: name -> (size, the header as `Stored`).
+        about: more keys.
+    """
+    entries = {}
+    for key, saved in metadata.state_dict_metadata.items():
+        if isinstance(saved, TensorStorageMetadata):
+            entries[key] = _tensor(key, saved, where)
+        else:
+            kept = where[MetadataIndex(key)]
+            entries[key] = _bytes(kept) if isinstance(kept, Stored) else {
+                "kind": "value", "value": json.loads(kept[1:])
+            }  # fmt: skip
+        path = (metadata.planner_data or {}).get(key, (key,))
+        if path != (key,):
+            entries[key]["path"] = [
+                {"key": int(item)} if isinstance(item, MapKey) else item for item in path
+            ]
+    return {
+        "format": FORMAT, "version": VERSION, **about, "block": BLOCK,
+        "files": {
+            name: {"bytes": size, "header": head.length, "checksums": list(head.checksums)}
+            for name, (size, head) in files.items()
+        },
+        "entries": entries,
+    }  # fmt: skip
+
+
+def _tensor(key: str, saved: TensorStorageMetadata, where: dict) -> dict:
+    shards = [
+        {"offsets": list(chunk.offsets), "shape": list(chunk.sizes),
+         **_place(where[MetadataIndex(key, chunk.offsets)])}
+        for chunk in saved.chunks
+    ]  # fmt: skip
+    result = {
+        "kind": "tensor", "dtype": saved.properties.dtype.name, "shape": list(saved.size),
+        "shards": shards,
+    }  # fmt: skip
+    if saved.properties.requires_grad:
+        result["requires_grad"] = True
+    return result
+
+
+def _place(stored: Stored) -> dict:
+    return {
+        "file": stored.file, "bytes": [stored.start, stored.start + stored.length],
+        "checksums": list(stored.checksums),
+    }  # fmt: skip
+
+
+def _bytes(stored: Stored) -> dict:
+    return {"kind": "bytes", **_place(stored)}
+
+
+def write(folder: str, manifest: dict) -> None:
+    """Put it into place: from now on the folder is this checkpoint."""
+    body = _text(manifest).encode()
+    with atomic_file(os.path.join(folder, NAME)) as file:
+        file.write(b'{\n"checksum": "' + checksum(body).encode() + b'",\n"checkpoint": ' + body + _TAIL)
+
+
+def _text(manifest: dict) -> str:
+    """JSON with a line for each file and entry."""
+    lines = []
+    for key, value in manifest.items():
+        text = json.dumps(value)
+        if key in ("files", "entries") and value:
+            inner = (f"{json.dumps(name)}: {json.dumps(value[name])}" for name in sorted(value))
+            text = "{\n " + ",\n ".join(inner) + "}"
+        lines.append(f"{json.dumps(key)}: {text}")
+    return "{" + ",\n".join(lines) + "}"
+
+
+def read(folder: str) -> dict:
+    """The manifest of a folder.
+
+    Raises:
+        DamagedCheckpoint: there is none, or it is damaged, or of another format.
+    """
+    path = os.path.join(folder, NAME)
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedCheckpoint(f"{folder} is no whole checkpoint: {_why(folder)}") from None
+    head = _HEAD.match(text)
+    if head is None or not text.endswith(_TAIL):
+        raise DamagedCheckpoint(f"{path} is damaged: it is not in the form it was written in")
+    body = text[head.end() : -len(_TAIL)]
+    if checksum(body) != head.group(1).decode():
+        raise DamagedCheckpoint(f"{path} is damaged: it does not have the checksum it was saved with")
+    manifest = json.loads(body)
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise DamagedCheckpoint(
+            f"{path} has the format {manifest.get('format')!r} version {manifest.get('version')!r}, "
+            f"this reader knows {FORMAT!r} version {VERSION}"
+        )
+    return manifest
+
+
+def _why(folder: str) -> str:
+    if not os.path.isdir(folder):
+        return "there is no such folder"
+    if os.path.exists(os.path.join(folder, ".metadata")):
+        return (
+            "it is in PyTorch's own format, whose reading runs code from the file; convert it with "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, then torch_save_to_dcp here"
+        )
+    return f"{NAME} is missing, its save did not come to an end or failed"
+
+
+def metadata_of(manifest: dict, folder: str) -> Metadata:
+    """A manifest as PyTorch's class; its `storage_data` is MetadataIndex -> `Stored` or bytes."""
+    saved: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    paths: dict[str, Path] = {}
+    where: dict[MetadataIndex, Any] = {}
+    block = manifest["block"]
+    for key, entry in manifest["entries"].items():
+        paths[key] = tuple(
+            MapKey(item["key"]) if isinstance(item, dict) else item
+            for item in entry.get("path", [key])
+        )
+        if entry["kind"] == "tensor":
+            saved[key] = _saved_tensor(entry)
+            for shard in entry["shards"]:
+                where[MetadataIndex(key, shard["offsets"])] = _stored(shard, block)
+            continue
+        saved[key] = BytesStorageMetadata()
+        if entry["kind"] == "value":
+            where[MetadataIndex(key)] = values.JSON + json.dumps(entry["value"]).encode()
+        else:
+            where[MetadataIndex(key)] = _stored(entry, block)
+    meta = StorageMeta(checkpoint_id=folder, save_id=manifest.get("save_id"))
+    return Metadata(saved, paths, where, meta, str(manifest["version"]))
+
+
+def _saved_tensor(entry: dict) -> TensorStorageMetadata:
+    return TensorStorageMetadata(
+        TensorProperties(
+            dtypes.BY_NAME[entry["dtype"]], requires_grad=entry.get("requires_grad", False)
+        ),
+        Size(entry["shape"]),
+        [ChunkStorageMetadata(Size(s["offsets"]), Size(s["shape"])) for s in entry["shards"]],
+    )
+
+
+def _stored(entry: dict, block: int) -> Stored:
+    start, end = entry["bytes"]
+    return Stored(entry["file"], start, end - start, tuple(entry["checksums"]), block)
+
+
+__all__ = ["NAME", "compose", "metadata_of", "read", "write"]
