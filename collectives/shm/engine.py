@@ -7,17 +7,46 @@ costs one meeting.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .. import check
 from ..call import Call
 from .meetings import Array, Counts
-from .pipeline import edges_of, part_of_slot
-from .reductions import Reductions
+from .pipeline import Meet, edges_of, part_of_slot
+from .reductions import Reductions, others_of
 
 _BYTE = np.dtype(np.uint8)
+
+
+@dataclass(slots=True)
+class Passage:
+    """The bytes that pass between the ranks in one call; slots are named by their ranks.
+
+    Attributes:
+        piece: bytes of every array that pass at a time, where they pass through slots.
+        longest: bytes of the longest array of any rank.
+        limit: from how many on ranks read each other's memory.
+        offered: what others then read of.
+        sends: what this rank gives: (offset in its slot, array).
+        takes: what it gets: (from which rank, offset in its slot, offset in what it offers, array).
+        own: (target, source) of what this rank gives to itself.
+    """
+
+    piece: int
+    longest: int
+    limit: int
+    offered: Array | None = None
+    sends: Sequence[tuple[int, Array]] = ()
+    takes: Sequence[tuple[int, int, int, Array]] = ()
+    own: tuple[Array, Array] | None = None
+
+    def copy_own(self, begin: int = 0, end: int | None = None) -> None:
+        if self.own is not None:
+            target, source = self.own
+            target[begin:end] = source[begin:end]
 
 
 class NodeEngine(Reductions):
@@ -39,6 +68,8 @@ class NodeEngine(Reductions):
         chunk_bytes: of a slot: a multiple of 64, at least 64 a rank. The same on all ranks;
             None chooses by `size`.
         spin: reads of a counter before a waiting rank makes a system call; None chooses.
+        direct_bytes: from how many bytes on ranks read each other's memory, if the system lets them
+            (see `peers`); None chooses. The same on all ranks.
 
     Attributes:
         sent, received: bytes that this rank wrote for others, once for all who read them, and
@@ -61,12 +92,13 @@ class NodeEngine(Reductions):
             self._under_way = None
             return
         data = buffer.view(_BYTE)
-        sends, takes = [], []
+        passage = Passage(self._layout.slot_bytes, data.size, self.peers.limits.one_way)
         if self.rank == root:
-            sends.append((0, data))
+            passage.offered = buffer
+            passage.sends = [(0, data)]
         else:
-            takes.append((root, 0, data))
-        self._exchange(call, self._layout.slot_bytes, data.size, sends, takes)
+            passage.takes = [(root, 0, 0, data)]
+        self._pass(call, passage)
 
     def all_gather(self, call: Call, out: Array, buffer: Array, counts: Counts = None) -> None:
         """Put everybody's `buffer` behind each other into `out`, in rank order.
@@ -85,42 +117,46 @@ class NodeEngine(Reductions):
             self._under_way = None
             return
         parts = _split(out, counts, buffer.size, self.size)
-        takes = [(rank, 0, part) for rank, part in enumerate(parts)]
         longest = max(part.size for part in parts)
-        self._exchange(call, self._layout.slot_bytes, longest, [(0, buffer.view(_BYTE))], takes)
+        passage = Passage(self._layout.slot_bytes, longest, self.peers.limits.exchange, buffer)
+        passage.own = parts[self.rank], buffer.view(_BYTE)
+        passage.sends = [(0, buffer.view(_BYTE))]
+        passage.takes = [(rank, 0, 0, parts[rank]) for rank in others_of(self.rank, self.size)]
+        self._pass(call, passage)
 
     def gather(
         self, call: Call, out: Array | None, buffer: Array, root: int, counts: Counts = None
     ) -> None:
         """Put everybody's `buffer` behind each other into `root`'s `out`; None elsewhere."""
         self._begin(call, counts)
-        sends, takes = [], []
+        longest = buffer.itemsize * (buffer.size if counts is None else max(counts))
+        passage = Passage(self._layout.slot_bytes, longest, self.peers.limits.one_way, buffer)
         if self.rank != root:
-            sends.append((0, buffer.view(_BYTE)))
+            passage.sends = [(0, buffer.view(_BYTE))]
         else:
             assert out is not None
             parts = _split(out, counts, buffer.size, self.size)
-            takes = [(rank, 0, part) for rank, part in enumerate(parts) if rank != root]
-            parts[root][...] = buffer.view(_BYTE)
-        longest = buffer.itemsize * (buffer.size if counts is None else max(counts))
-        self._exchange(call, self._layout.slot_bytes, longest, sends, takes)
+            passage.own = parts[root], buffer.view(_BYTE)
+            passage.takes = [(rank, 0, 0, parts[rank]) for rank in others_of(root, self.size)]
+        self._pass(call, passage)
 
     def scatter(
         self, call: Call, out: Array, buffer: Array | None, root: int, counts: Counts = None
     ) -> None:
         """Put part r of `root`'s `buffer` into rank r's `out`; None elsewhere."""
         self._begin(call, counts)
+        longest = out.itemsize * (out.size if counts is None else max(counts))
         piece = part_of_slot(self._layout.slot_bytes, self.size, 1)
-        sends, takes = [], []
+        passage = Passage(piece, longest, self.peers.limits.one_way, buffer)
         if self.rank != root:
-            takes.append((root, piece * self.rank, out.view(_BYTE)))
+            begin = edges_of(counts, out.size, self.size)[self.rank] * out.itemsize
+            passage.takes = [(root, piece * self.rank, begin, out.view(_BYTE))]
         else:
             assert buffer is not None
             parts = _split(buffer, counts, out.size, self.size)
-            sends = [(piece * rank, part) for rank, part in enumerate(parts) if rank != root]
-            out.view(_BYTE)[...] = parts[root]
-        longest = out.itemsize * (out.size if counts is None else max(counts))
-        self._exchange(call, piece, longest, sends, takes)
+            passage.own = out.view(_BYTE), parts[root]
+            passage.sends = [(piece * rank, parts[rank]) for rank in others_of(root, self.size)]
+        self._pass(call, passage)
 
     def all_to_all(
         self, call: Call, out: Array, buffer: Array, out_counts: Counts = None, in_counts: Counts = None
@@ -147,65 +183,76 @@ class NodeEngine(Reductions):
             self.received += (self.size - 1) * width * buffer.itemsize
             self._under_way = None
             return
-        size, rank, itemsize = self.size, self.rank, buffer.itemsize
-        piece = part_of_slot(self._layout.slot_bytes, size, 1)
-        if uneven:
-            row = self._counts[self._turn, rank]
-            row[0] = buffer.size // size if in_counts is None else in_counts
-            row[1] = out.size // size if out_counts is None else out_counts
+        me, others = self.rank, others_of(self.rank, self.size)
+        sources = _split(buffer, in_counts, buffer.size // self.size, self.size)
+        targets = _split(out, out_counts, out.size // self.size, self.size)
+        piece = part_of_slot(self._layout.slot_bytes, self.size, 1)
+        passage = Passage(piece, sources[0].size, self.peers.limits.exchange, buffer)
+        passage.own = targets[me], sources[me]
+        passage.sends = [(piece * rank, sources[rank]) for rank in others]
+        if not uneven:
+            begin = passage.longest * me
+            passage.takes = [(rank, piece * me, begin, targets[rank]) for rank in others]
+            self._pass(call, passage)
+            return
+        # What this rank reads of the others' arrays depends on counts that the first meeting brings.
+        with self.peers.offer(buffer):
+            sent = self._counts_of_all(call, out, buffer, out_counts, in_counts) * buffer.itemsize
+            passage.longest = int(sent.max())
+            begins = sent[:, :me].sum(1).tolist()
+            passage.takes = [(rank, piece * me, begins[rank], targets[rank]) for rank in others]
+            self._pass_on(call, passage, self._again)
+
+    def _counts_of_all(
+        self, call: Call, out: Array, buffer: Array, out_counts: Counts, in_counts: Counts
+    ) -> Array:
+        """Meet; what each rank (row) sends to each (column)."""
+        row = self._counts[self._turn, self.rank]
+        row[0] = buffer.size // self.size if in_counts is None else in_counts
+        row[1] = out.size // self.size if out_counts is None else out_counts
+        self._meet(call)
+        sent, expected = self._counts[self._turn].swapaxes(0, 1)
+        if not np.array_equal(sent, expected.T):
+            check.fits(call, self.members, sent.tolist(), expected.tolist())
+        return sent
+
+    def _pass(self, call: Call, passage: Passage) -> None:
+        """Meet, and let the bytes pass."""
+        if passage.longest < passage.limit:
+            self._pass_on(call, passage, self._meet)
+            return
+        with self.peers.offer(passage.offered):
             self._meet(call)
-            sent, expected = self._counts[self._turn].swapaxes(0, 1)
-            if not np.array_equal(sent, expected.T):
-                check.fits(call, self.members, sent.tolist(), expected.tolist())
-            longest = int(sent.max()) * itemsize
+            self._pass_on(call, passage, self._again)
+
+    def _pass_on(self, call: Call, passage: Passage, meet: Meet) -> None:
+        if passage.longest < passage.limit or not self.peers.ready(call):
+            self._through_slots(call, passage, meet)
         else:
-            longest = buffer.size // size * itemsize
-        sources = _split(buffer, in_counts, buffer.size // size, size)
-        targets = _split(out, out_counts, out.size // size, size)
-        targets[rank][...] = sources[rank]
-        sends = [(piece * r, part) for r, part in enumerate(sources) if r != rank]
-        takes = [(r, piece * rank, part) for r, part in enumerate(targets) if r != rank]
-        self._exchange(call, piece, longest, sends, takes, self._again if uneven else self._meet)
+            for source, _, begin, array in passage.takes:
+                self.peers.read(call, source, begin, array)
+            self.peers.finish(call, passage.copy_own)
+        self.sent += sum(array.size for _, array in passage.sends)
+        self.received += sum(array.size for _, _, _, array in passage.takes)
+        self._under_way = None
 
-    def _again(self, call: Call) -> None:
-        self._signals.post()
-        self._signals.wait(call)
-
-    def _exchange(
-        self,
-        call: Call,
-        piece: int,
-        longest: int,
-        sends: list[tuple[int, Array]],
-        takes: list[tuple[int, int, Array]],
-        meet: Callable[[Call], None] | None = None,
-    ) -> None:
-        """Pass bytes on, `piece` of each array at a time.
-
-        Args:
-            longest: bytes of the longest array of any rank.
-            sends: (offset in my slot, array).
-            takes: (rank, offset in its slot, array).
-            meet: the first meeting.
-        """
-        rank = self.rank
+    def _through_slots(self, call: Call, passage: Passage, meet: Meet) -> None:
+        rank, piece = self.rank, passage.piece
 
         def put(begin: int, slots: list[Array]) -> None:
             mine = slots[rank]
-            for offset, array in sends:
+            for offset, array in passage.sends:
                 part = array[begin : begin + piece]
                 mine[offset : offset + part.size] = part
 
         def take(begin: int, slots: list[Array]) -> None:
-            for source, offset, array in takes:
+            for source, offset, _, array in passage.takes:
                 part = array[begin : begin + piece]
                 part[...] = slots[source][offset : offset + part.size]
+            passage.copy_own(begin, begin + piece)
 
         slots = self._slots_of(_BYTE)
-        self._pipeline.transfer(call, slots, longest, piece, meet or self._meet, put, take)
-        self.sent += sum(array.size for _, array in sends)
-        self.received += sum(array.size for source, _, array in takes if source != rank)
-        self._under_way = None
+        self._pipeline.transfer(call, slots, passage.longest, piece, meet, put, take)
 
 
 def _split(array: Array, counts: Counts, count: int, size: int) -> list[Array]:

@@ -3,6 +3,7 @@
 posts      a 128-byte line a rank: its counter, and the fingerprints of its last two calls
 sleepers   a row a rank: byte k says that rank k sleeps until this rank posts
 cores      a bit a core, a row a rank: where the rank may run
+windows    a line a rank: what it lets the others read of its own memory (`peers`)
 counts     a row a rank, for the last two calls: what it sends to each rank and expects from each
 notes      a text or a few bytes a rank
 slots      three a rank, for data
@@ -51,7 +52,8 @@ class Layout:
         self.row_bytes = _up(size, LINE)
         self.sleepers = size * LINE
         self.cores = self.sleepers + size * self.row_bytes
-        self.counts = self.cores + size * CORE_BYTES
+        self.windows = self.cores + size * CORE_BYTES
+        self.counts = self.windows + size * LINE
         self.notes = self.counts + 2 * size * 2 * size * 8
         self.slots = _up(self.notes + size * NOTE_BYTES, _PAGE)
 

@@ -11,6 +11,7 @@ from .. import check
 from ..call import Call
 from ..work import CollectiveError
 from .layout import NOTE_BYTES, SLOTS, Layout, slot_bytes_for
+from .peers import PeerMemory
 from .pipeline import Pipeline, typed_slots
 from .segment import Segment
 from .signals import Signals, Watch
@@ -37,6 +38,7 @@ class Meetings:
         *,
         chunk_bytes: int | None = None,
         spin: int | None = None,
+        direct_bytes: int | None = None,
     ) -> None:
         layout = self._layout = Layout(size, chunk_bytes or slot_bytes_for(size))
         if segment.memory.size < layout.nbytes or not 0 <= rank < size == len(members):
@@ -52,6 +54,9 @@ class Meetings:
         self._memory = segment.memory
         self._signals = Signals(segment.memory, layout, rank, members, watch, spin)
         self._pipeline = Pipeline(self._signals)
+        self.peers = PeerMemory(
+            segment.memory, layout, rank, members, self._signals, watch, direct_bytes
+        )
         self._slots: dict[np.dtype[Any], list[list[Array]]] = {}
         self._small_bytes = min(SMALL_BYTES, layout.slot_bytes)
         self._small: dict[tuple[np.dtype[Any], int], list[list[Array]]] = {}
@@ -138,6 +143,11 @@ class Meetings:
         signals.wait(call)
         if not signals.agreed(self._turn):
             self._mismatch(call)
+
+    def _again(self, call: Call) -> None:
+        """Meet once more in the same call."""
+        self._signals.post()
+        self._signals.wait(call)
 
     def _mismatch(self, call: Call) -> None:
         """All ranks have seen it: exchange what each was about to do, and raise."""

@@ -172,14 +172,20 @@ class Signals:
         if self._spins is not None:
             return self._spins, 0
         if self._chosen is None:
-            # A launcher may have bound each rank to one core: what counts is the union.
-            rows = [self._layout.core_row(rank) for rank in range(self._layout.size)]
-            masks = [int.from_bytes(self._bytes[row : row + CORE_BYTES], "little") for row in rows]
-            if not all(masks):
-                return CROWDED  # a rank has not even attached yet
-            cores = min(functools.reduce(operator.or_, masks).bit_count(), _quota())
-            self._chosen = PATIENCE if cores >= len(rows) else CROWDED
+            crowded = self.crowded()
+            if crowded is None:
+                return CROWDED
+            self._chosen = CROWDED if crowded else PATIENCE
         return self._chosen
+
+    def crowded(self) -> bool | None:
+        """Whether the ranks are more than the cores they may run on; None before all have attached."""
+        # A launcher may have bound each rank to one core: what counts is the union.
+        rows = [self._layout.core_row(rank) for rank in range(self._layout.size)]
+        masks = [int.from_bytes(self._bytes[row : row + CORE_BYTES], "little") for row in rows]
+        if not all(masks):
+            return None
+        return min(functools.reduce(operator.or_, masks).bit_count(), _quota()) < len(rows)
 
     def _sleep(self, call: Call, peers: Sequence[int]) -> None:
         words, layout = self._words, self._layout
