@@ -339,7 +339,7 @@ def a_write_into_gradients_counts_as_a_change() -> None:
 def buffers_follow_rank_0() -> None:
     rank, n = dist.get_rank(), dist.get_world_size()
     for broadcast in (True, False):
-        ddp = DDP(build(Averages, rank), broadcast_buffers=broadcast)
+        ddp = DDP(build(Averages, rank), forward_sync_buffers=broadcast)
         for step in range(3):
             loss_of(ddp(batch(step, rank))).backward()
         # After a forward each rank has added its own batch; the next forward begins with rank 0's.
@@ -450,9 +450,9 @@ def models_must_agree() -> None:
 
 def wrong_use_is_refused() -> None:
     rank, n = dist.get_rank(), dist.get_world_size()
-    with pytest.raises(RuntimeError, match="doesn't have any parameters that require a gradient"):
+    with pytest.raises(RuntimeError, match="doesn't have any parameter that requires a gradient"):
         DDP(nn.ReLU())
-    with pytest.raises(ValueError, match="only work with modules on GPUs"):
+    with pytest.raises(ValueError, match="only work with single-device/multiple-device GPU"):
         DDP(mlp(), device_ids=[0])
     ddp = DDP(build(frozen, rank))
     ddp.module[0].weight.requires_grad_(True)

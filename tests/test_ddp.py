@@ -109,13 +109,13 @@ def test_buckets_close_at_their_limit():
     sizes = [1, 2, 3, 4, 5]
     parameters = [torch.zeros(n, dtype=torch.float32) for n in sizes]
     order = [4, 3, 2, 1, 0]
-    assert assign(order, parameters, 4, 1000) == [[4], [3, 2, 1, 0]]
-    assert assign(order, parameters, 20, 28) == [[4], [3, 2], [1, 0]]
-    assert assign(order, parameters, 1e9, 1e9) == [order]
+    assert assign(order, parameters, [4, 1000]) == [[4], [3, 2, 1, 0]]
+    assert assign(order, parameters, [20, 28]) == [[4], [3, 2], [1, 0]]
+    assert assign(order, parameters, [1e9, 1e9]) == [order]
     parameters[3] = parameters[3].double()
     parameters[1] = parameters[1].double()
-    assert assign(order, parameters, 1e9, 1e9) == [[3, 1], [4, 2, 0]]
-    assert assign(order, parameters, 32, 32) == [[3], [4, 2], [1], [0]]
+    assert assign(order, parameters, [1e9, 1e9]) == [[3, 1], [4, 2, 0]]
+    assert assign(order, parameters, [32, 32]) == [[3], [4, 2], [1], [0]]
 
 
 def test_callbacks_run_once_after_the_outermost_backward():

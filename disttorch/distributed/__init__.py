@@ -53,10 +53,13 @@ _LAZY = {
     "DistributedDataParallel": ".ddp",
     "DeviceMesh": ".device_mesh",
     "init_device_mesh": ".device_mesh",
+    "audit": ".auditing",
+    "GradBucket": ".buckets",
+    "BuiltinCommHookType": ".buckets",
 }
 _MODULES = {
-    "_composable", "_functional_collectives", "device_mesh", "elastic", "fsdp", "launch", "launcher",
-    "nn", "run", "tensor",
+    "_composable", "_functional_collectives", "algorithms", "checkpoint", "device_mesh", "elastic",
+    "fsdp", "launch", "launcher", "nn", "optim", "run", "tensor",
 }  # fmt: skip
 
 

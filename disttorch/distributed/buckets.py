@@ -1,12 +1,13 @@
-"""Buckets: gradients that are reduced together, in one flat array."""
+"""Buckets: gradients that are reduced together, in one flat array; and how a comm hook sees one."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from typing import Any
 
 from ..backend import namespace_of
-from ..tensor import Tensor
+from ..tensor import Tensor, wrap
 
 MIB = 1 << 20
 
@@ -22,13 +23,15 @@ class Bucket:
         flat: the array that is reduced.
         views: each member's part of it, in the shape of the parameter.
         missing: how many members' gradients of the current backward are not in yet.
-        work: the reduction under way, or None.
+        work: the reduction under way (with `wait`), or None.
+        idle: whether this backward leaves the bucket out, as no rank uses its members.
     """
 
     def __init__(self, members: Sequence[int], parameters: Sequence[Tensor]) -> None:
         self.members = list(members)
         self.missing = 0
         self.work: Any = None
+        self.idle = False
         arrays = [parameters[i]._data for i in self.members]
         first = arrays[0]
         self.flat = namespace_of(first).empty(sum(a.size for a in arrays), first.dtype)
@@ -42,8 +45,70 @@ class Bucket:
         return f"Bucket({self.members}, {self.flat.nbytes} bytes of {self.flat.dtype})"
 
 
+class GradBucket:
+    """A bucket as a communication hook gets it.
+
+    Args:
+        index: place among the buckets, in the order of reduction.
+        buffer: the gradients, flat, not yet divided by the number of ranks.
+        parameters: whose gradients, in their order in the buffer.
+        last: whether it is the last bucket of this backward.
+    """
+
+    def __init__(
+        self, index: int, buffer: Tensor, parameters: Sequence[Tensor], last: bool
+    ) -> None:
+        self._index, self._buffer, self._last = index, buffer, last
+        self._parameters = list(parameters)
+
+    def index(self) -> int:
+        """The bucket's place among all, from 0, in the order of reduction."""
+        return self._index
+
+    def buffer(self) -> Tensor:
+        """The flat tensor of the gradients; changing it changes the bucket."""
+        return self._buffer
+
+    def set_buffer(self, buffer: Tensor) -> None:
+        """Put another tensor of as many elements in the place of the buffer, as of another dtype.
+
+        Raises:
+            ValueError: another number of elements.
+        """
+        if buffer.numel() != self._buffer.numel():
+            raise ValueError(
+                f"GradBucket.set_buffer: the bucket has {self._buffer.numel()} elements, the new "
+                f"buffer {buffer.numel()}"
+            )
+        self._buffer = buffer
+
+    def gradients(self) -> list[Tensor]:
+        """Each parameter's part of the buffer, in its shape; views."""
+        flat, parts, start = self._buffer._data.reshape(-1), [], 0
+        for p in self._parameters:
+            size = p._data.size
+            parts.append(wrap(flat[start : start + size].reshape(p._data.shape)))
+            start += size
+        return parts
+
+    def parameters(self) -> list[Tensor]:
+        """The parameters, in their order in the buffer."""
+        return list(self._parameters)
+
+    def is_last(self) -> bool:
+        """Whether no bucket of this backward comes after it."""
+        return self._last
+
+
+class BuiltinCommHookType(enum.Enum):
+    """Hooks that `DistributedDataParallel._register_builtin_comm_hook` knows by name."""
+
+    ALLREDUCE = 1
+    FP16_COMPRESS = 2
+
+
 def assign(
-    order: Sequence[int], parameters: Sequence[Tensor], first_bytes: float, cap_bytes: float
+    order: Sequence[int], parameters: Sequence[Tensor], caps: Sequence[float]
 ) -> list[list[int]]:
     """Cut parameters into buckets, each of one dtype and device.
 
@@ -52,8 +117,7 @@ def assign(
 
     Args:
         order: numbers of the parameters in the order in which gradients are expected.
-        first_bytes: limit of the first bucket, which is small so that reduction starts early.
-        cap_bytes: limit of every other bucket.
+        caps: limits in bytes of the first bucket, the second, …; the last one holds for the rest.
 
     Returns:
         The members of each bucket.
@@ -68,7 +132,7 @@ def assign(
         open_ones[kind] = members
         members.append(i)
         sizes[kind] = sizes.get(kind, 0) + parameters[i]._data.nbytes
-        if sizes[kind] >= (cap_bytes if closed else first_bytes):
+        if sizes[kind] >= caps[min(len(closed), len(caps) - 1)]:
             closed.append(open_ones.pop(kind))
             sizes[kind] = 0
     return closed + list(open_ones.values())
