@@ -8,6 +8,7 @@
     loop.py       its event loop: descriptors, timers, signals
     links.py      sockets to the ranks' watchers
     output.py     many ranks' output on one terminal
+    elastic.py    starting it again, perhaps with fewer ranks
     verdict.py    whose fault it was;  report.py: in words
     nodes.py      a job over several nodes: its launchers, head.py on node 0 and member.py elsewhere
     channel.py    what they say to each other, and how strangers are kept out

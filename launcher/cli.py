@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 
+from launcher.elastic import Restarts
 from launcher.options import make_parser
 from launcher.plan import SECRET_VARIABLE, UsageError, check_slots, make_plan, ranks_from
 from launcher.torchrun import (
@@ -24,11 +25,10 @@ SHORTEST_SECRET = 16  # characters
 def main(argv=None):
     """Runs a job; returns the exit status. `argv` defaults to sys.argv[1:]."""
     try:
-        job = job_from(make_parser().parse_args(argv))
+        return Restarts(make_parser().parse_args(argv), job_from).run()
     except UsageError as error:
         print(f"disttorch-run: {error}", file=sys.stderr)
         return 2
-    return job.run()
 
 
 def job_from(options):
@@ -64,6 +64,7 @@ def job_from(options):
         run_id=options.rdzv_id,
         role=options.role,
         flight_dir=flight_dir,
+        restarts=options.restarts,
     )
     ranks = range(plan.first, plan.first + local_size)
     shown = shown_ranks(options.local_ranks_filter, ranks)

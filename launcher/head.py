@@ -201,6 +201,7 @@ class Head(Nodes):
         while not self.given_up and not all(peer.ended for peer in self.peers()):
             self.loop.turn()
         verdict = verdict_on(self.job)
+        everyone = len(self.joined) == self.settings.nnodes - 1
         self.finished = True
         for peer in self.peers():
             peer.channel.send(
@@ -214,6 +215,7 @@ class Head(Nodes):
         self.expect_end(LINGER_SECONDS)
         while self.joined and not self.given_up:
             self.loop.turn()
+        self.agreed = everyone and not self.joined
         return verdict
 
     def close(self):

@@ -165,6 +165,7 @@ class Member(Nodes):
         )
         while self.joined and not self.given and not self.given_up:
             self.loop.turn()
+        self.agreed = self.given is not None
         return self.given or verdict_on(self.job)
 
     def close(self):

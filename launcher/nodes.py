@@ -51,6 +51,7 @@ class Nodes:
         self.started = False
         self.given_up = False
         self.finished = False  # the verdict is given
+        self.agreed = False  # and all nodes have it
         self.words = {}  # of failed ranks elsewhere
         self.own_address = settings.local_address
         self.name = f"node {settings.node} on host {socket.gethostname()}"

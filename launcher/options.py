@@ -13,6 +13,7 @@ examples, one node:
   disttorch-run -n 2 --log-dir logs train.py              logs/rank0.stdout.log, ...
   disttorch-run -n 2 --flight-dir flight train.py         the last calls of every rank, on failure
   disttorch-run -n 2 --no-python ./program arg            any program
+  disttorch-run -n 4 --elastic-sizes 4,2,1 train.py       after a failure, again with 2, then 1
   disttorch-run --tune -n 2 --out table.json              measure this machine's collectives
 
 examples, two nodes (the same on both but for --node-rank; no MPI, no ssh):
@@ -31,7 +32,8 @@ how ranks start:
 
 environment of every rank:
   RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK MASTER_ADDR MASTER_PORT, and GROUP_RANK
-  GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME TORCHELASTIC_RUN_ID as torchrun sets them;
+  GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE ROLE_NAME TORCHELASTIC_RUN_ID
+  TORCHELASTIC_RESTART_COUNT TORCHELASTIC_MAX_RESTARTS as torchrun sets them;
   DISTTORCH_VIA (mpi or spawn), DISTTORCH_RUN_ID, DISTTORCH_JOB_SECRET (random where not given; it is
   never shown), DISTTORCH_NODE_ADDR (this node's address for the others, on several nodes),
   DISTTORCH_FLIGHT_DIR;
@@ -50,7 +52,14 @@ exit status:
   traceback and one sentence are the last thing printed. Ctrl-C once lets the ranks end by
   themselves for --grace seconds, twice kills them. Processes that ranks started end with them.
 
-torchrun's options are taken as they are, but for elastic restarts.
+restarts:
+  With --max-restarts or --elastic a job is stopped as ever when a rank fails, and started again: with
+  as many ranks, or with those that did not fail themselves. TORCHELASTIC_RESTART_COUNT counts up; the
+  script goes on from its last checkpoint. No restart follows a signal, --timeout (which counts all
+  starts together), a lost node, or a rank's status 2 (wrong usage). The status is that of the last
+  start, and the last lines name every failure before it.
+
+torchrun's options are taken as they are, but for nodes that come and go.
 """
 
 
@@ -81,9 +90,11 @@ def make_parser():
     )
     add_job(Adder(parser))
     add_output(Adder(parser.add_argument_group("output and endings")))
+    add_restarts(Adder(parser.add_argument_group("restarts")))
     add_mpi(Adder(parser.add_argument_group("--via mpi")))
     add_nodes(Adder(parser.add_argument_group("several nodes")))
     add_torchrun(Adder(parser.add_argument_group("torchrun's")))
+    parser.set_defaults(restarts=(0, 0))  # how many there have been, and may be
     parser.add_argument("script", nargs=None, help=argparse.SUPPRESS)
     parser.add_argument("args", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -131,6 +142,15 @@ def add_output(add):
     add("--verbose", "-v", action="store_true", help="say what is started; show mpiexec's output")
 
 
+def add_restarts(add):
+    add("--max-restarts", metavar="N", help="start the job again, up to N times, after a rank failed "
+        "(default 0; with --elastic as often as ranks remain)")
+    add("--elastic", action="store_true", help="start again with the ranks that remain")
+    add("--min-ranks", metavar="M", help="--elastic, but not with fewer than M (default 1)")
+    add("--elastic-sizes", metavar="N,N", help="--elastic, with the largest of these numbers that "
+        "remain: such as divide the virtual shards of exact training")
+
+
 def add_mpi(add):
     add("--mpiexec", metavar="PATH", help="mpiexec to use: MPICH's or Intel's Hydra, Open MPI's, "
         "or srun (default: the one beside this Python, else on PATH)")
@@ -159,7 +179,6 @@ def add_torchrun(add):
     add("--rdzv-backend", default="static", metavar="NAME", help="static or c10d, which do the same")
     add("--rdzv-id", metavar="ID", help="name of the job (default: a random one)")
     add("--rdzv-conf", default="", metavar="K=V,...", help="timeout and join_timeout are taken")
-    add("--max-restarts", default="0", metavar="0", help="only 0: nothing is restarted")
     add("--role", default="default", metavar="NAME", help="ROLE_NAME of the ranks")
     add("--start-method", default="spawn", metavar="NAME", help="accepted; ranks are new processes")
     add("--monitor-interval", metavar="SECONDS", help="accepted; failures are noticed at once")

@@ -51,14 +51,14 @@ class Plan:
 def make_plan(
     local_size, mode, target, arguments, *, via="auto", mpiexec=None, mpiexec_args=(), threads=None,
     extra_env=None, master_addr="127.0.0.1", master_port=None, node=0, nnodes=1, secret=None,
-    run_id=None, role="default", flight_dir=None,
+    run_id=None, role="default", flight_dir=None, restarts=(0, 0),
 ):
     """The Plan of a job of `local_size` ranks on this machine, one of `nnodes` such.
 
     `via`: "mpi" starts them through mpiexec; "spawn" by ourselves, and they need no MPI; "auto" is
     mpi for several ranks on one node where an mpiexec is found or asked for. `threads` is the thread
     budget of each rank (default: CPU cores // ranks), `extra_env` goes to every rank. `secret` lets
-    the ranks know each other (default: a random one).
+    the ranks know each other (default: a random one). `restarts`: how many there have been, and may be.
 
     Raises UsageError where `via` is "mpi" and no mpiexec is found.
     """
@@ -70,6 +70,7 @@ def make_plan(
     env.update(extra_env or {})
     budget = set_threads(env, local_size, threads)
     set_job(env, secret, run_id, role, nnodes)
+    env["TORCHELASTIC_RESTART_COUNT"], env["TORCHELASTIC_MAX_RESTARTS"] = map(str, restarts)
     env |= {"MASTER_ADDR": master_addr, "MASTER_PORT": str(master_port or free_port())}
     env |= {"DISTTORCH_VIA": via}
     if flight_dir:
@@ -114,7 +115,6 @@ def set_job(env, secret, run_id, role, nnodes):
     env[SECRET_VARIABLE] = secret or env.get(SECRET_VARIABLE) or secrets.token_hex(32)
     env["GROUP_WORLD_SIZE"] = str(nnodes)
     env["ROLE_NAME"] = role
-    env["TORCHELASTIC_RESTART_COUNT"] = env["TORCHELASTIC_MAX_RESTARTS"] = "0"
     set_run_id(env, run_id or secrets.token_hex(8))
 
 

@@ -77,6 +77,7 @@ class Job:
         self.reason = None  # of the stop: "failure", "timeout", "mpiexec", "nodes" or a signal
         self.where = ""  # the node on which that arose, where there are several; the time allowed
         self.complaint = ""
+        self.verdict = None  # once all has ended
 
     def run(self):
         self.children_before = set(children_of(os.getpid()))
@@ -90,7 +91,8 @@ class Job:
                     self.loop.turn()
                 self.kill_everything()
                 self.drain()
-                return self.report(self.nodes.agree() if self.nodes else verdict_on(self))
+                self.verdict = self.nodes.agree() if self.nodes else verdict_on(self)
+                return self.report(self.verdict)
         except BrokenPipeError:  # whoever read our output has gone, as in `... | head -1`
             return 128 + signal.SIGPIPE
         except OSError as error:
@@ -373,6 +375,10 @@ class Job:
                 shutil.rmtree(self.socket_folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.output.close()
+
+    def agreed(self):
+        """Whether the verdict is known to be the same on all nodes."""
+        return self.nodes is None or self.nodes.agreed
 
     # -- the report --
 

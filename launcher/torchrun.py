@@ -7,11 +7,6 @@ JOIN_SECONDS = 300.0
 
 def check_torchrun(options):
     """Raises UsageError for an option of torchrun's that asks for what is not done here."""
-    if options.max_restarts != "0":
-        raise UsageError(
-            f"--max-restarts {options.max_restarts}: failed jobs are not restarted; leave it out, and "
-            "start again from the last checkpoint"
-        )
     if options.rdzv_backend not in ("static", "c10d"):
         raise UsageError(
             f"--rdzv-backend {options.rdzv_backend}: the launchers find each other by themselves; "
