@@ -90,7 +90,9 @@ def train(
     used, epoch = 0, sampler.epoch
     while model.step_number < steps:
         sampler.set_epoch(epoch)
-        for used, (x, y) in enumerate(loader, 1):
+        used = 0
+        for x, y in loader:
+            used += 1
             opt.zero_grad()
             shard_losses = []
             for part, target in model.shards(x, y):

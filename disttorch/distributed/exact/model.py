@@ -140,7 +140,8 @@ class ExactDataParallel(Module):
         self._check_ready()
         each = self.virtual_shards // self.process_group.size()
         first = self.process_group.rank() * each
-        parts, size = range(first, first + each), 0
+        parts: Sequence[Any] = range(first, first + each)
+        size = 0
         if batch:
             pieces = self.virtual_shards if whole else each
             parts, size = _cut(batch, pieces, first if whole else 0, each, self.process_group)

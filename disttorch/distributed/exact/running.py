@@ -25,6 +25,7 @@ class RunningBuffers:
         self._changed: list[str] | None = None  # in the first shard of this loop
         self._sums: dict[Any, tuple[list[str], TreeSum]] = {}  # by dtype
         self._made_for: tuple = ()
+        self._last: dict[str, Any] = {}  # integer buffers after a shard
 
     def begin(self) -> None:
         """Note the values that every shard starts from."""

@@ -99,7 +99,8 @@ def probe() -> str:
     digest = hashlib.sha256()
     for dtype in (np.float32, np.float64):
         for m, k, n in ((3, 5, 7), (33, 257, 65), (128, 300, 96), (1, 511, 40), (200, 1000, 10)):
-            a, b = (rng.standard_normal(s).astype(dtype) for s in ((m, k), (k, n)))
+            a: Any = rng.standard_normal((m, k)).astype(dtype)
+            b: Any = rng.standard_normal((k, n)).astype(dtype)
             digest.update((a @ b).tobytes())
             digest.update((b.T @ a.T).tobytes())
             digest.update((a @ b[:, 0]).tobytes())
