@@ -19,7 +19,9 @@ from __future__ import annotations
 
 from .api import CheckpointException, DamagedCheckpoint
 from .default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from .export import export_safetensors
 from .filesystem import FileSystemReader, FileSystemWriter, verify
+from .manager import CheckpointManager
 from .metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -28,16 +30,18 @@ from .metadata import (
     TensorStorageMetadata,
 )
 from .planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
+from .run_state import RunState
 from .shards import LocalShards
-from .state_dict_loader import load, load_state_dict
+from .state_dict_loader import load, load_keys, load_state_dict
 from .state_dict_saver import async_save, save, save_state_dict
 from .stateful import RankLocal, Stateful
 from .storage import StorageReader, StorageWriter
 
 __all__ = [
-    "BytesStorageMetadata", "CheckpointException", "ChunkStorageMetadata", "DamagedCheckpoint",
-    "DefaultLoadPlanner", "DefaultSavePlanner", "FileSystemReader", "FileSystemWriter", "LoadPlan",
-    "LoadPlanner", "LocalShards", "Metadata", "MetadataIndex", "RankLocal", "ReadItem", "SavePlan",
-    "SavePlanner", "Stateful", "StorageReader", "StorageWriter", "TensorStorageMetadata",
-    "WriteItem", "async_save", "load", "load_state_dict", "save", "save_state_dict", "verify",
+    "BytesStorageMetadata", "CheckpointException", "CheckpointManager", "ChunkStorageMetadata",
+    "DamagedCheckpoint", "DefaultLoadPlanner", "DefaultSavePlanner", "FileSystemReader",
+    "FileSystemWriter", "LoadPlan", "LoadPlanner", "LocalShards", "Metadata", "MetadataIndex",
+    "RankLocal", "ReadItem", "RunState", "SavePlan", "SavePlanner", "Stateful", "StorageReader",
+    "StorageWriter", "TensorStorageMetadata", "WriteItem", "async_save", "export_safetensors",
+    "load", "load_keys", "load_state_dict", "save", "save_state_dict", "verify",
 ]  # fmt: skip

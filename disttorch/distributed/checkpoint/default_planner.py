@@ -88,8 +88,9 @@ class DefaultSavePlanner(SavePlanner):
         self.global_plan, self.metadata = create_default_global_save_plan(deduped)
         if self.flatten_state_dict:
             merged: dict[str, Path] = {}
-            for plan in reversed(all_plans):
-                merged.update(plan.planner_data or {})
+            for plan in all_plans:  # in the order of the state dict
+                for key, path in (plan.planner_data or {}).items():
+                    merged.setdefault(key, path)
             self.metadata = dataclasses.replace(self.metadata, planner_data=merged)
         errors = [
             f"key:{key} {problem}"

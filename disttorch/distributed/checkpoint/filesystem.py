@@ -32,7 +32,7 @@ _OURS = re.compile(r"rank-\d+-[0-9a-f]{12}(-\d+)?\.safetensors|\.manifest\.json\
 
 
 def _path(checkpoint_id: str | os.PathLike) -> str:
-    return os.fspath(checkpoint_id) if not isinstance(checkpoint_id, bytes) else os.fsdecode(checkpoint_id)
+    return os.fsdecode(checkpoint_id)
 
 
 def sync_folder(folder: str) -> None:
@@ -77,6 +77,7 @@ class FileSystemWriter(StorageWriter):
         self.thread_count, self.overwrite = thread_count, overwrite
         self.save_id = secrets.token_hex(6)
         self.rank = 0
+        self.warns = True  # of a checkpoint that is replaced
 
     @property
     def checkpoint_id(self) -> str:
@@ -100,12 +101,16 @@ class FileSystemWriter(StorageWriter):
         if self.is_coordinator and os.path.exists(os.path.join(self.path, manifest.NAME)):
             if not self.overwrite:
                 raise RuntimeError(f"Checkpoint already exists in {self.path} and overwrite=False.")
-            warnings.warn(
-                f"Detected an existing checkpoint in {self.path}, overwriting it; to be asked, pass "
-                "storage_writer=FileSystemWriter(path, overwrite=False)",
-                stacklevel=2,
-            )
+            if self.warns:
+                self._warn_of_replacing()
         return plan
+
+    def _warn_of_replacing(self) -> None:
+        warnings.warn(
+            f"Detected an existing checkpoint in {self.path}, overwriting it; to be asked, pass "
+            "storage_writer=FileSystemWriter(path, overwrite=False)",
+            stacklevel=3,
+        )
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         self.ranks = len(plans)

@@ -53,7 +53,10 @@ def compose(metadata: Metadata, where: dict[MetadataIndex, Any], files: dict, ab
         about: more keys.
     """
     entries = {}
-    for key, saved in metadata.state_dict_metadata.items():
+    paths = metadata.planner_data or {}
+    everything = metadata.state_dict_metadata
+    for key in [*(k for k in paths if k in everything), *(k for k in everything if k not in paths)]:
+        saved = everything[key]
         if isinstance(saved, TensorStorageMetadata):
             entries[key] = _tensor(key, saved, where)
         else:
@@ -61,7 +64,7 @@ def compose(metadata: Metadata, where: dict[MetadataIndex, Any], files: dict, ab
             entries[key] = _bytes(kept) if isinstance(kept, Stored) else {
                 "kind": "value", "value": json.loads(kept[1:])
             }  # fmt: skip
-        path = (metadata.planner_data or {}).get(key, (key,))
+        path = paths.get(key, (key,))
         if path != (key,):
             entries[key]["path"] = [
                 {"key": int(item)} if isinstance(item, MapKey) else item for item in path
@@ -70,7 +73,7 @@ def compose(metadata: Metadata, where: dict[MetadataIndex, Any], files: dict, ab
         "format": FORMAT, "version": VERSION, **about, "block": BLOCK,
         "files": {
             name: {"bytes": size, "header": head.length, "checksums": list(head.checksums)}
-            for name, (size, head) in files.items()
+            for name, (size, head) in sorted(files.items())
         },
         "entries": entries,
     }  # fmt: skip
@@ -115,7 +118,7 @@ def _text(manifest: dict) -> str:
     for key, value in manifest.items():
         text = json.dumps(value)
         if key in ("files", "entries") and value:
-            inner = (f"{json.dumps(name)}: {json.dumps(value[name])}" for name in sorted(value))
+            inner = (f"{json.dumps(name)}: {json.dumps(one)}" for name, one in value.items())
             text = "{\n " + ",\n ".join(inner) + "}"
         lines.append(f"{json.dumps(key)}: {text}")
     return "{" + ",\n".join(lines) + "}"

@@ -40,7 +40,7 @@ def is_here(obj: Any) -> bool:
 
 
 def _chunk_of_dtensor(obj: Any) -> ChunkStorageMetadata:
-    from ..tensor import compute_local_shape_and_global_offset
+    from ..tensor._utils import compute_local_shape_and_global_offset
 
     if any(placement.is_partial() for placement in obj.placements):
         raise ValueError(
