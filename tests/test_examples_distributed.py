@@ -1,0 +1,101 @@
+"""The recipes for several ranks as a user runs them: the same losses on 1 and 2 ranks, few bytes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from mpi_runner import Finished, require_mpi, run_command
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+# 4 epochs of 11 steps
+DIGITS = ["--epochs=4", "--batch=128", "--width=8", "--lr=0.005"]
+
+
+def start(name: str, ranks: int, *arguments: str, via: str = "spawn") -> Finished:
+    """Run a recipe to its end: alone, by the launcher's own processes, or by mpiexec."""
+    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), *arguments]
+    if via == "mpi":
+        command = [require_mpi(), "-n", str(ranks), *command]
+    elif ranks > 1:
+        starter = [sys.executable, "-m", "launcher", "--via", via, "-n", str(ranks), "--oversubscribe"]
+        command = [*starter, *command[3:]]
+    return run_command(command, timeout=100)
+
+
+def output_of(name: str, ranks: int, *arguments: str, via: str = "spawn") -> str:
+    done = start(name, ranks, *arguments, via=via)
+    assert done.status == 0 and not done.timed_out, done.output
+    return done.output
+
+
+def losses(output: str) -> tuple[float, float]:
+    """(first, last) as the recipe reports them."""
+    found = re.search(r"loss: first ([\d.]+), last ([\d.]+)", output)
+    assert found, output
+    return float(found[1]), float(found[2])
+
+
+def megabytes(output: str) -> tuple[float, float]:
+    """(sent per step, theory) as the recipe reports them."""
+    found = re.search(r"sent per step and rank: ([\d.]+) MB .*theory .* = ([\d.]+) MB", output)
+    assert found, output
+    return float(found[1]), float(found[2])
+
+
+def right(output: str) -> float:
+    """The share of held-out digits in percent."""
+    found = re.search(r"held-out digits: ([\d.]+)% right", output)
+    assert found, output
+    return float(found[1])
+
+
+@pytest.mark.parametrize("via", ["spawn", "mpi"])
+def test_ddp(via: str) -> None:
+    pytest.importorskip("sklearn")
+    alone, together = output_of("ddp", 1, *DIGITS), output_of("ddp", 2, *DIGITS, via=via)
+    first, last = losses(alone)
+    assert last < 0.5 * first
+    assert losses(together) == pytest.approx((first, last), rel=1e-3)
+    assert right(alone) > 80 and abs(right(alone) - right(together)) < 0.6  # 2 of 360
+    sent, theory = megabytes(together)
+    assert theory > 0 and sent == pytest.approx(theory, rel=0.02)
+    assert "nothing, there is one rank" in alone
+
+
+@pytest.mark.parametrize("precision, near", [("float32", 1e-3), ("bfloat16", 0.1), ("float16", 0.03)])
+def test_accumulation_and_mixed_precision(precision: str, near: float) -> None:
+    pytest.importorskip("sklearn")
+    more = [*DIGITS, "--accumulate=4", f"--precision={precision}"]
+    alone, together = (output_of("accumulate_amp", ranks, *more) for ranks in (1, 2))
+    first, last = losses(alone)
+    assert last < 0.5 * first
+    assert losses(together) == pytest.approx((first, last), rel=near)
+    sent, theory = megabytes(together)  # of a step, not of each of its four parts
+    assert sent == pytest.approx(theory, rel=0.02)
+
+
+def test_parts_change_nothing() -> None:
+    pytest.importorskip("sklearn")
+    runs = [
+        losses(output_of("accumulate_amp", 1, *DIGITS, "--precision=float32", f"--accumulate={parts}"))
+        for parts in (1, 4)
+    ]
+    assert runs[0] == pytest.approx(runs[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ddp", "accumulate_amp"])
+def test_help_shows_examples_once(name: str) -> None:
+    output = output_of(name, 2, "--help")
+    assert output.count(f"--nproc-per-node 2 examples/{name}.py\n") == 1
+    assert output.count("usage:") == 1
+
+
+def test_a_mistake_is_one_sentence() -> None:
+    done = start("accumulate_amp", 2, "--batch=63")
+    assert done.status == 2
+    assert done.output.count("error: --batch 63 must be a multiple of 8") == 1
+    assert "Traceback" not in done.output
