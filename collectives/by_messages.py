@@ -19,8 +19,6 @@ from .call import Call
 from .settings import settings
 from .transport import Transport
 
-TEXT_BYTES = 1024
-
 
 class CallWatch:
     """A watch that knows which call the waits of a transport belong to."""
@@ -57,23 +55,10 @@ class ByMessages:
     def arrive(self, call: Call) -> None:
         """`agree`, also where checks are off: everybody has come when it returns."""
         self._watch.call = call
-        n = self.transport.size
-        everyone = np.empty(n, np.int64)
-        gather = ALGORITHMS["all_gather"]["bruck"]
-        gather(self.transport, everyone, np.array([call.fingerprint], np.int64))
-        if (everyone == call.fingerprint).all():
-            return
-        texts = np.zeros(n * TEXT_BYTES, np.uint8)
-        mine = np.zeros(TEXT_BYTES, np.uint8)
-        text = str(call).encode()[:TEXT_BYTES]
-        mine[: len(text)] = np.frombuffer(text, np.uint8)
-        gather(self.transport, texts, mine)
-        rows = texts.reshape(n, TEXT_BYTES)
-        calls = {
-            self.transport.members[rank]: row.tobytes().rstrip(b"\0").decode(errors="replace")
-            for rank, row in enumerate(rows)
-        }
-        raise check.mismatch(call.group, call.number, calls)
+        check.compare(call, self.transport.members, self._exchange)
+
+    def _exchange(self, mine: np.ndarray, everyone: np.ndarray) -> None:
+        ALGORITHMS["all_gather"]["bruck"](self.transport, everyone, mine)
 
     def barrier(self, call: Call) -> None:
         self.arrive(call)
@@ -117,17 +102,9 @@ class ByMessages:
             return
         run = self._begin(call, "all_to_all", buffer.nbytes, in_counts)
         if settings.checks:
-            self._check_counts(call, out_counts, in_counts)
+            members = self.transport.members
+            check.compare_counts(call, members, self._exchange, out_counts, in_counts)
         run(self.transport, out, buffer, out_counts=out_counts, in_counts=in_counts)
-
-    def _check_counts(self, call: Call, out_counts: Sequence[int], in_counts: Sequence[int]) -> None:
-        n = self.transport.size
-        everyone = np.empty(2 * n * n, np.int64)
-        mine = np.array([*in_counts, *out_counts], np.int64)
-        ALGORITHMS["all_gather"]["bruck"](self.transport, everyone, mine)
-        sizes = everyone.reshape(n, 2, n).tolist()
-        sent, expected = ([row[i] for row in sizes] for i in (0, 1))
-        check.fits(call, self.transport.members, sent, expected)
 
     def _part(self, mine: Array, counts: Counts) -> int:
         """Bytes of one rank's part, the same on all ranks."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from .call import Call
 from .work import MismatchError
+
+Exchange = Callable[[np.ndarray, np.ndarray], None]
+TEXT_BYTES = 1024  # of a call as text, where ranks tell each other
 
 
 def same(group: str, calls: Mapping[int, Call]) -> None:
@@ -19,6 +24,51 @@ def same(group: str, calls: Mapping[int, Call]) -> None:
     if len({call.fingerprint for call in calls.values()}) > 1:
         number = next(iter(calls.values())).number
         raise mismatch(group, number, {rank: str(call) for rank, call in calls.items()})
+
+
+def compare(call: Call, members: Sequence[int], exchange: Exchange) -> None:
+    """Return when all ranks have come with the same call; else raise MismatchError on every rank.
+
+    Args:
+        call: this rank's.
+        members: the job's number of each rank.
+        exchange: all-gathers a small array into one for all ranks.
+    """
+    everyone = np.empty(len(members), np.int64)
+    exchange(np.array([call.fingerprint], np.int64), everyone)
+    if (everyone == call.fingerprint).all():
+        return
+    mine = np.zeros(TEXT_BYTES, np.uint8)
+    text = str(call).encode()[:TEXT_BYTES]
+    mine[: len(text)] = np.frombuffer(text, np.uint8)
+    texts = np.empty(len(members) * TEXT_BYTES, np.uint8)
+    exchange(mine, texts)
+    rows = texts.reshape(-1, TEXT_BYTES)
+    calls = {
+        member: row.tobytes().rstrip(b"\0").decode(errors="replace")
+        for member, row in zip(members, rows)
+    }
+    raise mismatch(call.group, call.number, calls)
+
+
+def compare_counts(
+    call: Call,
+    members: Sequence[int],
+    exchange: Exchange,
+    out_counts: Sequence[int],
+    in_counts: Sequence[int],
+) -> None:
+    """Raise MismatchError on every rank where a rank expects another count than is sent to it.
+
+    Args:
+        out_counts, in_counts: what this rank expects from and sends to each rank.
+    """
+    n = len(members)
+    everyone = np.empty(2 * n * n, np.int64)
+    exchange(np.array([*in_counts, *out_counts], np.int64), everyone)
+    table = everyone.reshape(n, 2, n).tolist()
+    sent, expected = ([row[i] for row in table] for i in (0, 1))
+    fits(call, members, sent, expected)
 
 
 def mismatch(group: str, number: int, calls: Mapping[int, str]) -> MismatchError:

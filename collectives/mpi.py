@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import secrets
 import time
@@ -58,7 +59,6 @@ _OPS = {
 }
 
 HEADER_BYTES = 16
-TEXT_BYTES = 1024
 PACKED_BYTES = 4096  # messages up to this size travel behind their header, in one piece
 SPIN_SECONDS = 50e-6
 LOOK_SECONDS = 1e-3
@@ -352,21 +352,7 @@ class NativeMPI:
 
     def barrier(self, call: Call) -> None:
         """`agree`, also where checks are off."""
-        everyone = np.empty(self._comm.size, np.int64)
-        self._exchange(call, np.array([call.fingerprint], np.int64), everyone)
-        if (everyone == call.fingerprint).all():
-            return
-        mine = np.zeros(TEXT_BYTES, np.uint8)
-        text = str(call).encode()[:TEXT_BYTES]
-        mine[: len(text)] = np.frombuffer(text, np.uint8)
-        texts = np.empty(self._comm.size * TEXT_BYTES, np.uint8)
-        self._exchange(call, mine, texts)
-        rows = texts.reshape(-1, TEXT_BYTES)
-        calls = {
-            member: row.tobytes().rstrip(b"\0").decode(errors="replace")
-            for member, row in zip(self._members, rows)
-        }
-        raise check.mismatch(call.group, call.number, calls)
+        check.compare(call, self._members, functools.partial(self._exchange, call))
 
     def _exchange(self, call: Call, mine: np.ndarray, everyone: np.ndarray) -> None:
         request = self._comm.Iallgather(_spec(mine), _parts(everyone, None, self._comm.size))
@@ -420,11 +406,8 @@ class NativeMPI:
                 self._comm.Alltoall(_parts(buffer, None, n), _parts(out, None, n))
             return
         if settings.checks:
-            sizes = np.empty(2 * n * n, np.int64)
-            self._exchange(call, np.array([*in_counts, *out_counts], np.int64), sizes)
-            table = sizes.reshape(n, 2, n).tolist()
-            sent, expected = ([row[i] for row in table] for i in (0, 1))
-            check.fits(call, self._members, sent, expected)
+            exchange = functools.partial(self._exchange, call)
+            check.compare_counts(call, self._members, exchange, out_counts, in_counts)
         with self._watch.blocked(call):
             self._comm.Alltoallv(_parts(buffer, in_counts, n), _parts(out, out_counts, n))
 

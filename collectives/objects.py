@@ -49,9 +49,7 @@ class Objects(Backend):
         received: list[Any] = []
 
         def job(call: Call) -> None:
-            sizes = lengths(*[0] * self.size)
-            self._all_gather(call.step("lengths", "int64", self.size), sizes, lengths(data.size), None)
-            counts = sizes.tolist()
+            counts = self._everyones_length(call, data)
             everyone = empty_bytes(sum(counts))
             step = call.step("content", "uint8", everyone.size)
             self._all_gather(step, everyone, data, counts)
@@ -68,9 +66,7 @@ class Objects(Backend):
         received: list[Any] = []
 
         def job(call: Call) -> None:
-            sizes = lengths(*[0] * self.size)
-            self._all_gather(call.step("lengths", "int64", self.size), sizes, lengths(data.size), None)
-            counts = sizes.tolist()
+            counts = self._everyones_length(call, data)
             everyone = empty_bytes(sum(counts)) if self.rank == root else None
             self._gather(call.step("content", "uint8", sum(counts), root), everyone, data, root, counts)
             if everyone is not None:
@@ -109,6 +105,11 @@ class Objects(Backend):
 
         self._collective(Call("scatter_object", root=root), job, False)
         return received[0]
+
+    def _everyones_length(self, call: Call, data: Array) -> list[int]:
+        sizes = lengths(*[0] * self.size)
+        self._all_gather(call.step("lengths", "int64", self.size), sizes, lengths(data.size), None)
+        return sizes.tolist()
 
 
 def _unpacked(everyone: Array, counts: Sequence[int]) -> list[Any]:
