@@ -15,6 +15,7 @@ Buffers in host memory go over the control group.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,12 +91,13 @@ class NcclCalls(Backend):
                     lane.address)]  # fmt: skip
             else:
                 parts = self._cut(source, [count * scale for count in counts])
-                issues = [
-                    lambda r=r, part=part: binding.reduce(
+
+                def reduce(r: int, part: Array) -> None:
+                    binding.reduce(
                         lane.comm, self._at(part), self._at(target if r == self.rank else part),
-                        part.size, kind, number, r, lane.address)
-                    for r, part in enumerate(parts) if part.size
-                ]  # fmt: skip
+                        part.size, kind, number, r, lane.address)  # fmt: skip
+
+                issues = [partial(reduce, r, part) for r, part in enumerate(parts) if part.size]
             self._enqueue(call, lane, issues)
 
     def _reduces(self, buffer: Array, op: ReduceOp) -> bool:
@@ -144,12 +146,13 @@ class NcclCalls(Backend):
                 lane.comm, self._at(buffer), self._at(out), buffer.size * scale, kind,
                 lane.address)]  # fmt: skip
         else:
-            issues = [
-                lambda r=r, part=part: binding.broadcast(
+            def broadcast(r: int, part: Array) -> None:
+                binding.broadcast(
                     lane.comm, self._at(buffer if r == self.rank else part), self._at(part),
-                    part.size * scale, kind, r, lane.address)
-                for r, part in enumerate(self._cut(out, counts)) if part.size
-            ]  # fmt: skip
+                    part.size * scale, kind, r, lane.address)  # fmt: skip
+
+            parts = self._cut(out, counts)
+            issues = [partial(broadcast, r, part) for r, part in enumerate(parts) if part.size]
         self._enqueue(call, lane, issues)
 
     def _all_to_all(
@@ -217,12 +220,13 @@ class NcclCalls(Backend):
         """One group of sends and receives on the lane of collectives."""
         binding, lane = self._binding, self._main
         issues: list[Issue] = []
+
+        def move(function: Callable[..., None], part: Array, peer: int) -> None:
+            kind, scale = _movable(part)
+            function(lane.comm, self._at(part), part.size * scale, kind, peer, lane.address)
+
         for function, pairs in ((binding.send, sends), (binding.recv, receives)):
-            for part, peer in pairs:
-                if part.size:
-                    kind, scale = _movable(part)
-                    issues.append(lambda f=function, p=part, peer=peer, k=kind, s=scale: f(
-                        lane.comm, self._at(p), p.size * s, k, peer, lane.address))  # fmt: skip
+            issues += [partial(move, function, part, peer) for part, peer in pairs if part.size]
         self._enqueue(call, lane, issues)
 
     # ---- shared -------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class Block:
         """All of it as a 1-dim array, which keeps the block alive."""
         memory = (ctypes.c_ubyte * max(self.nbytes, 1)).from_address(self.address)
         memory.block = self  # type: ignore[attr-defined]
-        return CPU.ndarray((self.nbytes // np_dtype.itemsize,), np_dtype, buffer=memory)
+        return CPU.ndarray((self.nbytes // np_dtype.itemsize,), np_dtype, memory)  # type: ignore[arg-type]
 
     def window(self, np_dtype, offset: int, shape: tuple, strides: tuple):
         """An array in it; offset and strides in bytes.

@@ -37,7 +37,7 @@ class Parameter(Tensor):
     def __repr__(self, **kwargs):
         return "Parameter containing:\n" + Tensor.__repr__(self, **kwargs)
 
-    __str__ = __repr__
+    __str__ = __repr__  # type: ignore[assignment]
 
     def __deepcopy__(self, memo):
         if id(self) in memo:
