@@ -92,7 +92,7 @@ class NodeEngine(Reductions):
             self._under_way = None
             return
         data = buffer.view(_BYTE)
-        passage = Passage(self._layout.slot_bytes, data.size, self.peers.limits.one_way)
+        passage = Passage(self._layout.slot_bytes, data.size, self.peers.limits["broadcast"])
         if self.rank == root:
             passage.offered = buffer
             passage.sends = [(0, data)]
@@ -118,7 +118,7 @@ class NodeEngine(Reductions):
             return
         parts = _split(out, counts, buffer.size, self.size)
         longest = max(part.size for part in parts)
-        passage = Passage(self._layout.slot_bytes, longest, self.peers.limits.exchange, buffer)
+        passage = Passage(self._layout.slot_bytes, longest, self.peers.limits["all_gather"], buffer)
         passage.own = parts[self.rank], buffer.view(_BYTE)
         passage.sends = [(0, buffer.view(_BYTE))]
         passage.takes = [(rank, 0, 0, parts[rank]) for rank in others_of(self.rank, self.size)]
@@ -130,7 +130,7 @@ class NodeEngine(Reductions):
         """Put everybody's `buffer` behind each other into `root`'s `out`; None elsewhere."""
         self._begin(call, counts)
         longest = buffer.itemsize * (buffer.size if counts is None else max(counts))
-        passage = Passage(self._layout.slot_bytes, longest, self.peers.limits.one_way, buffer)
+        passage = Passage(self._layout.slot_bytes, longest, self.peers.limits["gather"], buffer)
         if self.rank != root:
             passage.sends = [(0, buffer.view(_BYTE))]
         else:
@@ -147,7 +147,7 @@ class NodeEngine(Reductions):
         self._begin(call, counts)
         longest = out.itemsize * (out.size if counts is None else max(counts))
         piece = part_of_slot(self._layout.slot_bytes, self.size, 1)
-        passage = Passage(piece, longest, self.peers.limits.one_way, buffer)
+        passage = Passage(piece, longest, self.peers.limits["scatter"], buffer)
         if self.rank != root:
             begin = edges_of(counts, out.size, self.size)[self.rank] * out.itemsize
             passage.takes = [(root, piece * self.rank, begin, out.view(_BYTE))]
@@ -187,7 +187,7 @@ class NodeEngine(Reductions):
         sources = _split(buffer, in_counts, buffer.size // self.size, self.size)
         targets = _split(out, out_counts, out.size // self.size, self.size)
         piece = part_of_slot(self._layout.slot_bytes, self.size, 1)
-        passage = Passage(piece, sources[0].size, self.peers.limits.exchange, buffer)
+        passage = Passage(piece, sources[0].size, self.peers.limits["all_to_all"], buffer)
         passage.own = targets[me], sources[me]
         passage.sends = [(piece * rank, sources[rank]) for rank in others]
         if not uneven:

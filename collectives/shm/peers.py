@@ -25,7 +25,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -39,41 +38,38 @@ from .signals import Signals, Watch
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Bytes of one system call; between them Python sees Ctrl-C.
-READ_BYTES = 16 << 20
+READ_BYTES = 4 << 20
+
+_MIB = 1 << 20
+_NEVER = 1 << 62
+#: From how many bytes on a call reads directly (of the longest array that passes from one rank to
+#: another, or of the array that is reduced) where each rank has a core. Slots, which stay in the
+#: caches, are as fast as long as the arrays fit there too, and reductions divide their work better.
+ROOMY = {
+    "broadcast": 24 * _MIB,
+    "gather": 24 * _MIB,
+    "scatter": 24 * _MIB,
+    "all_gather": 8 * _MIB,
+    "all_to_all": 4 * _MIB,
+    "reduce_scatter": 64 * _MIB,
+    "all_reduce": _NEVER,
+}
+#: With more ranks than cores each meeting, of which slots need one a block, changes processes.
+CROWDED = {
+    "broadcast": 8 * _MIB,
+    "gather": 8 * _MIB,
+    "scatter": _MIB,
+    "all_gather": 8 * _MIB,
+    "all_to_all": _MIB,
+    "reduce_scatter": 8 * _MIB,
+    "all_reduce": 16 * _MIB,
+}
 
 _PATIENCE = 2.0  # seconds for the watch to learn why a rank's memory is gone
 _PID, _TOKEN_AT, _TOKEN, _VERDICT, _ADDRESS, _NBYTES, _ABANDONED = range(7)
 _WORDS = LINE // 8
 _YES, _CROWDED = 1, 2
 _NUMBER, _POINTER, _SIZE = ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong
-
-
-@dataclass(frozen=True)
-class Limits:
-    """From how many bytes on reading directly pays, by what a call does.
-
-    Attributes:
-        one_way: bytes of the longest array that goes to or from the root; others do nothing but that.
-        exchange: bytes of the longest array that goes from one rank to another, between all.
-        reduce_scatter: bytes of the array that is reduced.
-        all_reduce: the same.
-    """
-
-    one_way: int
-    exchange: int
-    reduce_scatter: int
-    all_reduce: int
-
-    @classmethod
-    def equal(cls, nbytes: int) -> Limits:
-        return cls(nbytes, nbytes, nbytes, nbytes)
-
-
-_NEVER = 1 << 62
-#: Each rank has a core: slots in the caches are as fast as long as the arrays fit there too.
-ROOMY = Limits(16 << 20, 2 << 20, 32 << 20, _NEVER)
-#: More ranks than cores: every meeting, of which slots need one a block, is a change of processes.
-CROWDED = Limits(256 << 10, 256 << 10, 256 << 10, 256 << 10)
 
 
 class _Range(ctypes.Structure):
@@ -100,7 +96,7 @@ class PeerMemory:
 
     Attributes:
         allowed: whether all ranks can read each other's memory; None until it was tried.
-        limits: a call of as many bytes asks `ready`; the same on all ranks.
+        limits: for each call, from how many bytes on it asks `ready`; the same on all ranks.
     """
 
     def __init__(
@@ -115,9 +111,10 @@ class PeerMemory:
     ) -> None:
         self._rank, self._members = rank, members
         self._signals, self._watch = signals, watch
-        self._chosen = None if least_bytes is None else Limits.equal(least_bytes)
+        self._chosen = None if least_bytes is None else dict.fromkeys(ROOMY, least_bytes)
         self.allowed: bool | None = None
-        self.limits = Limits.equal(_NEVER) if layout.size == 1 else self._chosen or CROWDED
+        first = {call: min(ROOMY[call], CROWDED[call]) for call in ROOMY}  # to try it at all
+        self.limits = dict.fromkeys(ROOMY, _NEVER) if layout.size == 1 else self._chosen or first
         rows = memory[layout.windows : layout.windows + layout.size * LINE]
         self._words = rows.view(np.int64).data  # reading one takes less time than with an array
         self._mine = rank * _WORDS
@@ -209,7 +206,7 @@ class PeerMemory:
         self.allowed = all(verdict & _YES for verdict in verdicts)
         crowded = any(verdict & _CROWDED for verdict in verdicts)
         if not self.allowed:
-            self.limits = Limits.equal(_NEVER)
+            self.limits = dict.fromkeys(ROOMY, _NEVER)
         elif self._chosen is None:
             self.limits = CROWDED if crowded else ROOMY
 

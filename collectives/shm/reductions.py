@@ -31,7 +31,7 @@ class Reductions(Meetings):
             self._meet(call)
         elif buffer.nbytes <= self._small_bytes:
             self._reduce_small(call, buffer, ufunc)
-        elif buffer.nbytes >= self.peers.limits.all_reduce:
+        elif buffer.nbytes >= self.peers.limits["all_reduce"]:
             self._reduce_directly(call, buffer, ufunc)
         else:
             self._reduce_in_slots(call, buffer, ufunc, None, self._meet)
@@ -186,7 +186,7 @@ class Reductions(Meetings):
         self._begin(call, counts)
         if counts is None and buffer.nbytes <= self._small_bytes:
             self._reduce_scatter_small(call, out, buffer, ufunc)
-        elif buffer.nbytes >= self.peers.limits.reduce_scatter:
+        elif buffer.nbytes >= self.peers.limits["reduce_scatter"]:
             self._reduce_scatter_directly(call, out, buffer, ufunc, counts)
         else:
             self._reduce_scatter_blocks(call, out, buffer, ufunc, counts, self._meet)
