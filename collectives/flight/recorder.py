@@ -218,6 +218,8 @@ def stack(frame: FrameType | None, limit: int = 40) -> list[str]:
         if code.co_filename != __file__:
             lines.append(f"{code.co_filename}:{frame.f_lineno} in {code.co_name}")
         frame = frame.f_back
+    while len(lines) > 1 and _STARTER in lines[-1]:
+        lines.pop()
     return lines[::-1]
 
 
@@ -231,6 +233,8 @@ def raised_in(error: BaseException) -> list[str]:
     return lines
 
 
+# Below the frames of every rank that our launcher started are those of its own.
+_STARTER = os.path.join("launcher", "child.py:")
 _NOT_THE_USERS = tuple(
     path + os.sep
     for path in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
