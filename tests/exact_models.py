@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +73,14 @@ def build(name: str) -> nn.Module:
 
 
 def train(
-    name: str, optimizer: str, steps: int, checkpoint: Path | None = None, clip: float = 0.7
-) -> dict[str, Any]:
-    """Train up to `steps` in all; goes on from `checkpoint` where it exists, and leaves it there."""
+    name: str, optimizer: str, steps: int, checkpoint: Path | None = None, every: int = 1000,
+    visit: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train up to `steps` in all; goes on from `checkpoint` where it exists.
+
+    It is written after `every` steps and at the end. `visit` is called in each step, between
+    backward and the optimizer.
+    """
     model = ExactDataParallel(build(name), V, seed=11)
     opt = OPTIMIZERS[optimizer](model.parameters())
     schedule = optim.lr_scheduler.CosineAnnealingLR(opt, 20)
@@ -87,12 +94,10 @@ def train(
         schedule.load_state_dict(saved["schedule"])
         sampler.load_state_dict(saved["sampler"])
         losses = saved["losses"]
-    used, epoch = 0, sampler.epoch
+    epoch = sampler.epoch
     while model.step_number < steps:
         sampler.set_epoch(epoch)
-        used = 0
-        for x, y in loader:
-            used += 1
+        for used, (x, y) in enumerate(loader, 1):
             opt.zero_grad()
             shard_losses = []
             for part, target in model.shards(x, y):
@@ -100,22 +105,30 @@ def train(
                 loss.backward()
                 shard_losses.append(loss.detach())
             losses.append(model.mean(shard_losses).item())
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            visit(model.step_number - 1)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.7)
             opt.step()
             schedule.step()
+            if checkpoint is not None and model.step_number in (steps, *range(0, steps, every)):
+                state = {
+                    "model": model.state_dict(), "optimizer": opt.state_dict(), "losses": losses,
+                    "schedule": schedule.state_dict(), "sampler": sampler.state_dict(used),
+                }  # fmt: skip
+                write(state, checkpoint)
             if model.step_number == steps:
                 break
         else:
             epoch += 1
-    if checkpoint is not None and dist.get_rank() == 0:
-        state = {
-            "model": model.state_dict(), "optimizer": opt.state_dict(), "losses": losses,
-            "schedule": schedule.state_dict(), "sampler": sampler.state_dict(used),
-        }  # fmt: skip
-        torch.save(state, checkpoint)
     model.audit()
-    dist.barrier()
     return {"digest": model.digest(), "losses": losses}
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """By rank 0; whole or not at all."""
+    if dist.get_rank() == 0:
+        torch.save(state, path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
+    dist.barrier()
 
 
 def train_plainly(name: str, optimizer: str, steps: int) -> str:

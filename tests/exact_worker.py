@@ -1,10 +1,13 @@
 """One rank of a real job: trains and says the digest of its weights.
 
-Arguments: model, optimizer, steps, and a checkpoint's path.
+Arguments: model, optimizer, steps, and a checkpoint's path, which is written after every third step.
+DIE holds START:RANK:STEP for ranks that then kill themselves by SIGKILL.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,9 +19,14 @@ import disttorch.distributed as dist
 def main() -> None:
     name, optimizer, steps, *checkpoint = sys.argv[1:]
     dist.init_process_group()
-    result = exact_models.train(
-        name, optimizer, int(steps), Path(checkpoint[0]) if checkpoint else None
-    )
+    start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+    def visit(step: int) -> None:
+        if f"{start}:{dist.get_rank()}:{step}" in os.environ.get("DIE", "").split():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    path = Path(checkpoint[0]) if checkpoint else None
+    result = exact_models.train(name, optimizer, int(steps), path, 3, visit)
     line = f"rank {dist.get_rank()} of {dist.get_world_size()}: {result['digest']}\n"
     sys.stdout.write(line)
     dist.destroy_process_group()
