@@ -1,8 +1,10 @@
-"""One rank of tests/test_shm.py: `python shm_worker.py SCENARIO PATH SIZE RANK CHUNK_BYTES`.
+"""One rank of tests/test_shm.py: `python shm_worker.py SCENARIO PATH SIZE RANK CHUNK_BYTES [WORD…]`.
 
-What goes wrong is printed, and ends the rank with status 1.
+The word "direct" has all but the smallest calls read the other ranks' memory. What goes wrong is
+printed, and ends the rank with status 1.
 """
 
+import os
 import sys
 import threading
 import time
@@ -11,6 +13,7 @@ import numpy as np
 
 from collectives.call import Call
 from collectives.shm import NodeEngine, Segment
+from collectives.shm import peers as peers_module
 from collectives.work import CollectiveError, MismatchError, RankFailedError
 
 DTYPES = [
@@ -52,7 +55,13 @@ class Ranks:
         self.watch = Watch()
         segment = Segment.attach(path, NodeEngine.nbytes_for(size, chunk_bytes))
         self.engine = NodeEngine(
-            segment, rank, size, [10 + r for r in range(size)], self.watch, chunk_bytes=chunk_bytes
+            segment,
+            rank,
+            size,
+            [10 + r for r in range(size)],
+            self.watch,
+            chunk_bytes=chunk_bytes,
+            direct_bytes=0 if "direct" in sys.argv[6:] else None,
         )
         self.number = 0
         self.pool = {}
@@ -129,6 +138,46 @@ def conformance(ranks):
             movements(ranks, dtype, count)
             unequal(ranks, dtype, count)
     ranks.engine.barrier(ranks.call("barrier"))
+
+
+def volumes(ranks):
+    """What each call counts: a byte is sent by whose it is, and received by who reads it."""
+    n, me, engine = ranks.size, ranks.rank, ranks.engine
+    part = 24_000 * 4
+    whole = part * n
+    wide, mine = np.ones(whole // 4, np.float32), np.ones(part // 4, np.float32)
+    here = me == 0
+
+    def count(name, call, sent, received):
+        before = engine.sent, engine.received
+        call(ranks.call(name))
+        moved = engine.sent - before[0], engine.received - before[1]
+        assert moved == (sent, received), f"{name} on rank {me} of {n}: {moved}"
+
+    count("all_reduce", lambda c: engine.all_reduce(c, wide, np.add), whole, 2 * part * (n - 1))
+    count(
+        "reduce_scatter",
+        lambda c: engine.reduce_scatter(c, mine, wide, np.add),
+        whole - part,
+        part * (n - 1),
+    )
+    count("all_gather", lambda c: engine.all_gather(c, wide, mine), part, whole - part)
+    other = wide.copy()
+    count("all_to_all", lambda c: engine.all_to_all(c, other, wide), whole - part, whole - part)
+    count("broadcast", lambda c: engine.broadcast(c, mine, 0), part * here, part * (not here))
+    gathered = wide if here else None
+    count(
+        "gather",
+        lambda c: engine.gather(c, gathered, mine, 0),
+        part * (not here),
+        (whole - part) * here,
+    )
+    count(
+        "scatter",
+        lambda c: engine.scatter(c, mine, gathered, 0),
+        (whole - part) * here,
+        part * (not here),
+    )
 
 
 def reductions(ranks, dtype, count):
@@ -337,6 +386,109 @@ def missing(ranks):
     except RankFailedError as error:
         print(f"rank {ranks.rank}: {error}")
         assert ranks.watch.asked > 5
+    else:
+        raise AssertionError("no RankFailedError")
+
+
+def may_read(ranks):
+    long_call(ranks, "all_gather")
+    print(ranks.engine.peers.allowed)
+
+
+def agreed(ranks):
+    """One rank cannot read the others' memory, or may not: then nobody does, and all is well."""
+    peers, why = ranks.engine.peers, sys.argv[7]
+    if ranks.rank == 1:
+        if why == "switch":
+            os.environ["DISTTORCH_SHM_DIRECT"] = "0"
+        elif why == "refused":
+            peers._read = lambda *arguments: -1
+        elif why == "another process":  # of the same number, in another container
+            peers._put(peers_module._TOKEN, 5)
+    movements(ranks, np.float32, 30_000)
+    assert peers.allowed is (why == "nothing"), peers.allowed
+    reductions(ranks, np.float32, 30_000)
+    unequal(ranks, np.float32, 30_000)
+
+
+def unreadable(ranks):
+    """An array in memory that others cannot read passes through slots, like all of its call."""
+    peers, done = ranks.engine.peers, []
+    read, readable = peers._read, peers._readable
+    peers._read = lambda pid, source, target, nbytes: done.append(1) or read(pid, source, target, nbytes)
+    movements(ranks, np.float32, 30_000)
+    assert done and peers.allowed
+    if ranks.rank == 0:
+        peers._readable = lambda address, nbytes: False
+    done.clear()
+    total = ranks.data(ranks.rank, 30_000, np.float32)
+    ranks.engine.all_reduce(ranks.call("all_reduce", total, "add"), total, np.add)
+    assert total.tobytes() == tree(ranks.everybody(30_000, np.float32), np.add).tobytes()
+    assert not done
+    unequal(ranks, np.float32, 30_000)
+    peers._readable = readable
+    reductions(ranks, np.float32, 30_000)
+    assert done
+
+
+def long_call(ranks, name):
+    """A call in which every rank reads of every other's memory."""
+    mine = np.full(500_000, float(ranks.rank), np.float32)
+    out = np.empty(500_000 * ranks.size, np.float32)
+    if name == "all_reduce":
+        ranks.engine.all_reduce(ranks.call(name, mine, "SUM"), mine, np.add)
+    else:
+        ranks.engine.all_gather(ranks.call(name, mine), out, mine)
+
+
+def dies(ranks):
+    """The first rank dies when all have come, while the others read its memory."""
+    name, peers = sys.argv[7], ranks.engine.peers
+    long_call(ranks, name)
+    read = peers.read
+
+    def last_words(*arguments):
+        os._exit(0)
+
+    def late(call, rank, begin, out):
+        if rank == 0:
+            pid, at = (peers._words[word] for word in (peers_module._PID, peers_module._ADDRESS))
+            while peers._read(pid, at, peers._probe_at, 1) == 1:
+                time.sleep(0.001)
+            assert peers._read(pid, at, peers._probe_at, 1) == -1
+        read(call, rank, begin, out)
+
+    peers.read = last_words if ranks.rank == 0 else late
+    ranks.watch.patience = 0.2
+    try:
+        long_call(ranks, name)
+    except RankFailedError as error:
+        print(f"rank {ranks.rank}: {error}")
+    else:
+        raise AssertionError("no RankFailedError")
+
+
+def gives_up(ranks):
+    """The first rank's time is up, and it changes its array, while the last one has not yet read it."""
+    peers = ranks.engine.peers
+    peers_module._PATIENCE = 0.1
+    long_call(ranks, "all_gather")
+    read = peers.read
+
+    def late(call, rank, begin, out):
+        while not peers._words[peers_module._ABANDONED]:
+            time.sleep(0.001)
+        read(call, rank, begin, out)
+
+    if ranks.rank == ranks.size - 1:
+        peers.read = late
+    elif ranks.rank == 0:
+        ranks.watch.patience = 0.2
+    try:
+        long_call(ranks, "all_gather")
+    except RankFailedError as error:
+        print(f"rank {ranks.rank}: {error}")
+        time.sleep(1)  # the memory stays: nothing else may tell the others
     else:
         raise AssertionError("no RankFailedError")
 

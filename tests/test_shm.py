@@ -51,6 +51,54 @@ def test_every_call_gives_numpys_answer(size):
     run("conformance", size)
 
 
+@pytest.fixture(scope="module")
+def direct():
+    """Skips where the system does not let processes read each other's memory."""
+    if "False" in run("may_read", 2, "direct")[0]:
+        pytest.skip("the system does not let ranks read each other's memory")
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_reading_the_others_memory_gives_the_same_answers(size, direct):
+    run("conformance", size, "direct")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_at_different_pace_read_each_others_memory(size, direct):
+    run("uneven_pace", size, "direct")
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("way", ["slots", "direct"])
+def test_what_was_moved_is_counted(size, way):
+    run("volumes", size, way)
+
+
+@pytest.mark.parametrize("why", ["switch", "refused", "another process", "nothing"])
+def test_all_ranks_or_none_read_the_others_memory(why, direct):
+    run("agreed", 3, "direct", why)
+
+
+def test_memory_that_cannot_be_read_passes_through_slots(direct):
+    run("unreadable", 3, "direct")
+
+
+@pytest.mark.parametrize("name", ["all_reduce", "all_gather"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_rank_that_dies_while_others_read_its_memory(size, name, direct):
+    printed = run("dies", size, "direct", name)
+    assert printed[0] == ""
+    for text in printed[1:]:
+        assert text.endswith("ranks [10] failed\n"), text
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_an_array_that_is_taken_back_too_early_is_an_error(size, direct):
+    first, *_, last = run("gives_up", size, "direct")
+    assert f"ranks [{9 + size}] failed" in first
+    assert "the memory of rank 10 was taken back before all had read it" in last
+
+
 def test_slots_smaller_than_a_small_call():
     run("conformance", 3, chunk=1024)
 
@@ -175,6 +223,7 @@ def test_the_layout_does_not_overlap(size, slot):
             (layout.sleeper_row(rank), size),
             (layout.core_row(rank), 128),
             (layout.note(rank), 2048),
+            (layout.windows + 128 * rank, 128),
         ]
         areas += [(layout.slot(rank, which), slot) for which in range(3)]
     for start, length in areas:
