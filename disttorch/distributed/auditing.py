@@ -94,7 +94,7 @@ def checksum(t: Tensor) -> int:
     data = t._data
     if isinstance(data, ndarray):
         # As bytes: the buffer protocol does not know bfloat16
-        return zlib.crc32(data.reshape(-1).view("uint8"))
+        return zlib.crc32(data.reshape(-1).view("uint8").data)
     xp = namespace_of(data)
     words = xp.ascontiguousarray(data).reshape(-1).view(xp.uint8).astype(xp.uint64)
     return int((words * (2 * xp.arange(words.size, dtype=xp.uint64) + 1)).sum())

@@ -89,11 +89,11 @@ class SyncBatchNormFunction(Function):
             squares = ((x - mean.reshape(column)) ** 2).sum(dims)
             var = AllReduce.apply(squares, ReduceOp.SUM, ctx.pg) / ctx.total
         inverse = (var + ctx.eps).rsqrt()
-        grad_bias = g.sum(dims)
-        grad_weight = (g * (x - mean.reshape(column))).sum(dims) * inverse
+        grad_bias: Any = g.sum(dims)
+        grad_weight: Any = (g * (x - mean.reshape(column))).sum(dims) * inverse
         grad_x = None
         if ctx.needs_input_grad[0]:
-            sums = ops.cat([grad_bias, grad_weight])
+            sums: Any = ops.cat([grad_bias, grad_weight])
             sums = AllReduce.apply(sums, ReduceOp.SUM, ctx.pg) / ctx.total
             sum_g, sum_gx = sums[: len(mean)], sums[len(mean) :]
             scale = inverse if weight is None else inverse * weight.to(wide)
@@ -104,7 +104,7 @@ class SyncBatchNormFunction(Function):
         if weight is None:
             grad_weight = None
         elif weight.dtype != wide:
-            grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+            grad_weight, grad_bias = (t.to(weight.dtype) for t in (grad_weight, grad_bias))
         if not ctx.needs_input_grad[2]:
             grad_bias = None
         return grad_x, grad_weight, grad_bias, None, None, None, None, None

@@ -94,6 +94,7 @@ class ZeroRedundancyOptimizer(Optimizer, Joinable):
             self._owner[id(p)] = rank
             self._sizes[rank] += p.numel()
         if self.optim is not None:
+            _copy_options(self.param_groups, self.optim.param_groups)
             self.optim.add_param_group(self._part(group, self.rank))
             _copy_options(self.optim.param_groups, self.param_groups)
             self._lay_out()

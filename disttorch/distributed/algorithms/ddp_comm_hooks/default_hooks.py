@@ -20,7 +20,7 @@ def _allreduce_fut(process_group: ProcessGroup | None, tensor: Tensor) -> Future
     """Average `tensor` over the group in place; the future of it."""
     group = belonging(process_group)
     tensor.div_(group.size())
-    work = all_reduce(tensor, group=group, async_op=True)
+    work: Any = all_reduce(tensor, group=group, async_op=True)
     return Later(work.get_future(), lambda future: future.value()[0])
 
 
@@ -46,7 +46,7 @@ def _compressed(dtype: Any, process_group: ProcessGroup | None, bucket: GradBuck
     group = belonging(process_group)
     buffer = bucket.buffer()
     small = buffer.to(dtype).div_(group.size())
-    work = all_reduce(small, group=group, async_op=True)
+    work: Any = all_reduce(small, group=group, async_op=True)
     return Later(work.get_future(), lambda future: buffer.copy_(future.value()[0]))
 
 

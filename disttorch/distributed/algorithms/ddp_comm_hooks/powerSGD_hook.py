@@ -214,7 +214,8 @@ def batched_powerSGD_hook(state: PowerSGDState, bucket: GradBucket) -> Future:
 
 def _sorted_out(state: PowerSGDState, gradients: Sequence[Tensor]) -> tuple[list, list]:
     """(matrices to approximate, gradients to send whole), and counts of both."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for t in gradients:
         matrix = t.reshape(t.shape[0], -1) if t.dim() else t.reshape(1, 1)
         n, m = matrix.shape
@@ -282,7 +283,8 @@ class _Approximation:
         for stack, p, q in zip(self.stacks, self.ps, self.qs):
             _orthogonalize(q, state.orthogonalization_epsilon)
             p.copy_(ops.bmm(stack, q))
-        return all_reduce(self.p, group=self.group, async_op=True).get_future()
+        work: Any = all_reduce(self.p, group=self.group, async_op=True)
+        return work.get_future()
 
     def finish(self) -> None:
         """With P added up: orthogonalise it, average Q, and put P·Qᵀ into the stacks."""
