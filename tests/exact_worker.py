@@ -27,8 +27,12 @@ def main() -> None:
 
     path = Path(checkpoint[0]) if checkpoint else None
     result = exact_models.train(name, optimizer, int(steps), path, 3, visit)
-    line = f"rank {dist.get_rank()} of {dist.get_world_size()}: {result['digest']}\n"
-    sys.stdout.write(line)
+    name = f"rank {dist.get_rank()} of {dist.get_world_size()}"
+    moved = dist.ledger().get("tree_all_reduce", {"received_bytes": 0, "lower_bound_bytes": 0})
+    sys.stdout.write(
+        f"{name}: {result['digest']}\n"
+        f"{name} received {moved['received_bytes']:.0f} bytes, at least {moved['lower_bound_bytes']:.0f}\n"
+    )
     dist.destroy_process_group()
 
 

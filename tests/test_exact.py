@@ -84,6 +84,25 @@ def test_same_bits_in_spawned_processes_with_other_thread_budgets(alone):
     assert sorted(digests_of(job.output)) == [(str(r), "2", wanted) for r in range(2)]
 
 
+def ratios(output):
+    """Bytes that each rank has received (in shared memory one writes for all), by the bound."""
+    found = re.findall(r"received (\d+) bytes, at least (\d+)", output)
+    return [int(moved) / int(least) for moved, least in found]
+
+
+@pytest.mark.parametrize(("n", "least", "most"), [(2, 1.4, 1.6), (3, 0.99, 1.01), (4, 1.4, 1.8)])
+def test_volume(n, least, most):
+    """12 shards: 4 on each of 3 ranks are one node of the tree; 6 and 3 are two nodes."""
+    command = [
+        sys.executable, "-m", "launcher", "--via", "spawn", "-n", str(n), "--oversubscribe",
+        str(WORKER), "gpt", "sgd", "1",
+    ]  # fmt: skip
+    job = run_command(command, timeout=100)
+    assert job.status == 0 and not job.timed_out, job.output[-4000:]
+    assert len(found := ratios(job.output)) == n
+    assert all(least < ratio < most for ratio in found), found
+
+
 # ---- the tests would notice ----------------------------------------------------------------------
 
 
