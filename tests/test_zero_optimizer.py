@@ -7,7 +7,14 @@ import copy
 import numpy as np
 import pytest
 from ddp_models import (
-    Tied, assert_same_on_all_ranks, batch, build, frozen, loss_of, mlp, whole_batch,
+    Tied,
+    assert_same_on_all_ranks,
+    batch,
+    build,
+    frozen,
+    loss_of,
+    mlp,
+    whole_batch,
 )
 
 import disttorch as torch
