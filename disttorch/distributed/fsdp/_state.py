@@ -261,7 +261,10 @@ class State:
     def _leave(self) -> None:
         if self.unit is not None:
             self.unit._note("forward ends")
-            self.unit.after_forward()
+            if self.automatic and not is_grad_enabled():
+                self.unit.reshard()  # a root stays whole for a backward, and there will be none
+            else:
+                self.unit.after_forward()
 
     def _end_pass(self, context: Context) -> None:
         for state in context.states:
@@ -339,12 +342,12 @@ class State:
         if not self._ready >= (self._expected or set(unit.trained)):
             return
         self._expected, self._ready = None, set()
+        if unit.reshard_after_backward and not self._keeps_frozen():
+            unit.reshard()  # before the reduction asks for its buffer
         if unit.sync:
             context.reduce(unit)
         else:
             unit.accumulate()
-        if unit.reshard_after_backward and not self._keeps_frozen():
-            unit.reshard()
 
 
 class _Call:

@@ -211,6 +211,19 @@ class FSDPModule:
     def _set_unshard_async_op(self, async_op: bool) -> None:
         """Accepted: gathers go on in the communication thread in any case."""
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop or zero all gradients, those of the shards too where whole parameters are shown."""
+        for unit in self._units(True):
+            unit.partial = None
+            for p in unit.params:
+                p.accumulated = p.whole._grad = None
+                if p.sharded.grad is not None:
+                    if set_to_none:
+                        p.sharded.grad = None
+                    else:
+                        p.sharded.grad.zero_()
+        super().zero_grad(set_to_none)  # type: ignore[misc]
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.reshard()
         result = super()._apply(*args, **kwargs)  # type: ignore[misc]
