@@ -7,10 +7,13 @@ numbers of its own, and the V gradients are added up in one fixed binary tree (`
 What is left to depend on n is where a shard is computed.
 
     model          the wrapper of a model: the loop over shards, means, the guards
+    cutting        a batch into shards, parameters into buckets
     tree_sum       arrays of the shards, added up in the tree
+    sharded        the same for modules under fully_shard
     running        running statistics (BatchNorm)
     streams        random numbers by (seed, step, shard)
     sampler        the samples of each rank
+    agreement      whether ranks have the same model
     surroundings   what the bits depend on besides: compared between ranks and with a checkpoint
     blas           the threads of NumPy's BLAS
 

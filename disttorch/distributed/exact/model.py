@@ -12,11 +12,13 @@ from ... import ops
 from ...autograd import is_grad_enabled
 from ...autograd.graph import bump_version
 from ...nn import Module
+from ...nn.utils import clip_grad_norm_
 from ...ops.random import initial_seed
 from ...tensor import Tensor, wrap
-from ...utils._pytree import tree_flatten, tree_unflatten
 from ..process_group import ProcessGroup, belonging
 from . import surroundings
+from .agreement import check_modules, compare, copy_from_first, digests, is_cut
+from .cutting import cut, groups_of
 from .running import RunningBuffers
 from .sampler import check_shards
 from .streams import random_stream
@@ -82,19 +84,20 @@ class ExactDataParallel(Module):
         trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         if not trained:
             raise ValueError("ExactDataParallel: no parameter of the module requires grad")
-        _check_modules(module)
+        check_modules(module)
         self.module, self.process_group, self.virtual_shards = module, group, virtual_shards
         surroundings.fix_threads(threads)
         self.fingerprint = surroundings.fingerprint(str(trained[0][1].device))
         surroundings.compare_ranks(self.fingerprint, group, strict)
         self.seed = int(group.ranks.broadcast_object(initial_seed() if seed is None else seed, 0))
         self.step_number = 0
-        _copy_from_first(module, group)
-        self._parameters_here = [p for _, p in trained]
+        copy_from_first(module, group)
+        self._parameters_here = [p for _, p in trained if not is_cut(p)]
+        self._sharded = _sharded_gradients(module, group, virtual_shards)
         self._frozen = [(n, p) for n, p in module.named_parameters() if not p.requires_grad]
         self._buckets = [
-            (members, TreeSum([trained[i][1]._data for i in members], group, virtual_shards))
-            for members in _groups(self._parameters_here, bucket_cap_mb * 2**20)
+            (members, TreeSum([self._parameters_here[i]._data for i in members], group, virtual_shards))
+            for members in groups_of(self._parameters_here, bucket_cap_mb * 2**20)
         ]
         self._running = RunningBuffers(module, group, virtual_shards)
         self._loop: weakref.ref | None = None
@@ -144,7 +147,7 @@ class ExactDataParallel(Module):
         size = 0
         if batch:
             pieces = self.virtual_shards if whole else each
-            parts, size = _cut(batch, pieces, first if whole else 0, each, self.process_group)
+            parts, size = cut(batch, pieces, first if whole else 0, each, self.process_group.rank())
         loop = self._run(parts, size, first)
         self._loop = weakref.ref(loop)
         return loop
@@ -190,6 +193,8 @@ class ExactDataParallel(Module):
             self._left = ""
         finally:
             self._inside = False
+            if training and self._sharded is not None:
+                self._sharded.end()
 
     def _check_ready(self) -> None:
         loop = None if self._loop is None else self._loop()
@@ -216,6 +221,8 @@ class ExactDataParallel(Module):
             p.grad = None
         for _, total in self._buckets:
             total.restart()
+        if self._sharded is not None:
+            self._sharded.begin()
         return before
 
     def _collect(self, size: int) -> None:
@@ -224,16 +231,15 @@ class ExactDataParallel(Module):
             total.push([None if g is None else g._data for g in grads], size)
             for i in members:
                 self._parameters_here[i].grad = None
+        if self._sharded is not None:
+            self._sharded.collect(size)
 
     def _finish(self, before: list[Tensor | None], size: int) -> None:
+        for samples in [] if self._sharded is None else self._sharded.finish():
+            self._check_samples(samples, size)
         for members, total in self._buckets:
             means, counts, samples = total.mean()
-            if samples != size * self.virtual_shards:
-                raise RuntimeError(
-                    f"ExactDataParallel: virtual shards have {size} samples on rank "
-                    f"{self.process_group.rank()}, but {samples} in all {self.virtual_shards}: they "
-                    "must be of one size on all ranks, or their mean is not that of the batch"
-                )
+            self._check_samples(samples, size)
             for i, mean, count in zip(members, means, counts):
                 earlier = before[i]
                 if earlier is None:
@@ -243,6 +249,24 @@ class ExactDataParallel(Module):
                     earlier._data[...] += mean
                     bump_version(earlier)
                 self._parameters_here[i].grad = earlier
+
+    def _check_samples(self, samples: int, size: int) -> None:
+        if samples != size * self.virtual_shards:
+            raise RuntimeError(
+                f"ExactDataParallel: virtual shards have {size} samples on rank "
+                f"{self.process_group.rank()}, but {samples} in all {self.virtual_shards}: they "
+                "must be of one size on all ranks, or their mean is not that of the batch"
+            )
+
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """`nn.utils.clip_grad_norm_` of all gradients, also where they are cut by `fully_shard`.
+
+        Returns:
+            the 2-norm before clipping, the same bits on every rank.
+        """
+        if self._sharded is None:
+            return clip_grad_norm_(self.parameters(), max_norm)
+        return self._sharded.clip(self.parameters(), max_norm)
 
     # ---- numbers of all shards ---------------------------------------------------------------
 
@@ -279,7 +303,7 @@ class ExactDataParallel(Module):
     def digest(self) -> str:
         """SHA-256 of all parameters and buffers with their names: equal where all bits are."""
         found = hashlib.sha256()
-        for name, value in _digests(self.module).items():
+        for name, value in digests(self.module).items():
             found.update(f"{name} {value}\n".encode())
         return found.hexdigest()
 
@@ -289,16 +313,7 @@ class ExactDataParallel(Module):
         Raises:
             RuntimeError: on every rank, which tensor differs on which rank.
         """
-        everyone = self.process_group.ranks.all_gather_object(_digests(self.module))
-        for rank, theirs in enumerate(everyone):
-            odd = [name for name, value in everyone[0].items() if theirs.get(name) != value]
-            if odd:
-                members = self.process_group.members
-                raise RuntimeError(
-                    f"ExactDataParallel: {odd[0]!r} and {len(odd) - 1} more tensors differ between "
-                    f"ranks {members[0]} and {members[rank]} before step {self.step_number}: "
-                    "something has changed them outside of the loop on one rank only"
-                )
+        compare(self.module, self.process_group, self.step_number)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What else decides the training's next steps, and where it was run."""
@@ -331,86 +346,10 @@ def _double(value: Any) -> Tensor:
     return value.detach().double() if isinstance(value, Tensor) else ops.tensor(value).double()
 
 
-def _groups(parameters: Sequence[Tensor], cap_bytes: float) -> list[list[int]]:
-    """Numbers of parameters that are reduced together: of one dtype and device, up to a size."""
-    groups: list[list[int]] = []
-    open_ones: dict[Any, tuple[list[int], float]] = {}
-    for i, p in enumerate(parameters):
-        kind = (p.dtype, p.device)
-        members, size = open_ones.pop(kind, ([], 0.0))
-        if members and size + p._data.nbytes > cap_bytes:
-            members, size = [], 0.0
-        if not members:
-            groups.append(members)
-        members.append(i)
-        open_ones[kind] = (members, size + p._data.nbytes)
-    return groups
+def _sharded_gradients(module: Module, group: ProcessGroup, shards: int) -> Any:
+    """What sums the gradients of modules under `fully_shard`; None without any."""
+    if not any("_fsdp_state" in each.__dict__ for each in module.modules()):
+        return None
+    from .sharded import ShardedGradients
 
-
-def _digests(module: Module) -> dict[str, str]:
-    found = {}
-    for name, t in [*module.named_parameters(), *module.named_buffers()]:
-        raw = t.detach().cpu().contiguous()._data.tobytes()
-        found[name] = hashlib.sha256(raw).hexdigest()
-    return found
-
-
-def _check_modules(module: Module) -> None:
-    for name, each in module.named_modules():
-        if type(each).__name__ == "SyncBatchNorm":
-            raise RuntimeError(
-                f"ExactDataParallel: {name!r} is a SyncBatchNorm, whose statistics span the ranks "
-                "and so depend on their number; use BatchNorm, which has statistics per virtual "
-                "shard here"
-            )
-
-
-def _copy_from_first(module: Module, group: ProcessGroup) -> None:
-    """Check that ranks have the same model; give all of them the state of the first."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    mine = [(name, list(t.shape), str(t.dtype), t.requires_grad) for name, t in named]
-    for rank, theirs in enumerate(group.ranks.all_gather_object(mine)):
-        if theirs != mine:
-            odd = next(
-                (a, b) for a, b in zip([*mine, None], [*theirs, None], strict=False) if a != b
-            )
-            raise RuntimeError(
-                f"ExactDataParallel: the models of ranks {group.members[group.rank()]} and "
-                f"{group.members[rank]} differ: {odd[0]} here, {odd[1]} there; build the same on all"
-            )
-    for _, t in named:
-        group.ranks.broadcast(t._data, 0)
-        bump_version(t)
-
-
-def _cut(
-    batch: tuple, pieces: int, first: int, count: int, group: ProcessGroup
-) -> tuple[list[Any], int]:
-    """(parts `first` to `first + count` of `pieces` along dim 0, samples of each)."""
-    leaves, spec = tree_flatten(batch)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
-    sizes = {len(t) for t in tensors}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"ExactDataParallel: the batch's tensors have {sorted(sizes)} samples along dim 0; all "
-            "must have the same number"
-        )
-    (total,) = sizes
-    if total % pieces or not total:
-        raise ValueError(
-            f"ExactDataParallel: a batch of {total} samples on rank {group.rank()} cannot be cut "
-            f"into {pieces} equal virtual shards; give a multiple of {pieces}"
-        )
-    size = total // pieces
-    parts = []
-    for i in range(first, first + count):
-        # Contiguous: strides must not tell how many samples the rank had.
-        cut = [
-            leaf[i * size : (i + 1) * size].contiguous()
-            if isinstance(leaf, Tensor) and leaf.ndim
-            else leaf
-            for leaf in leaves
-        ]
-        part = tree_unflatten(cut, spec)
-        parts.append(part if len(batch) > 1 else part[0])
-    return parts, size
+    return ShardedGradients(module, group, shards)
