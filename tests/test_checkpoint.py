@@ -107,12 +107,25 @@ def bytes_written(folder) -> list[int]:
 
 
 def test_replicas_are_written_once_and_spread_over_the_ranks(tmp_path):
-    state = {f"w{i}": torch.full((100 + i,), float(i)) for i in range(24)}
+    state = {f"w{i}": torch.full((5000 + i,), float(i)) for i in range(24)}
     save_from(4, "plain", tmp_path, state)
     written = bytes_written(tmp_path)
     total = sum(t.nbytes for t in state.values())
     assert sum(written) == total
     assert max(written) <= total / 4 + 500
+
+
+def test_small_replicas_come_from_one_rank(tmp_path):
+    """Buffers that differ between ranks, as those of normalisations may, are not mixed."""
+
+    def saved(rank: int) -> None:
+        state = {f"buffer{i}": torch.full((10,), float(rank)) for i in range(8)}
+        dcp.save({**state, "value": rank}, checkpoint_id=tmp_path)
+
+    dist.run_local(3, saved)
+    found = dcp.load_keys(checkpoint_id=tmp_path)
+    assert found.pop("value") == 0
+    assert all((t == 0).all() for t in found.values())
 
 
 def test_replicas_of_shards_are_written_once(tmp_path):

@@ -39,6 +39,8 @@ from .planner_helpers import (
 )
 from .stateful import RankLocal
 
+SMALL = 1 << 14  # bytes of a replica that is not worth spreading
+
 
 class DefaultSavePlanner(SavePlanner):
     """Saves nested state dicts flat, and what several ranks have by one of them.
@@ -49,7 +51,7 @@ class DefaultSavePlanner(SavePlanner):
             PyTorch; there are no nested sharded tensors here, replicas are always written once,
             and plans are made anew each time.
         dedup_save_to_lowest_rank: the lowest rank that has a replica writes it; by default
-            replicas are spread so that all ranks write about as many bytes.
+            replicas above 16 KiB are spread so that all ranks write about as many bytes.
     """
 
     def __init__(
@@ -268,7 +270,11 @@ def check_agreement(all_plans: list[SavePlan]) -> None:
 
 
 def dedup_save_plans(all_plans: list[SavePlan], to_lowest_rank: bool = False) -> list[SavePlan]:
-    """Each item in one plan only: the largest first, to the rank that has least to write."""
+    """Each item in one plan only: the largest first, to the rank that has least to write.
+
+    Small ones all go to the lowest rank that has them: should ranks' values differ, as the buffers
+    of normalisations under FSDP do, those that belong together come from one rank.
+    """
     holders: dict[MetadataIndex, list[int]] = {}
     size_of: dict[MetadataIndex, int] = {}
     for rank, plan in enumerate(all_plans):
@@ -284,7 +290,8 @@ def dedup_save_plans(all_plans: list[SavePlan], to_lowest_rank: bool = False) ->
     for index in sorted(holders, key=lambda i: -size_of[i]):
         if index not in writer:
             ranks = holders[index]
-            chosen = min(ranks) if to_lowest_rank else min(ranks, key=lambda r: (load[r], r))
+            lowest = to_lowest_rank or size_of[index] <= SMALL
+            chosen = min(ranks) if lowest else min(ranks, key=lambda r: (load[r], r))
             writer[index] = chosen
             load[chosen] += size_of[index]
     return [

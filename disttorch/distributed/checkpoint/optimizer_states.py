@@ -61,7 +61,7 @@ def _make_state(optimizer: Optimizer) -> None:
     called = optimizer.__dict__.get("_opt_called")
     for p in parameters:
         if p.requires_grad:
-            p.grad = ops.zeros_like(p)
+            p.grad = p.detach().clone().zero_()  # a DTensor's lies as it does
     try:
         for group, rate in zip(optimizer.param_groups, rates):
             if rate is not None:

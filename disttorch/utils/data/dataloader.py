@@ -8,6 +8,7 @@ import multiprocessing.context
 import warnings
 from typing import Any, Generic
 
+from ...backend.devices import cpu
 from .collate import default_collate, default_convert
 from .dataset import IterableDataset
 from .fetch import Fetcher
@@ -276,9 +277,10 @@ class _Iterator:
         self._loader = loader
         self._batched = loader.batch_sampler is not None
         self._streams = loader._iterable
-        # Drawn in every pass, so that random streams do not depend on the number of workers
-        self._base_seed = draw_seed(loader.generator)
         resume, loader._resume = loader._resume, None
+        # Drawn in every pass, so that random streams do not depend on the number of workers. A pass
+        # that goes on draws from a copy: the draw at its beginning is in the saved state already
+        self._base_seed = draw_seed(loader.generator if resume is None else _copy(loader.generator))
         self._progress = loader._progress = _Progress()
         skip = self._restore(resume)
         order: Any = self._progress.watch(
@@ -340,6 +342,13 @@ class _Iterator:
                 stacklevel=2,
             )
         return data
+
+
+def _copy(generator):
+    """A generator in the state of this one (the default one if None)."""
+    from ...ops.random import default_generator
+
+    return (default_generator(cpu) if generator is None else generator).clone_state()
 
 
 class _Progress:
