@@ -15,6 +15,7 @@ import argparse
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import disttorch as torch
 import disttorch.distributed as dist
@@ -40,18 +41,19 @@ def main(given: argparse.Namespace) -> None:
     model = ExactDataParallel(net, SHARDS)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     sampler = VirtualShardSampler(data, 10 * SHARDS, SHARDS)
-    loader = DataLoader(data, batch_sampler=sampler)
+    loader = DataLoader(data, sampler.local_batch_size, sampler=sampler)
+    epoch = 0
     if given.checkpoint.exists():
         saved = torch.load(given.checkpoint)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        sampler.load_state_dict(saved["sampler"])
+        loader.load_state_dict(saved["loader"])
+        epoch = saved["epoch"]
         tell(f"going on after step {model.step_number} on ranks: {dist.get_world_size()}")
 
-    epoch = sampler.epoch
     while model.step_number < given.steps:
         sampler.set_epoch(epoch)
-        for used, (x, y) in enumerate(loader, 1):
+        for x, y in loader:
             if given.kill == (dist.get_rank(), model.step_number):
                 kill_once()
             optimizer.zero_grad()
@@ -64,7 +66,7 @@ def main(given: argparse.Namespace) -> None:
             loss = model.mean(losses)
             if model.step_number % EVERY == 0 or model.step_number == given.steps:
                 tell(f"step {model.step_number}: loss {loss.item():.4f}")
-                save(given.checkpoint, model, optimizer, sampler.state_dict(used))
+                save(given.checkpoint, model=model, optimizer=optimizer, loader=loader, epoch=epoch)
             if model.step_number == given.steps:
                 break
         epoch += 1
@@ -74,10 +76,10 @@ def main(given: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
-def save(path: Path, model: ExactDataParallel, optimizer: torch.optim.Optimizer, place: dict) -> None:
+def save(path: Path, epoch: int, **parts: Any) -> None:
     """Rank 0's state is that of all. A file is replaced as a whole, or not at all."""
     if dist.get_rank() == 0:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "sampler": place}
+        state = {"epoch": epoch} | {name: part.state_dict() for name, part in parts.items()}
         torch.save(state, path.with_suffix(".new"))
         os.replace(path.with_suffix(".new"), path)
     dist.barrier()

@@ -85,19 +85,19 @@ def train(
     opt = OPTIMIZERS[optimizer](model.parameters())
     schedule = optim.lr_scheduler.CosineAnnealingLR(opt, 20)
     sampler = VirtualShardSampler(data(name), BATCH, V, seed=2)
-    loader = DataLoader(data(name), batch_sampler=sampler)
+    loader = DataLoader(data(name), sampler.local_batch_size, sampler=sampler)
     losses: list[float] = []
+    epoch = 0
     if checkpoint is not None and checkpoint.exists():
         saved = torch.load(checkpoint)
         model.load_state_dict(saved["model"])
         opt.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
-        sampler.load_state_dict(saved["sampler"])
-        losses = saved["losses"]
-    epoch = sampler.epoch
+        loader.load_state_dict(saved["loader"])
+        losses, epoch = saved["losses"], saved["epoch"]
     while model.step_number < steps:
         sampler.set_epoch(epoch)
-        for used, (x, y) in enumerate(loader, 1):
+        for x, y in loader:
             opt.zero_grad()
             shard_losses = []
             for part, target in model.shards(x, y):
@@ -112,7 +112,7 @@ def train(
             if checkpoint is not None and model.step_number in (steps, *range(0, steps, every)):
                 state = {
                     "model": model.state_dict(), "optimizer": opt.state_dict(), "losses": losses,
-                    "schedule": schedule.state_dict(), "sampler": sampler.state_dict(used),
+                    "schedule": schedule.state_dict(), "loader": loader.state_dict(), "epoch": epoch,
                 }  # fmt: skip
                 write(state, checkpoint)
             if model.step_number == steps:
@@ -137,7 +137,7 @@ def train_plainly(name: str, optimizer: str, steps: int) -> str:
         model = DistributedDataParallel(build(name))
         opt = OPTIMIZERS[optimizer](model.parameters())
         sampler = VirtualShardSampler(data(name), BATCH, V, seed=2)
-        loader, step = DataLoader(data(name), batch_sampler=sampler), 0
+        loader, step = DataLoader(data(name), sampler.local_batch_size, sampler=sampler), 0
         while step < steps:
             for x, y in loader:
                 opt.zero_grad()

@@ -31,7 +31,8 @@ def main() -> None:
     moved = dist.ledger().get("tree_all_reduce", {"received_bytes": 0, "lower_bound_bytes": 0})
     sys.stdout.write(
         f"{name}: {result['digest']}\n"
-        f"{name} received {moved['received_bytes']:.0f} bytes, at least {moved['lower_bound_bytes']:.0f}\n"
+        f"{name} received {moved['received_bytes']:.0f} bytes, "
+        f"at least {moved['lower_bound_bytes']:.0f}\n"
     )
     dist.destroy_process_group()
 

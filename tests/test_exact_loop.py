@@ -17,6 +17,7 @@ from disttorch.distributed.exact import (
     surroundings,
 )
 from disttorch.ops.random import own_stream
+from disttorch.utils.data import DataLoader
 
 
 def batch(samples, seed=0, width=33, dtype=torch.float32):
@@ -413,9 +414,10 @@ def batches(n, state=None, **options):
     parts = []
     for rank in range(n):
         sampler = VirtualShardSampler(range(50), 12, 6, num_replicas=n, rank=rank, **options)
+        loader = DataLoader(list(range(50)), sampler.local_batch_size, sampler=sampler)
         if state:
-            sampler.load_state_dict(state)
-        parts.append(list(sampler))
+            loader.load_state_dict(state)
+        parts.append([step.tolist() for step in loader])
     return [sum(step, []) for step in zip(*parts)]
 
 
@@ -431,14 +433,20 @@ def test_samples_do_not_depend_on_the_number_of_ranks(options):
 def test_a_pass_goes_on_on_other_ranks():
     sampler = VirtualShardSampler(range(50), 12, 6, num_replicas=3, rank=1)
     sampler.set_epoch(4)
-    list(sampler)
-    state = sampler.state_dict(2)
-    whole = batches(1)
-    epoch = VirtualShardSampler(range(50), 12, 6, num_replicas=1, rank=0)
-    epoch.set_epoch(4)
-    assert batches(2, state) == list(epoch)[2:] != whole[2:]
+    loader = DataLoader(list(range(50)), sampler.local_batch_size, sampler=sampler)
+    for step, _ in enumerate(loader, 1):
+        if step == 2:
+            state = loader.state_dict()
+            break
+    alone = VirtualShardSampler(range(50), 12, 6, num_replicas=1, rank=0)
+    alone.set_epoch(4)
+    rest = list(alone)[24:]
+    assert sum(batches(2, state), []) == rest
+    assert rest != sum(batches(1)[2:], [])
+    with pytest.raises(ValueError, match="5 samples are no whole steps of 4"):
+        sampler.state_dict(5)
     with pytest.raises(ValueError, match="batch_size=12, this one has batch_size=6"):
-        VirtualShardSampler(range(50), 6, 6, num_replicas=1, rank=0).load_state_dict(state)
+        VirtualShardSampler(range(50), 6, 6, num_replicas=1, rank=0).load_state_dict(state["sampler"])
 
 
 def test_refused_batches():

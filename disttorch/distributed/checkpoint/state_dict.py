@@ -54,9 +54,12 @@ class StateDictOptions:
     flatten_optimizer_state_dict: bool = False
     dsd_fqn_modifiers: str = "_fqn_modifiers"
 
-    def __post_init__(self) -> None:
-        if self.broadcast_from_rank0 and not self.full_state_dict:
-            raise ValueError("full_state_dict must be True when broadcast_from_rank0 is True.")
+
+def _checked(options: StateDictOptions | None) -> StateDictOptions:
+    options = options or StateDictOptions()
+    if options.broadcast_from_rank0 and not options.full_state_dict:
+        raise ValueError("full_state_dict must be True when broadcast_from_rank0 is True.")
+    return options
 
 
 class Names:
@@ -64,11 +67,12 @@ class Names:
 
     def __init__(self, model: Module) -> None:
         from ..ddp import DistributedDataParallel
+        from ..exact import ExactDataParallel
 
         wrapped = [
             f"{name}." if name else ""
             for name, module in model.named_modules()
-            if isinstance(module, DistributedDataParallel)
+            if isinstance(module, DistributedDataParallel | ExactDataParallel)
         ]
         self._wrapped = sorted(wrapped, key=len, reverse=True)  # the inner ones first
 
@@ -94,7 +98,7 @@ def get_model_state_dict(
     Args:
         submodules: only these modules' (PyTorch: deprecated).
     """
-    options = options or StateDictOptions()
+    options = _checked(options)
     names = Names(model)
     state = {names.plain(key): value for key, value in model.state_dict().items()}
     if submodules:
@@ -120,7 +124,7 @@ def get_optimizer_state_dict(
     first step.
     """
     _no_submodules(submodules, "get_optimizer_state_dict")
-    options = options or StateDictOptions()
+    options = _checked(options)
     name_of = _parameter_names(model)
     together: OptimizerStateType = {"state": {}, "param_groups": []}
     for optimizer in _as_tuple(optimizers):
@@ -198,7 +202,7 @@ def set_model_state_dict(
     Raises:
         RuntimeError: keys that do not match, if `strict`; other shapes.
     """
-    options = options or StateDictOptions()
+    options = _checked(options)
     if not model_state_dict and not options.broadcast_from_rank0:
         if options.strict and model.state_dict():
             raise RuntimeError("the model's state dict to be loaded is empty")
@@ -233,7 +237,7 @@ def set_optimizer_state_dict(
     Raises:
         RuntimeError: a parameter's state is missing, if `strict`.
     """
-    options = options or StateDictOptions()
+    options = _checked(options)
     names = Names(model)
     parameters = {names.plain(key): parameter for key, parameter in model.named_parameters()}
     name_of = {id(parameter): key for key, parameter in parameters.items()}

@@ -13,13 +13,14 @@ from .streams import stream_seed
 
 
 class VirtualShardSampler(Sampler):
-    """Lists of indices, one for each step: this rank's part of each global batch.
+    """This rank's samples: of each global batch the part that holds its virtual shards.
 
-    Give it to a DataLoader as `batch_sampler`. Of each `batch_size` samples of the common order,
-    rank r of n gets the r-th contiguous n-th, which holds whole virtual shards. Call `set_epoch`
-    before each pass, or every epoch has the same order.
+        sampler = VirtualShardSampler(data, 96, 12)
+        loader = DataLoader(data, batch_size=sampler.local_batch_size, sampler=sampler)
 
-    A pass may be saved after any number of steps and go on on another number of ranks.
+    Of each `batch_size` samples of the common order rank r of n gets the r-th contiguous n-th, in
+    every step. Call `set_epoch` before each pass, or every epoch has the same order. A pass may be
+    saved after any step (`loader.state_dict()`) and go on on another number of ranks.
 
     Args:
         dataset: anything with a length.
@@ -29,6 +30,10 @@ class VirtualShardSampler(Sampler):
         drop_last: leave out the last samples that do not fill a batch; otherwise the batch is
             filled up with samples from the start of the order.
         num_replicas, rank: n and r; those of the default process group if None.
+
+    Attributes:
+        local_batch_size: samples of this rank in a step.
+        steps: of a whole pass.
 
     Raises:
         ValueError: V is not a multiple of n, or the batch not one of V; a batch larger than the
@@ -51,29 +56,30 @@ class VirtualShardSampler(Sampler):
         self.length, self.batch_size, self.virtual_shards = len(dataset), batch_size, virtual_shards
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
         self.epoch = self._start = self._next_start = 0
-        if not len(self):
+        self.local_batch_size = batch_size // self.num_replicas
+        whole, left = divmod(self.length, batch_size)
+        self.steps = whole if drop_last else whole + (left > 0)
+        if not self.steps:
             raise ValueError(
                 f"{self.length} samples give no batch of {batch_size}; take smaller batches"
                 + (" or drop_last=False" if drop_last and self.length else "")
             )
 
     def __len__(self) -> int:
-        """Steps of a whole pass."""
-        n = self.length
-        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+        """This rank's samples in a whole pass."""
+        return self.steps * self.local_batch_size
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[int]:
         self._start, self._next_start = self._next_start, 0
         order = list(range(self.length))
         if self.shuffle:
             generator = Generator().manual_seed(stream_seed(self.seed, self.epoch))
             order = ops.randperm(self.length, generator=generator).tolist()
-        wanted = len(self) * self.batch_size
-        order *= -(-wanted // len(order))
-        each = self.batch_size // self.num_replicas
-        for step in range(self._start, len(self)):
+        order *= -(-self.steps * self.batch_size // len(order))
+        each = self.local_batch_size
+        for step in range(self._start, self.steps):
             begin = step * self.batch_size + self.rank * each
-            yield order[begin : begin + each]
+            yield from order[begin : begin + each]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass; another epoch than a loaded one begins at its start."""
@@ -85,8 +91,18 @@ class VirtualShardSampler(Sampler):
         names = ("length", "batch_size", "virtual_shards", "shuffle", "seed", "drop_last")
         return {name: getattr(self, name) for name in names}
 
-    def state_dict(self, steps: int = 0) -> dict[str, Any]:
-        """Where the present pass stands after `steps` steps of it; the same on all ranks."""
+    def state_dict(self, consumed: int = 0) -> dict[str, Any]:
+        """Where the pass stands after this rank has used `consumed` samples; the same on all ranks.
+
+        Raises:
+            ValueError: `consumed` is no whole number of steps.
+        """
+        steps, left = divmod(consumed, self.local_batch_size)
+        if left:
+            raise ValueError(
+                f"VirtualShardSampler: {consumed} samples are no whole steps of "
+                f"{self.local_batch_size}; give the DataLoader batch_size=sampler.local_batch_size"
+            )
         return {"epoch": self.epoch, "steps": self._start + steps, **self._plan()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
