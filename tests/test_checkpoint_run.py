@@ -204,7 +204,7 @@ def test_options_of_states():
         set_optimizer_state_dict(model, optimizer, state)
     set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))
     with pytest.raises(ValueError, match="full_state_dict must be True"):
-        StateDictOptions(broadcast_from_rank0=True)
+        get_model_state_dict(model, options=StateDictOptions(broadcast_from_rank0=True))
     with pytest.raises(RuntimeError, match="none of the model's"):
         get_optimizer_state_dict(nn.Linear(1, 1), optimizer)
 

@@ -98,10 +98,10 @@ class FileSystemWriter(StorageWriter):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         os.makedirs(self.path, exist_ok=True)
-        if self.is_coordinator and os.path.exists(os.path.join(self.path, manifest.NAME)):
+        if os.path.exists(os.path.join(self.path, manifest.NAME)):
             if not self.overwrite:
                 raise RuntimeError(f"Checkpoint already exists in {self.path} and overwrite=False.")
-            if self.warns:
+            if self.warns and self.is_coordinator:
                 self._warn_of_replacing()
         return plan
 
