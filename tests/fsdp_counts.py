@@ -105,7 +105,8 @@ def shards_are_even_and_rebuild_the_whole() -> None:
         chunks = q.detach().chunk(n)
         wanted = chunks[rank] if rank < len(chunks) else q.detach()[:0]
         assert part.tolist() == wanted.tolist()
-        assert part.numel() == 0 or part.tolist() == q.detach()[offset[0] : offset[0] + shape[0]].tolist()
+        rows = q.detach()[offset[0] : offset[0] + shape[0]]
+        assert part.numel() == 0 or part.tolist() == rows.tolist()
         owner = part._data if part._data.base is None else part._data.base
         assert n == 1 or owner.nbytes == part._data.nbytes  # the whole is not kept alive
 

@@ -126,7 +126,7 @@ class Convolutional(nn.Module):
         self.head = nn.Linear(6, 3)
 
     def forward(self, x):
-        x = self.stem((x[:, None, :, None] * x[:, None, None, :]))
+        x = self.stem(x[:, None, :, None] * x[:, None, None, :])
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((2, 3)))

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import fsdp_counts
 import fsdp_scenarios
+import fsdp_wrapper_scenarios
 import pytest
+from fsdp_models import Stack, build
 from mpi_runner import clean_environment, run_command, run_ranks_of
 
 import disttorch.distributed as dist
-from disttorch.distributed.fsdp import FSDPModule
+from disttorch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from disttorch.distributed.fsdp._reduce import Reduction
 from disttorch.distributed.fsdp._state import State
 from disttorch.distributed.fsdp._unit import Unit
+from disttorch.distributed.fsdp.wrap import always_wrap_policy
 from disttorch.distributed.tensor import _norms
 
 HERE = Path(__file__).parent
@@ -52,8 +55,8 @@ def test_over_mpi():
 
 def test_over_sockets():
     worker = str(HERE / "fsdp_worker.py")
-    command = [sys.executable, "-m", "launcher", "--via", "spawn", "--oversubscribe", "-n", "3", worker, "tcp", "3"]
-    check_job(run_command(command, 150, clean_environment()), 3)
+    command = [sys.executable, "-m", "launcher", "--via", "spawn", "--oversubscribe", "-n", "3"]
+    check_job(run_command([*command, worker, "tcp", "3"], 150, clean_environment()), 3)
 
 
 # ---- the scenarios would notice ------------------------------------------------------------------
@@ -108,7 +111,10 @@ def test_accumulated_gradients_that_are_dropped_are_noticed(monkeypatch):
 
 def test_parameters_that_stay_whole_are_noticed(monkeypatch):
     monkeypatch.setattr(Unit, "after_forward", lambda self: None)
-    for scenario in (fsdp_counts.bytes_and_calls_follow_the_theory, fsdp_counts.peak_of_whole_parameters):
+    for scenario in (
+        fsdp_counts.bytes_and_calls_follow_the_theory,
+        fsdp_counts.peak_of_whole_parameters,
+    ):
         with pytest.raises(AssertionError):
             on_two(scenario)
 
@@ -118,3 +124,18 @@ def test_a_gather_that_comes_too_late_is_noticed(monkeypatch):
     on_two(fsdp_scenarios.gradients_equal_one_process)  # the values are right all the same
     with pytest.raises((AssertionError, ValueError)):
         on_two(fsdp_counts.the_next_unit_is_gathered_before_this_ones_forward_ends)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("scenario", fsdp_wrapper_scenarios.SCENARIOS, ids=lambda s: s.__name__)
+def test_the_older_wrapper(scenario, n):
+    dist.run_local(n, lambda rank: scenario(), timeout=100)
+
+
+def test_a_container_that_is_wrapped_is_told():
+    def run(rank):
+        model = FullyShardedDataParallel(build(Stack), auto_wrap_policy=always_wrap_policy)
+        return len(FullyShardedDataParallel.fsdp_modules(model))
+
+    with pytest.warns(UserWarning, match="containers"):
+        assert dist.run_local(1, run) == [16]

@@ -6,6 +6,8 @@ module          FSDPModule, its methods         _unit     those gathered in one 
 _state          the hooks around the passes     _layout   their places in flat buffers
 _setup          mesh axes, which parameters     _reduce   their gradients on the way
 ```
+FullyShardedDataParallel (fully_sharded_data_parallel, api, wrap, sharded_grad_scaler) is the older
+wrapper, a layer over the same engine.
 """
 
 from ._fully_shard import fully_shard, register_fsdp_forward_method, share_comm_ctx
@@ -15,10 +17,32 @@ from ._policies import (
     MixedPrecisionPolicy,
     OffloadPolicy,
 )
+from .api import (
+    BackwardPrefetch,
+    CPUOffload,
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    LocalOptimStateDictConfig,
+    LocalStateDictConfig,
+    MixedPrecision,
+    OptimStateDictConfig,
+    OptimStateKeyType,
+    ShardedOptimStateDictConfig,
+    ShardedStateDictConfig,
+    ShardingStrategy,
+    StateDictConfig,
+    StateDictSettings,
+    StateDictType,
+)
+from .fully_sharded_data_parallel import FlatParameter, FullyShardedDataParallel
 from .module import FSDPModule, UnshardHandle
 
 __all__ = [
-    "CPUOffloadPolicy", "DataParallelMeshDims", "FSDPModule", "MixedPrecisionPolicy",
-    "OffloadPolicy", "UnshardHandle", "fully_shard", "register_fsdp_forward_method",
+    "BackwardPrefetch", "CPUOffload", "CPUOffloadPolicy", "DataParallelMeshDims", "FSDPModule",
+    "FlatParameter", "FullOptimStateDictConfig", "FullStateDictConfig", "FullyShardedDataParallel",
+    "LocalOptimStateDictConfig", "LocalStateDictConfig", "MixedPrecision", "MixedPrecisionPolicy",
+    "OffloadPolicy", "OptimStateDictConfig", "OptimStateKeyType", "ShardedOptimStateDictConfig",
+    "ShardedStateDictConfig", "ShardingStrategy", "StateDictConfig", "StateDictSettings",
+    "StateDictType", "UnshardHandle", "fully_shard", "register_fsdp_forward_method",
     "share_comm_ctx",
 ]

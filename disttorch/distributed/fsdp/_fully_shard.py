@@ -73,6 +73,24 @@ def fully_shard(
     """
     modules = list(module) if isinstance(module, (list, tuple)) else [module]
     _check_modules(modules)
+    apply_to(
+        modules, mesh, reshard_after_forward, shard_placement_fn, mp_policy, offload_policy,
+        ignored_params, dp_mesh_dims,
+    )  # fmt: skip
+    return module
+
+
+def apply_to(
+    modules: list[Module],
+    mesh: DeviceMesh | None,
+    reshard_after_forward: bool | int | None,
+    shard_placement_fn: Callable[[Parameter], Shard | None] | None,
+    mp_policy: MixedPrecisionPolicy,
+    offload_policy: OffloadPolicy,
+    ignored_params: set[Parameter] | None,
+    dp_mesh_dims: DataParallelMeshDims | None,
+) -> None:
+    """Make modules one unit; arguments as of `fully_shard`."""
     mesh = mesh or _setup.default_mesh()
     shard_axis, replicate_axis = _setup.data_parallel_axes(mesh, dp_mesh_dims)
     automatic = reshard_after_forward is None
@@ -105,7 +123,6 @@ def fully_shard(
     for each in modules:
         each.__dict__["_fsdp_state"] = state
         each.__class__ = _sharded_class(type(each))
-    return module
 
 
 def _check_modules(modules: list[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from ...nn import Module, Parameter
 from ..device_mesh import DeviceMesh, init_device_mesh
 from ..groups import new_subgroups_by_enumeration
-from ..process_group import ProcessGroup, get_world_size
+from ..process_group import get_world_size
 from ..tensor._api import DTensor
 from ._policies import DataParallelMeshDims
 from ._state import state_of
@@ -136,8 +136,8 @@ def _check(path: str, param: Any) -> None:
         )
     if param.ndim == 0:
         raise ValueError(
-            "fully_shard doesn't support scalar parameters. Change {0} to a 1D tensor with numel "
-            "equal to 1.".format(path)
+            f"fully_shard doesn't support scalar parameters. Change {path} to a 1D tensor with numel "
+            "equal to 1."
         )
     if "_fsdp_managed" in param.__dict__:
         raise ValueError(

@@ -8,10 +8,10 @@ _ops              elementwise operations, reductions              _factories   z
 Layers computed with DTensors (tensor parallelism) are not built: what is not raises by name.
 """
 
-from . import _norms, _ops
+from . import _norms, _ops  # noqa: F401  (they complete DTensor)
 from ._api import DTensor, distribute_module, distribute_tensor
 from ._factories import empty, full, ones, rand, randn, zeros
-from .device_mesh import DeviceMesh, init_device_mesh
+from .device_mesh import DeviceMesh, init_device_mesh  # noqa: F401
 from .placement_types import Partial, Placement, Replicate, Shard
 
 __all__ = [

@@ -410,12 +410,20 @@ def distribute_tensor(
     """
     mesh = device_mesh or _default_mesh(tensor)
     if not tensor.is_leaf:
-        raise RuntimeError("`distribute_tensor` should be used to distribute leaf tensors! but found non-leaf tensor!")
+        raise RuntimeError(
+            "`distribute_tensor` should be used to distribute leaf tensors! but found non-leaf tensor!"
+        )
     if isinstance(tensor, DTensor):
         if tensor.device_mesh != mesh:
-            raise ValueError(f"Cannot distribute a DTensor with device mesh {tensor.device_mesh} to a different device mesh {mesh}.")
+            raise ValueError(
+                f"Cannot distribute a DTensor with device mesh {tensor.device_mesh} to a different "
+                f"device mesh {mesh}."
+            )
         if normalize_placements(placements, mesh, tensor.ndim) != tensor.placements:
-            raise ValueError(f"Cannot distribute a DTensor with placements {tensor.placements} to different placements {placements}. do you want to call `redistribute` instead?")
+            raise ValueError(
+                f"Cannot distribute a DTensor with placements {tensor.placements} to different "
+                f"placements {placements}. do you want to call `redistribute` instead?"
+            )
         return tensor
     placed = normalize_placements(placements, mesh, tensor.ndim)
     if any(isinstance(p, Partial) for p in placed):

@@ -11,7 +11,7 @@ from typing import Any
 
 from collectives import ReduceOp
 
-from ...backend import namespace_of
+from ...backend import CPU, namespace_of
 from ...tensor import Size, Tensor, wrap
 from ._api import DTensor
 from ._dtensor_spec import DTensorSpec, TensorMeta
@@ -41,7 +41,8 @@ def total_norm(tensors: Sequence[Tensor], p: float) -> DTensor:
                     placements=[Replicate() if x.is_partial() else x for x in t.placements]
                 )
             first = t if first is None else first
-            groups = [t.device_mesh.get_group(i).ranks for i, x in enumerate(t.placements) if x.is_shard()]
+            axes = [i for i, x in enumerate(t.placements) if x.is_shard()]
+            groups = [t.device_mesh.get_group(i).ranks for i in axes]
             t = t._local_tensor
         value = _power(t, p)
         powers.setdefault(tuple(map(id, groups)), (groups, []))[1].append(value)
@@ -77,8 +78,6 @@ def _combined(values: Sequence[float], p: float) -> float:
 
 
 def _over_ranks(groups: Sequence[Any], value: float, p: float) -> float:
-    from ...backend import CPU
-
     array = CPU.array([value, value != value], "float64")  # whether it is nan travels beside it
     op = {INF: ReduceOp.MAX, -INF: ReduceOp.MIN}.get(p, ReduceOp.SUM)
     for group in groups:

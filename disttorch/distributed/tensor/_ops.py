@@ -19,15 +19,25 @@ from ._redistribute import redistribute_local
 from ._utils import row_major_stride
 from .placement_types import Partial, Placement, Replicate, Shard, _NormPartial
 
-_LINEAR = """add sub neg clone detach to type float double half bfloat16 contiguous zero cpu cuda
-__add__ __radd__ __sub__ __rsub__ __neg__ __iadd__ __isub__ requires_grad view_as_self""".split()
-_SCALING = "mul div __mul__ __rmul__ __truediv__ __imul__ __itruediv__".split()
-_ELEMENTWISE = """abs sign sgn sqrt rsqrt square reciprocal exp expm1 log log1p log2 log10 pow floor
-ceil round trunc sin cos tanh sigmoid erf relu maximum minimum clamp clamp_min clamp_max fmax fmin lerp
-addcmul addcdiv remainder floor_divide true_divide multiply divide subtract atan2 nan_to_num eq ne lt
-le gt ge logical_and logical_or logical_not isnan isinf isfinite masked_fill copy fill bool int long
-__pow__ __rpow__ __rtruediv__ __floordiv__ __mod__ __abs__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
-__and__ __or__ __invert__ __xor__""".split()
+_LINEAR = [
+    "add", "sub", "neg", "clone", "detach", "to", "type", "float", "double", "half", "bfloat16",
+    "contiguous", "zero", "cpu", "cuda", "__add__", "__radd__", "__sub__", "__rsub__", "__neg__",
+    "__iadd__", "__isub__",
+]  # fmt: skip
+_SCALING = [
+    "mul", "div", "__mul__", "__rmul__", "__truediv__", "__imul__", "__itruediv__",
+]  # fmt: skip
+_ELEMENTWISE = [
+    "abs", "sign", "sgn", "sqrt", "rsqrt", "square", "reciprocal", "exp", "expm1", "log", "log1p",
+    "log2", "log10", "pow", "floor", "ceil", "round", "trunc", "sin", "cos", "tanh", "sigmoid",
+    "erf", "relu", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "fmax", "fmin", "lerp",
+    "addcmul", "addcdiv", "remainder", "floor_divide", "true_divide", "multiply", "divide",
+    "subtract", "atan2", "nan_to_num", "eq", "ne", "lt", "le", "gt", "ge", "logical_and",
+    "logical_or", "logical_not", "isnan", "isinf", "isfinite", "masked_fill", "copy", "fill",
+    "bool", "int", "long", "__pow__", "__rpow__", "__rtruediv__", "__floordiv__", "__mod__",
+    "__abs__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__and__", "__or__",
+    "__invert__", "__xor__",
+]  # fmt: skip
 _INPLACE_DUNDER = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
 
 

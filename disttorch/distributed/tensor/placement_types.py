@@ -1,4 +1,4 @@
-"""How a tensor lies along one axis of a mesh: cut along a dim, whole everywhere, or still to be reduced."""
+"""How a tensor lies along one axis of a mesh: cut along a dim, whole, or still to be reduced."""
 
 from __future__ import annotations
 
