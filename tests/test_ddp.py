@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import ddp_models
+import ddp_process_scenarios
 import ddp_scenarios
 import distributed_scenarios
 import pytest
-from mpi_runner import run_ranks_of
+from mpi_runner import run_command, run_ranks_of
 
 import disttorch as torch
 import disttorch.distributed as dist
@@ -27,12 +29,24 @@ def test_on_threads(scenario, n):
     dist.run_local(n, lambda rank: scenario(), timeout=100)
 
 
-def test_over_mpi():
-    job = run_ranks_of(HERE / "ddp_mpi_worker.py", 2, "2", timeout=100)
+def check_job(job, n):
     assert not job.timed_out and job.status == 0, job.output[-6000:]
-    count = len(ddp_scenarios.SCENARIOS) + len(distributed_scenarios.SCENARIOS)
+    modules = (ddp_scenarios, ddp_process_scenarios, distributed_scenarios)
+    count = sum(len(module.SCENARIOS) for module in modules)
     ends = re.findall(r"rank (\d): (\d+) scenarios, 0 failures", job.output)
-    assert sorted(ends) == [("0", str(count)), ("1", str(count))], job.output
+    assert sorted(ends) == [(str(rank), str(count)) for rank in range(n)], job.output
+
+
+def test_over_mpi():
+    check_job(run_ranks_of(HERE / "ddp_worker.py", 2, "2", "mpi", timeout=100), 2)
+
+
+def test_over_sockets():
+    command = [
+        sys.executable, "-m", "launcher", "-n", "3", "--via", "spawn", "--oversubscribe",
+        str(HERE / "ddp_worker.py"), "3", "tcp",
+    ]  # fmt: skip
+    check_job(run_command(command, timeout=150), 3)
 
 
 # ---- the scenarios would notice ------------------------------------------------------------------

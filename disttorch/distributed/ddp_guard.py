@@ -46,7 +46,7 @@ class Guard:
         mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
         names = [
             reducer.names[i]
-            for i, grad in list(reducer.local.items())
+            for i, grad in sorted(reducer.local.copy().items(), key=lambda entry: entry[0])
             if id(reducer.parameters[i]) in mine
             and grad() is not None
             and grad() is reducer.parameters[i]._grad

@@ -286,7 +286,8 @@ class Reducer:
         if self._first_fired is None:
             self._first_fired = self._fired
         self.was_static = self.was_static and self._fired == self._first_fired
-        self.clock.backward_ended(absent)
+        came = self._ready if self.alone else self._fired
+        self.clock.backward_ended([i for i in range(len(self.parameters)) if i not in came])
         self._backward = None
 
     @property

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from .... import ops
 from ....backend.dtypes import finfo
@@ -91,7 +90,7 @@ class PowerSGDState:
         self.orthogonalization_epsilon = orthogonalization_epsilon
         self.batch_tensors_with_same_shape = batch_tensors_with_same_shape
         # Draws a seed per new Q: the same on all ranks, another one in every iteration.
-        self.rng = np.random.RandomState(random_seed)
+        self.rng = random.Random(random_seed)
         self.error_dict: dict[int, Tensor] = {}
         self.p_memory_dict: dict[int, Tensor] = {}
         self.q_memory_dict: dict[int, Tensor] = {}
@@ -277,7 +276,7 @@ class _Approximation:
         self.p, self.q = state.p_memory_dict[self.index], state.q_memory_dict[self.index]
         self.ps, self.qs = self._parts(self.p, 1), self._parts(self.q, 2)
         if fresh:
-            generator = Generator().manual_seed(int(state.rng.randint(1_000_000_000)))
+            generator = Generator().manual_seed(state.rng.randrange(1_000_000_000))
             for q in self.qs:
                 q.copy_(ops.randn(*q.shape, generator=generator, dtype=q.dtype))
         for stack, p, q in zip(self.stacks, self.ps, self.qs):

@@ -1,4 +1,4 @@
-"""Run all scenarios of disttorch.distributed and of DDP as one rank of an MPI job.
+"""Run all scenarios of disttorch.distributed and of DDP as one rank of a job: NUMBER BACKEND.
 
 The last line of every rank is `rank R: N scenarios, F failures`.
 """
@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 
+import ddp_process_scenarios
 import ddp_scenarios
 import distributed_scenarios
 
@@ -18,11 +19,16 @@ warnings.simplefilter("error")
 
 
 def main() -> int:
-    dist.init_process_group("mpi")
+    size, backend = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group(backend)
     rank = dist.get_rank()
-    if (dist.get_backend(), dist.get_world_size()) != ("mpi", int(sys.argv[1])):
-        raise RuntimeError(f"expected {sys.argv[1]} ranks over MPI, got {dist.group.WORLD}")
-    scenarios = (*distributed_scenarios.SCENARIOS, *ddp_scenarios.SCENARIOS)
+    if (dist.get_backend(), dist.get_world_size()) != (backend, size):
+        raise RuntimeError(f"expected {size} ranks over {backend}, got {dist.group.WORLD}")
+    scenarios = (
+        *distributed_scenarios.SCENARIOS,
+        *ddp_scenarios.SCENARIOS,
+        *ddp_process_scenarios.SCENARIOS,
+    )
     failures = []
     for scenario in scenarios:
         try:
