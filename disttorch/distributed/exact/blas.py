@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,12 @@ _GETTERS = {
     "openblas": "openblas_get_num_threads", "mkl": "MKL_Get_Max_Threads",
     "blis": "bli_thread_get_num_threads",
 }
+
+_DESCRIPTIONS = {
+    "openblas": ("openblas_get_config", "openblas_get_corename"), "mkl": (),
+    "blis": ("bli_info_get_version_str",),
+}  # fmt: skip
+_asking = threading.Lock()  # OpenBLAS puts its answer together in one place for all threads
 
 
 @dataclass
@@ -61,10 +68,11 @@ class Library:
     def describe(self) -> str:
         """Version and kernels, as the library itself says."""
         words = [self.kind]
-        for name in ("openblas_get_config", "openblas_get_corename", "bli_info_get_version_str"):
-            if self.kind[:3] in name and (ask := self.function(name)) is not None:
-                ask.restype = ctypes.c_char_p
-                words.append((ask() or b"").decode(errors="replace").strip())
+        with _asking:
+            for name in _DESCRIPTIONS[self.kind]:
+                if (ask := self.function(name)) is not None:
+                    ask.restype = ctypes.c_char_p
+                    words.append((ask() or b"").decode(errors="replace").strip())
         return " ".join(words)
 
 
