@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 OUR_THREADS = "collectives "
+LAUNCHER = "DISTTORCH_VIA"  # set by disttorch-run
 INTERRUPTED = 130  # what a shell reports for SIGINT
 _watch: BaseWatch | None = None
 
@@ -180,10 +181,11 @@ def _traceback(error: BaseException, trace: TracebackType | None) -> str:
 
 
 def report(rank: int, text: str) -> None:
-    """Write `text` to stderr in one piece, each line marked with the rank."""
+    """Write `text` to stderr in one piece, each line marked with the rank (our launcher does that)."""
+    mark = "" if LAUNCHER in os.environ else f"[rank {rank}] "
     lines = text.rstrip("\n").split("\n")
     _flush()
-    sys.stderr.write("".join(f"[rank {rank}] {line}\n" for line in lines))
+    sys.stderr.write("".join(f"{mark}{line}\n" for line in lines))
     _flush()
 
 

@@ -54,7 +54,6 @@ TICK = 1.0  # seconds between looks at the clock for calls that cannot look them
 QUICK = 150_000  # nanoseconds there and back, after which no better estimate is looked for
 HEARD = 0.5  # seconds for the hub to confirm that it has heard how this rank ended
 FOLLOW = 3.0  # seconds that a rank which fails because of another leaves that one to end the job
-LAUNCHER = "DISTTORCH_VIA"  # set by disttorch-run
 Exchange = Callable[[bytes], list[bytes]]
 
 _live: weakref.WeakSet[Watch] = weakref.WeakSet()
@@ -184,7 +183,7 @@ class Watch(BaseWatch):
         follows = culprit not in (None, self.rank)
         if follows and culprit in self._ended and self._ended[culprit].how == LEFT:
             follows = False  # nobody else will end the job
-        if LAUNCHER in os.environ:
+        if failure.LAUNCHER in os.environ:
             follows = False  # it knows who was first, whoever ends the job
         others = set(range(self.size)) - {self.rank}
         deadline = time.monotonic() + (FOLLOW if follows else seconds)
