@@ -43,7 +43,9 @@ def wrap_exception(error: BaseException) -> WRAPPED_EXCEPTION:
     """An exception and its stack in a form that travels between ranks."""
     frames = traceback.extract_tb(error.__traceback__)
     # Without the code objects that frames of Python 3.13 hold and that cannot be pickled
-    stack = traceback.StackSummary.from_list([(f.filename, f.lineno, f.name, f.line) for f in frames])
+    stack = traceback.StackSummary.from_list(
+        [(f.filename, f.lineno or 0, f.name, f.line) for f in frames]
+    )
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # one with arguments of its own: its text must do

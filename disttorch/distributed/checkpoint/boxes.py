@@ -46,13 +46,16 @@ def problems(size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]) -> lis
     return found
 
 
-def _overlapping(size, chunks):
+def _overlapping(
+    size: Sequence[int], chunks: Sequence[ChunkStorageMetadata]
+) -> list[tuple[ChunkStorageMetadata, ChunkStorageMetadata]]:
     """Pairs that share an element, by a sweep along the dimension with most starting points."""
     chunks = [c for c in chunks if math.prod(c.sizes)]
     if not len(size):
         return [(chunks[0], other) for other in chunks[1:]]
     dim = max(range(len(size)), key=lambda d: len({c.offsets[d] for c in chunks}))
-    pairs, active = [], []
+    pairs: list[tuple[ChunkStorageMetadata, ChunkStorageMetadata]] = []
+    active: list[ChunkStorageMetadata] = []
     for chunk in sorted(chunks, key=lambda c: c.offsets[dim]):
         start = chunk.offsets[dim]
         active = [other for other in active if other.offsets[dim] + other.sizes[dim] > start]

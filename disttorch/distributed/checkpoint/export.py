@@ -5,6 +5,7 @@ Read and written slab by slab: memory for one slab is enough, whatever the size 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -114,7 +115,7 @@ class _Source:
             Entry(
                 key[len(prefix) :], saved.properties.dtype, tuple(saved.size),
                 saved.size.numel() * saved.properties.dtype.itemsize,
-                lambda key=key, saved=saved: self._pieces(key, saved),
+                functools.partial(self._pieces, key, saved),
             )
             for key, saved in self.metadata.state_dict_metadata.items()
             if isinstance(saved, TensorStorageMetadata) and key.startswith(prefix)

@@ -208,7 +208,8 @@ def _tensor_entry(item: WriteItem, planner: SavePlanner) -> Entry:
     dtype, shape = data.properties.dtype, tuple(data.chunk.sizes)
 
     def get() -> Any:
-        tensor = planner.resolve_data(item).detach()  # type: ignore[union-attr]
+        tensor: Any = planner.resolve_data(item)
+        tensor = tensor.detach()
         if tuple(tensor.shape) != shape or tensor.dtype is not dtype:
             raise RuntimeError(
                 f"{name!r} was planned as {dtype} of shape {shape}, the planner gave {tensor.dtype} "
@@ -285,17 +286,17 @@ class FileSystemReader(StorageReader):
         fqn = item.storage_index.fqn
         if item.type == LoadItemType.BYTE_IO:
             data, start = file.read(stored, 0, stored.length, repr(fqn))
-            planner.load_bytes(item, io.BytesIO(bytes(data[start:])))
+            planner.load_bytes(item, io.BytesIO(data[start : start + stored.length]))
             return
-        saved = self.metadata.state_dict_metadata[fqn]
-        chunk = saved.chunks[item.storage_index.index]  # type: ignore[union-attr]
+        saved: Any = self.metadata.state_dict_metadata[fqn]
+        chunk = saved.chunks[item.storage_index.index]
         target = planner.resolve_tensor(item).detach()
         if tuple(target.shape) != tuple(item.lengths):
             raise RuntimeError(
                 f"{fqn!r}: the planner gave a tensor of shape {tuple(target.shape)} for a box of "
                 f"shape {tuple(item.lengths)}"
             )
-        dtype = saved.properties.dtype  # type: ignore[union-attr]
+        dtype = saved.properties.dtype
         file.read_box(stored, chunk.sizes, dtype, item.storage_offsets, target, repr(fqn))
         planner.commit_tensor(item, target)
 

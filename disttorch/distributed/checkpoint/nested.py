@@ -90,7 +90,7 @@ def set_element(root: Any, path: Path, value: Any) -> None:
     """Put a value at the end of a path; what is missing on the way is made."""
     container = root
     for item, following in zip(path, path[1:]):
-        below = [] if type(following) is int else {}
+        below: list | dict = [] if type(following) is int else {}
         if type(item) is int:
             container.extend([None] * (item + 1 - len(container)))
             if container[item] is None:
