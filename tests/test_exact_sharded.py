@@ -2,66 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
-from exact_models import OPTIMIZERS, V, build, data, loss_of
+from exact_layouts import STEPS, prepare, train
+from exact_models import V, data, loss_of
+from mpi_runner import run_command
 
 import disttorch.distributed as dist
-import disttorch.distributed.checkpoint as dcp
-from disttorch import optim
-from disttorch.distributed.device_mesh import init_device_mesh
-from disttorch.distributed.exact import ExactDataParallel, VirtualShardSampler, sharded
-from disttorch.distributed.fsdp import fully_shard
-from disttorch.distributed.optim import ZeroRedundancyOptimizer
-from disttorch.utils.data import DataLoader
+from disttorch.distributed.exact import sharded
 
-STEPS = 6
-
-
-def shard(net, mesh=None, **options):
-    """Nested units where there are blocks."""
-    for block in getattr(net, "blocks", ()):
-        fully_shard(block, mesh=mesh, **options)
-    fully_shard(net, mesh=mesh, **options)
-
-
-def prepare(name, optimizer, layout):
-    net = build(name)
-    if layout == "sharded":
-        shard(net)
-    elif layout == "kept":
-        shard(net, reshard_after_forward=False)
-    elif layout == "hybrid":
-        shard(net, init_device_mesh("cpu", (2, dist.get_world_size() // 2)))
-    model = ExactDataParallel(net, V, seed=11)
-    if layout == "zero":
-        kind, options = {
-            "sgd": (optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}),
-            "adamw": (optim.AdamW, {"lr": 3e-3}),
-        }[optimizer]
-        return model, ZeroRedundancyOptimizer(model.parameters(), kind, **options)
-    return model, OPTIMIZERS[optimizer](model.parameters())
-
-
-def train(name, optimizer, layout, steps=STEPS, root=None):
-    """Up to `steps` in all; a checkpoint in the folder `root` is gone on from, and left there."""
-    model, opt = prepare(name, optimizer, layout)
-    sampler = VirtualShardSampler(data(name), 2 * V, V, seed=2)
-    loader = DataLoader(data(name), sampler.local_batch_size, sampler=sampler)
-    if root is not None:
-        manager = dcp.CheckpointManager(root)
-        state = {"run": dcp.RunState(model, opt, loaders=loader)}
-        manager.load_latest(state)
-    while model.step_number < steps:
-        for x, y in loader:
-            opt.zero_grad()
-            model.backward(lambda x, y: loss_of(model(x), y), x, y)
-            model.clip_grad_norm_(0.7)
-            opt.step()
-            if model.step_number == steps:
-                break
-    if root is not None:
-        manager.save(steps, state)
-    return model.digest()
+WORKER = Path(__file__).parent / "exact_worker.py"
 
 
 def on(n, *args):
@@ -103,6 +56,19 @@ def test_same_bits_through_checkpoints_of_other_layouts(alone, tmp_path, name, o
     for n, layout, steps in places:
         result = on(n, name, optimizer, layout, steps, root)
     assert result == alone(name, optimizer)
+
+
+def test_same_bits_in_processes(alone):
+    command = [
+        sys.executable, "-m", "launcher", "--via", "spawn", "-n", "3", "--oversubscribe",
+        str(WORKER), "gpt:sharded", "adamw", str(STEPS),
+    ]  # fmt: skip
+    job = run_command(command, timeout=100)
+    assert job.status == 0 and not job.timed_out, job.output[-4000:]
+    wanted = alone("gpt", "adamw")
+    assert sorted(re.findall(r"rank (\d) of 3: ([0-9a-f]{64})", job.output)) == [
+        (str(rank), wanted) for rank in range(3)
+    ]
 
 
 def test_gradients_of_several_loops_have_no_norm():
