@@ -156,6 +156,8 @@ def _nested(array, indent, summarize, form) -> str:
 
 def body_text(t, indent: int) -> str:
     """The numbers of a tensor in brackets; lines after the first start at ``indent``."""
+    if t.is_meta:
+        return "..."
     array = namespace_of(t._data).to_host(t._data)
     if not array.size:
         return "[]"
@@ -203,7 +205,7 @@ def _suffixes(t):
     if t._data.size:
         wide = dtypes.complex128 if default is dtypes.float64 else dtypes.complex64
         unnamed = (default, wide, dtypes.int64, dtypes.bool)
-        if not OPTIONS.edgeitems:
+        if not OPTIONS.edgeitems or t.is_meta:
             yield f"size={tuple(t.shape)}"
     else:  # no element shows what kind they are
         unnamed = (default,)

@@ -10,6 +10,7 @@ import copy
 import numpy as np
 import pytest
 from fsdp_models import (
+    WIDE,
     Branching,
     Convolutional,
     Language,
@@ -34,6 +35,7 @@ from disttorch import nn, optim
 from disttorch.distributed.device_mesh import init_device_mesh
 from disttorch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from disttorch.distributed.tensor import DTensor, Replicate, Shard
+from disttorch.ops.random import own_stream
 from disttorch.utils.checkpoint import checkpoint
 
 MODELS = (Stack, Twice, Tied, frozen, Convolutional, Language)
@@ -361,6 +363,30 @@ def parameters_changed_between_passes_are_seen() -> None:
         np.testing.assert_allclose(got.numpy(), oracle(mine(0)).numpy(), 1e-12)
 
 
+def initialised_without_memory() -> None:
+    """Made on the meta device, then sharded: the values are those of one process of the same seed."""
+    with torch.device("meta"):
+        model = Stack()
+    assert all(p.is_meta for p in model.parameters())
+    shard(model.to(WIDE))
+    assert all(p.is_meta and isinstance(p, DTensor) for p in model.parameters())
+    model.to_empty(device="cpu")
+    assert not any(p.is_meta for p in model.parameters())
+    oracle = Stack().to(WIDE)
+    for each in (model, oracle):
+        with own_stream(5):
+            for module in each.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+            nn.init.trunc_normal_(each.head.weight, std=0.3)
+            nn.init.orthogonal_(each.stem.weight)
+    for p, q in zip(model.parameters(), oracle.parameters()):
+        assert whole(p).tolist() == whole(q).tolist()
+    loss_of(model(mine(0))).backward()
+    loss_of(oracle(whole_batch(0))).backward()
+    assert_gradients_match(model, oracle)
+
+
 SCENARIOS = (
     gradients_equal_one_process,
     hybrid_sharding,
@@ -380,4 +406,5 @@ SCENARIOS = (
     placements_chosen_by_the_caller,
     several_modules_form_a_unit,
     parameters_changed_between_passes_are_seen,
+    initialised_without_memory,
 )

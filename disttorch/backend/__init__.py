@@ -10,6 +10,7 @@ from __future__ import annotations
 from numpy import ndarray
 
 from . import devices, dtypes
+from .meta_backend import META, MetaArray
 from .numpy_backend import CPU
 
 __all__ = ["CPU", "device_of", "devices", "dtypes", "namespace_for", "namespace_of", "ndarray"]
@@ -22,7 +23,7 @@ def namespace_of(array):
         TypeError: if it is neither a NumPy nor a CuPy array.
     """
     if isinstance(array, CPU.array_types):
-        return CPU
+        return META if array.__class__ is MetaArray else CPU
     if type(array).__module__.split(".")[0] == "cupy":
         from .cupy_backend import gpu
 
@@ -39,8 +40,10 @@ def namespace_for(device: devices.device):
     """
     if device.type == "cpu":
         return CPU
+    if device.type == "meta":
+        return META
     if device.type != "cuda":
-        raise RuntimeError(f"disttorch has the devices cpu and cuda, not {device.type!r}")
+        raise RuntimeError(f"disttorch has the devices cpu, cuda and meta, not {device.type!r}")
     from .cupy_backend import gpu
 
     return gpu(device)

@@ -10,7 +10,8 @@ _FORM = re.compile(r"^(cpu|cuda|meta|mps|xpu)(?::(\d+))?$")
 class device:
     """A place for tensors: ``device("cpu")``, ``device("cuda")``, ``device("cuda", 1)``.
 
-    ``mps``, ``xpu`` and ``meta`` can be named and compared, but hold no tensors.
+    Tensors on ``meta`` have shapes and dtypes but no values (see ``meta_backend``). ``mps`` and
+    ``xpu`` can be named and compared, but hold no tensors.
 
     Raises:
         RuntimeError: if the text names no device kind.

@@ -66,7 +66,7 @@ def is_writeable(array) -> bool:
 
     CuPy knows no read-only arrays, so there an expanded one is told by its strides.
     """
-    if array.__class__ is np.ndarray:
+    if isinstance(array, np.ndarray):
         return array.flags.writeable
     return not any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape))
 

@@ -5,6 +5,7 @@ fan_in and fan_out are the numbers of inputs and outputs of one element of a wei
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 
@@ -54,6 +55,18 @@ def _calculate_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
     return into * receptive, out * receptive
 
 
+def _over_the_whole(function):
+    """Fill a distributed tensor as if it were one: each rank keeps its part."""
+
+    @functools.wraps(function)
+    def fill(tensor, *args, **kwargs):
+        if tensor._local_tensor is None:
+            return function(tensor, *args, **kwargs)
+        return tensor._fill_whole(lambda whole: function(whole, *args, **kwargs))
+
+    return fill
+
+
 def _fan(tensor: Tensor, mode: str) -> int:
     mode = mode.lower()
     if mode not in ("fan_in", "fan_out"):
@@ -75,6 +88,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator=None)
         return tensor.normal_(mean, std, generator=generator)
 
 
+@_over_the_whole
 def trunc_normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0,
     generator=None,
@@ -137,6 +151,7 @@ def zeros_(tensor: Tensor) -> Tensor:
         return tensor.zero_()
 
 
+@_over_the_whole
 def eye_(tensor: Tensor) -> Tensor:
     """Fill a matrix with the identity.
 
@@ -149,6 +164,7 @@ def eye_(tensor: Tensor) -> Tensor:
         return tensor.copy_(ops.eye(*tensor.shape, dtype=tensor.dtype, device=tensor.device))
 
 
+@_over_the_whole
 def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     """Fill a convolution's weight so that it hands its input channels through.
 
@@ -222,6 +238,7 @@ def _kaiming_std(tensor, a, mode, nonlinearity):
     return calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode))
 
 
+@_over_the_whole
 def orthogonal_(tensor: Tensor, gain: float = 1, generator=None) -> Tensor:
     """Fill with a (semi-)orthogonal matrix over dim 0 and the rest (Saxe et al., 1312.6120).
 
@@ -247,6 +264,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator=None) -> Tensor:
         return tensor.copy_(q.reshape(tensor.shape)).mul_(gain)
 
 
+@_over_the_whole
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator=None) -> Tensor:
     """Fill a matrix with N(0, std²), a share ``sparsity`` of each column zero (Martens, 2010).
 

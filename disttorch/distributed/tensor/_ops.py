@@ -12,6 +12,7 @@ from typing import Any
 from ... import ops
 from ...autograd import no_grad
 from ...backend import namespace_of
+from ...ops.inplace import check_inplace
 from ...tensor import Tensor, wrap
 from ._api import DTensor
 from ._dtensor_spec import DTensorSpec, TensorMeta
@@ -121,20 +122,28 @@ def copy_(self: DTensor, src: Tensor, non_blocking: bool = False) -> DTensor:
     return self
 
 
+def _fill_whole(self: DTensor, fill: Callable[[Tensor], Any]) -> DTensor:
+    """Fill with what `fill` writes into a whole tensor; each rank keeps its part.
+
+    Ranks whose generators agree draw what one process would draw; replicas take the values of the
+    first of them, so they are equal even where generators differ.
+    """
+    with no_grad():
+        local = self._local_tensor
+        whole = wrap(namespace_of(local._data).empty(tuple(self.shape), local._data.dtype))
+        fill(whole)
+        for axis, placement in enumerate(self.placements):
+            if placement.is_replicate() and not self.is_meta:
+                self.device_mesh.get_group(axis).ranks.broadcast(whole._data, 0)
+        return copy_(self, whole)
+
+
 def _random(name: str) -> Callable:
     plain = getattr(Tensor, name)
 
     def method(self: DTensor, *args: Any, **kwargs: Any) -> DTensor:
-        # Drawn whole, so that ranks whose generators agree get what one process would draw
-        with no_grad():
-            local = self._local_tensor
-            xp = namespace_of(local._data)
-            whole = wrap(xp.empty(tuple(self.shape), local._data.dtype))
-            plain(whole, *args, **kwargs)
-            for axis, placement in enumerate(self.placements):
-                if placement.is_replicate():  # and replicas agree even where generators do not
-                    self.device_mesh.get_group(axis).ranks.broadcast(whole._data, 0)
-        return copy_(self, whole)
+        check_inplace(self._local_tensor, name)
+        return _fill_whole(self, lambda whole: plain(whole, *args, **kwargs))
 
     method.__name__ = method.__qualname__ = name
     method.__doc__ = plain.__doc__
@@ -249,7 +258,7 @@ def _install() -> None:
         "is_floating_point": lambda self: self._local_tensor.is_floating_point(),
         "is_complex": lambda self: self._local_tensor.is_complex(),
         "data_ptr": lambda self: self._local_tensor.data_ptr(),
-        "requires_grad_": _requires_grad_,
+        "requires_grad_": _requires_grad_, "_fill_whole": _fill_whole,
     }
     for name, method in methods.items():
         setattr(DTensor, name, method)
