@@ -138,6 +138,7 @@ class Tensor:
     _grad: Any
     _hooks: Any
     _inference: Any
+    _local_tensor: Any
     _name: Any
     _node: Any
     _out_nr: Any
@@ -586,7 +587,8 @@ class Tensor:
     def is_inference(self) -> _bool: ...
     @property
     def is_leaf(self) -> _bool: ...
-    is_meta: _bool
+    @property
+    def is_meta(self) -> _bool: ...
     is_mkldnn: _bool
     is_mps: _bool
     def is_neg(self) -> _bool: ...
