@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from collectives.call import Call
 from collectives.shm import NodeEngine, Segment
 from collectives.shm import peers as peers_module
 from collectives.work import CollectiveError, MismatchError, RankFailedError
+
+warnings.simplefilter("error")
 
 DTYPES = [
     np.uint8,
@@ -137,6 +140,10 @@ def conformance(ranks):
             reductions(ranks, dtype, count)
             movements(ranks, dtype, count)
             unequal(ranks, dtype, count)
+    for count in (2, 5_000, 30_000):  # overflow is a value, in calls of every length
+        huge = np.full(count, 3e38, np.float32)
+        ranks.engine.all_reduce(ranks.call("all_reduce", huge, "SUM"), huge, np.add)
+        assert (huge == np.float32("inf" if ranks.size > 1 else 3e38)).all()
     ranks.engine.barrier(ranks.call("barrier"))
 
 

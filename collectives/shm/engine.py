@@ -80,7 +80,7 @@ class NodeEngine(Reductions):
         """Give `root`'s array to all ranks, in `buffer`."""
         self._begin(call)
         if buffer.nbytes <= self._small_bytes:
-            slot = self._small_slots(buffer)[root]
+            slot = self._small_slot(buffer.dtype, buffer.size).rows[root]
             if self.rank == root:
                 slot[...] = buffer
             self._meet(call)
@@ -108,10 +108,10 @@ class NodeEngine(Reductions):
         """
         self._begin(call, counts)
         if counts is None and buffer.nbytes <= self._small_bytes:
-            slots = self._small_slots(buffer)
-            slots[self.rank][...] = buffer
+            slot = self._small_slot(buffer.dtype, buffer.size)
+            slot.mine[...] = buffer
             self._meet(call)
-            np.concatenate(slots, out=out)
+            out.reshape(slot.everybody.shape)[...] = slot.everybody
             self.sent += buffer.nbytes
             self.received += out.nbytes - buffer.nbytes
             self._under_way = None
@@ -129,6 +129,19 @@ class NodeEngine(Reductions):
     ) -> None:
         """Put everybody's `buffer` behind each other into `root`'s `out`; None elsewhere."""
         self._begin(call, counts)
+        if counts is None and buffer.nbytes <= self._small_bytes:
+            slot = self._small_slot(buffer.dtype, buffer.size)
+            if self.rank != root:
+                slot.mine[...] = buffer
+                self.sent += buffer.nbytes
+            self._meet(call)
+            if out is not None:
+                rows = out.reshape(slot.everybody.shape)
+                rows[...] = slot.everybody
+                rows[root] = buffer
+                self.received += out.nbytes - buffer.nbytes
+            self._under_way = None
+            return
         longest = buffer.itemsize * (buffer.size if counts is None else max(counts))
         passage = Passage(self._layout.slot_bytes, longest, self.peers.limits["gather"], buffer)
         if self.rank != root:
@@ -145,6 +158,16 @@ class NodeEngine(Reductions):
     ) -> None:
         """Put part r of `root`'s `buffer` into rank r's `out`; None elsewhere."""
         self._begin(call, counts)
+        if counts is None and out.nbytes * self.size <= self._small_bytes:
+            slot = self._small_slot(out.dtype, out.size * self.size)
+            if buffer is not None:
+                slot.mine[...] = buffer
+                self.sent += buffer.nbytes - out.nbytes
+            self._meet(call)
+            out[...] = slot.to_me[root]
+            self.received += out.nbytes * (self.rank != root)
+            self._under_way = None
+            return
         longest = out.itemsize * (out.size if counts is None else max(counts))
         piece = part_of_slot(self._layout.slot_bytes, self.size, 1)
         passage = Passage(piece, longest, self.peers.limits["scatter"], buffer)
@@ -173,14 +196,13 @@ class NodeEngine(Reductions):
         uneven = call.count < 0 or out_counts is not None or in_counts is not None
         self._begin(call, () if uneven else None)
         if not uneven and buffer.nbytes <= self._small_bytes:
-            slots = self._small_slots(buffer)
-            slots[self.rank][...] = buffer
+            slot = self._small_slot(buffer.dtype, buffer.size)
+            slot.mine[...] = buffer
             self._meet(call)
-            width = buffer.size // self.size
-            begin = self.rank * width
-            np.concatenate([slot[begin : begin + width] for slot in slots], out=out)
-            self.sent += (self.size - 1) * width * buffer.itemsize
-            self.received += (self.size - 1) * width * buffer.itemsize
+            out.reshape(slot.to_me.shape)[...] = slot.to_me
+            moved = buffer.nbytes - buffer.nbytes // self.size
+            self.sent += moved
+            self.received += moved
             self._under_way = None
             return
         me, others = self.rank, others_of(self.rank, self.size)

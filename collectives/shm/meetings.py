@@ -15,6 +15,7 @@ from .peers import PeerMemory
 from .pipeline import Pipeline, typed_slots
 from .segment import Segment
 from .signals import Signals, Watch
+from .small import SmallSlot
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Ufunc = Callable[..., Any]
@@ -59,7 +60,7 @@ class Meetings:
         )
         self._slots: dict[np.dtype[Any], list[list[Array]]] = {}
         self._small_bytes = min(SMALL_BYTES, layout.slot_bytes)
-        self._small: dict[tuple[np.dtype[Any], int], list[list[Array]]] = {}
+        self._small: dict[tuple[np.dtype[Any], int], list[SmallSlot]] = {}
         self._under_way: Call | None = None
         self._expected: Counts = None
         self._turn = 0
@@ -167,14 +168,14 @@ class Meetings:
             slots = self._slots[dtype] = typed_slots(self._memory, self._layout, dtype)
         return slots
 
-    def _small_slots(self, buffer: Array) -> list[Array]:
-        """A view of each rank's next slot, just as long as `buffer`, kept from call to call."""
-        views = self._small.get((buffer.dtype, buffer.size))
+    def _small_slot(self, dtype: np.dtype[Any], count: int) -> SmallSlot:
+        """The next slots, as `count` elements of them are used."""
+        views = self._small.get((dtype, count))
         if views is None:
             if len(self._small) >= 1024:
                 self._small.clear()
-            views = [[slot[: buffer.size] for slot in row] for row in self._slots_of(buffer.dtype)]
-            self._small[buffer.dtype, buffer.size] = views
+            views = [SmallSlot(row, self.rank, count) for row in self._slots_of(dtype)]
+            self._small[dtype, count] = views
         pipeline = self._pipeline
         block = pipeline.block
         pipeline.block = block + 1

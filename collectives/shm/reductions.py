@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from ..call import Call
 from ..tree import fold
 from .meetings import Array, Counts, Meetings, Ufunc
 from .pipeline import Meet, edges_of, part_of_slot
+from .small import quiet
 
 #: Up to here each of three or more ranks reduces the whole payload itself: one meeting instead of two.
 DIRECT_BYTES = 32 << 10
@@ -39,11 +42,10 @@ class Reductions(Meetings):
 
     def _reduce_small(self, call: Call, buffer: Array, ufunc: Ufunc) -> None:
         """`_reduce_whole` for a single block, with everything prepared."""
-        parts = self._small_slots(buffer)
-        parts[self.rank][...] = buffer
+        slot = self._small_slot(buffer.dtype, buffer.size)
+        slot.mine[...] = buffer
         self._meet(call)
-        with np.errstate(all="ignore"):
-            _tree(parts, ufunc, buffer)
+        self._quiet(slot.whole.reduce, ufunc, buffer)
         self.sent += buffer.nbytes
         self.received += (self.size - 1) * buffer.nbytes
 
@@ -86,7 +88,7 @@ class Reductions(Meetings):
                 out = buffer[begin : begin + piece]
                 parts = [slot[: out.size] for slot in slots]
                 parts[rank] = out
-                _fold(parts, ufunc, out)
+                self._fold(parts, ufunc, out)
 
         self._pipeline.transfer(call, slots, count, piece, meet, put, take)
         self.sent += (root != rank) * buffer.nbytes
@@ -118,7 +120,7 @@ class Reductions(Meetings):
             own = block_part(begin, rank)
             parts = [slot[places[rank]][: own.size] for slot in slots]
             result, parts[rank] = parts[rank], own
-            _fold(parts, ufunc, result)
+            self._fold(parts, ufunc, result)
             if wanted:
                 own[...] = result
 
@@ -167,7 +169,17 @@ class Reductions(Meetings):
             for p, values in zip(others, scratch):
                 parts[p] = values[: end - begin]
                 self.peers.read(call, p, begin * itemsize, parts[p])
-            _fold(parts, ufunc, out[begin - part.start : end - part.start])
+            self._fold(parts, ufunc, out[begin - part.start : end - part.start])
+
+    def _fold(self, parts: list[Array], ufunc: Ufunc, out: Array) -> None:
+        if len(parts) == 2:
+            self._quiet(ufunc, parts[0], parts[1], out=out)
+        else:
+            fold(parts, ufunc, out)
+
+    @cached_property
+    def _quiet(self) -> Callable[..., Any]:
+        return quiet()
 
     @cached_property
     def _scratch(self) -> Array:
@@ -195,12 +207,10 @@ class Reductions(Meetings):
         self._under_way = None
 
     def _reduce_scatter_small(self, call: Call, out: Array, buffer: Array, ufunc: Ufunc) -> None:
-        parts = self._small_slots(buffer)
-        parts[self.rank][...] = buffer
+        slot = self._small_slot(buffer.dtype, buffer.size)
+        slot.mine[...] = buffer
         self._meet(call)
-        begin = self.rank * out.size
-        with np.errstate(all="ignore"):
-            _tree([part[begin : begin + out.size] for part in parts], ufunc, out)
+        self._quiet(slot.part.reduce, ufunc, out)
 
     def _reduce_scatter_directly(
         self, call: Call, out: Array, buffer: Array, ufunc: Ufunc, counts: Counts
@@ -238,7 +248,7 @@ class Reductions(Meetings):
             own = part_of(rank, begin)
             parts = [slot[part * rank : part * rank + own.size] for slot in slots]
             parts[rank] = own
-            _fold(parts, ufunc, out[begin : begin + own.size])
+            self._fold(parts, ufunc, out[begin : begin + own.size])
 
         longest = max(map(int.__sub__, edges[1:], edges))
         self._pipeline.transfer(call, slots, longest, part, meet, put, take)
@@ -252,27 +262,3 @@ def others_of(rank: int, size: int) -> list[int]:
 def _equal_edges(count: int, size: int) -> list[int]:
     """Where `size` parts of about the same length begin, and the last one ends."""
     return [count * p // size // 16 * 16 for p in range(size)] + [count]
-
-
-def _fold(parts: list[Array], ufunc: Ufunc, out: Array) -> None:
-    if len(parts) == 2:
-        with np.errstate(all="ignore"):  # overflow is a value: inf, or wrapped around
-            ufunc(parts[0], parts[1], out=out)
-    else:
-        fold(parts, ufunc, out)
-
-
-def _tree(parts: list[Array], ufunc: Ufunc, out: Array) -> None:
-    """`fold` without its care for long arrays; `out` is none of the parts."""
-    if len(parts) == 1:
-        out[...] = parts[0]
-        return
-    half = 1 << (len(parts) - 1).bit_length() - 1
-    left, right = parts[0], parts[half]
-    if half > 1:
-        left = out
-        _tree(parts[:half], ufunc, left)
-    if len(parts) - half > 1:
-        right = np.empty_like(out)
-        _tree(parts[half:], ufunc, right)
-    ufunc(left, right, out=out)
