@@ -9,12 +9,43 @@ from ...optim import Optimizer
 from ...tensor import Tensor
 
 
-def named_state(optimizer: Optimizer, name_of: dict[int, str]) -> dict[str, Any]:
+def here(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that has the states on this rank: that inside a ZeroRedundancyOptimizer."""
+    from ..optim import ZeroRedundancyOptimizer
+
+    return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
+
+
+def named_state(optimizer: Optimizer, name_of: dict[int, str], whole: bool) -> dict[str, Any]:
     """An optimizer's `state_dict` with names instead of numbers.
+
+    Args:
+        whole: also what other ranks have of a ZeroRedundancyOptimizer.
 
     Raises:
         RuntimeError: it has a parameter that the model lacks.
     """
+    local = here(optimizer)
+    if local is optimizer:
+        return _named_state(optimizer, name_of)
+    zero: Any = optimizer
+    values = _named_state(local, name_of)["state"]
+    if whole:
+        host = {n: {k: _on_host(v) for k, v in entry.items()} for n, entry in values.items()}
+        for part in zero.process_group.ranks.all_gather_object(host):
+            values = part | values
+    groups = [
+        {**group, "params": [_name(p, name_of) for p in group["params"]]}
+        for group in zero.param_groups
+    ]
+    return {"state": values, "param_groups": groups}
+
+
+def _on_host(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _named_state(optimizer: Optimizer, name_of: dict[int, str]) -> dict[str, Any]:
     fresh = not optimizer.state
     if fresh:
         _make_state(optimizer)
@@ -90,6 +121,7 @@ def state_for(
     saved = state["state"]
     if saved and all(isinstance(key, int) for key in saved):
         return state
+    own = {id(p) for group in here(optimizer).param_groups for p in group["params"]}
     group_of = {name: group for group in state["param_groups"] for name in group["params"]}
     values: dict[str, Any] = {}
     groups = []
@@ -98,7 +130,7 @@ def state_for(
         for name, parameter in zip(names, group["params"]):
             if name in saved:
                 values[name] = saved[name]
-            elif saved and strict and parameter.requires_grad:
+            elif saved and strict and parameter.requires_grad and id(parameter) in own:
                 raise RuntimeError(
                     f"Missing optimizer state for parameter '{name}' in checkpoint. The parameter "
                     "requires gradients but has no saved optimizer state. To load anyway, use "

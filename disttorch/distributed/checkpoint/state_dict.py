@@ -121,14 +121,15 @@ def get_optimizer_state_dict(
     """``{"state": {name: values}, "param_groups": [options and names]}`` of one or more optimizers.
 
     An optimizer that has made no step yet is left as it is; its state is given as it is before the
-    first step.
+    first step. A `ZeroRedundancyOptimizer` gives the states of the parameters that it has on this
+    rank; with `full_state_dict`, in a call of all its ranks, of all.
     """
     _no_submodules(submodules, "get_optimizer_state_dict")
     options = _checked(options)
     name_of = _parameter_names(model)
     together: OptimizerStateType = {"state": {}, "param_groups": []}
     for optimizer in _as_tuple(optimizers):
-        one = named_state(optimizer, name_of)
+        one = named_state(optimizer, name_of, options.full_state_dict)
         together["state"].update(one["state"])
         together["param_groups"] += one["param_groups"]
     if options.flatten_optimizer_state_dict:
