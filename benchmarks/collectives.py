@@ -19,9 +19,6 @@ import argparse
 import csv
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +29,7 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # this file's folder would hide the package `collectives`
 
 from benchmarks._collectives_common import CALLS, bus_factor, elements, median  # noqa: E402
+from benchmarks._jobs import by_environment, by_mpiexec, run  # noqa: E402, F401
 
 SIZES = "8,256,4K,64K,256K,1M,4M,16M,64M,256M"
 QUICK_SIZES = "8,64K,1M,16M"
@@ -95,50 +93,12 @@ def job_options(options: argparse.Namespace, result: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def run(commands: list[list[str]], environments: list[dict[str, str]], seconds: float = 1800.0) -> None:
-    """Start processes and wait for all; none is left behind.
-
-    Raises:
-        RuntimeError: one failed, or they took too long.
-    """
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **more}, start_new_session=True)
-        for command, more in zip(commands, environments)
-    ]
-    try:
-        for process in processes:
-            status = process.wait(seconds)
-            if status:
-                raise RuntimeError(f"{' '.join(map(str, process.args))} ended with status {status}")
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"{error.cmd} took more than {seconds} seconds") from None
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
 def mpi_job(python: str, options: list[str], ranks: int, **environment: str) -> None:
-    mpiexec = Path(python).absolute().parent / "mpiexec"
-    launcher = [str(mpiexec) if mpiexec.exists() else "mpiexec", "-n", str(ranks)]
-    # Open MPI's words for more ranks than cores, and for a container whose user is root.
-    environment |= {
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    }  # fmt: skip
-    run([[*launcher, python, str(HERE / "_collectives_worker.py"), *options]], [environment])
+    by_mpiexec(python, "_collectives_worker.py", options, ranks, **environment)
 
 
 def gloo_job(python: str, options: list[str], ranks: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    common = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks),
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-    }  # fmt: skip
-    command = [python, str(HERE / "_collectives_gloo.py"), *options]
-    run([command] * ranks, [{**common, "RANK": str(rank)} for rank in range(ranks)])
+    by_environment(python, "_collectives_gloo.py", options, ranks)
 
 
 def gather(options: argparse.Namespace) -> tuple[Samples, dict[str, str]]:

@@ -39,29 +39,33 @@ def source(p, file: str) -> types.ModuleType:
     return module
 
 
-def mlp(p):
-    n, x, t = p.nn, p.randn(128, 784), p.randint(0, 10, (128,))
+# Each builder takes a library and the samples in a batch, and returns (model, its loss on fixed
+# data); the loss takes what is to be called, the model or a wrapper of it.
+
+
+def mlp(p, batch: int = 128):
+    n, x, t = p.nn, p.randn(batch, 784), p.randint(0, 10, (batch,))
     model = n.Sequential(n.Linear(784, 512), n.ReLU(), n.Linear(512, 512), n.ReLU(), n.Linear(512, 10))
-    return model, lambda: n.functional.cross_entropy(model(x), t)
+    return model, lambda model: n.functional.cross_entropy(model(x), t)
 
 
-def resnet18(p):
-    x, t = p.randn(32, 3, 32, 32), p.randint(0, 10, (32,))
+def resnet18(p, batch: int = 32):
+    x, t = p.randn(batch, 3, 32, 32), p.randint(0, 10, (batch,))
     model = source(p, "resnet").resnet18(num_classes=10, small_images=True)
-    return model, lambda: p.nn.functional.cross_entropy(model(x), t)
+    return model, lambda model: p.nn.functional.cross_entropy(model(x), t)
 
 
-def lstm(p):
-    ids = p.randint(0, 100, (32, 65))
+def lstm(p, batch: int = 32):
+    ids = p.randint(0, 100, (batch, 65))
     model = source(p, "lstm_lm").LSTMLanguageModel(100, width=256, layers=2)
-    return model, lambda: _next_loss(p, model(ids[:, :-1])[0], ids)
+    return model, lambda model: _next_loss(p, model(ids[:, :-1])[0], ids)
 
 
-def gpt(layers: int, width: int, batch: int, context: int):
-    def build(p):
+def gpt(layers: int, width: int, usual: int, context: int):
+    def build(p, batch: int = usual):
         ids = p.randint(0, 100, (batch, context + 1))
         model = source(p, "gpt").GPT(100, context, layers, heads=width // 32, width=width)
-        return model, lambda: _next_loss(p, model(ids[:, :-1]), ids)
+        return model, lambda model: _next_loss(p, model(ids[:, :-1]), ids)
 
     return build
 
@@ -87,7 +91,7 @@ def training_step(p, build):
 
     def step():
         optimizer.zero_grad()
-        loss().backward()
+        loss(model).backward()
         optimizer.step()
 
     return step
