@@ -199,9 +199,9 @@ def test_throw_on_early_termination():
         rank = dist.get_rank()
         ddp = DDP(build(mlp, rank))
         message = "Rank 0 exhausted all inputs" if rank == 0 else "at least one rank that exhausted"
-        with pytest.raises(RuntimeError, match=message):
-            with ddp.join(throw_on_early_termination=True):
-                train(ddp, sgd(ddp.parameters()), 2 + rank)
+        joined = ddp.join(throw_on_early_termination=True)
+        with pytest.raises(RuntimeError, match=message), joined:
+            train(ddp, sgd(ddp.parameters()), 2 + rank)
         dist.barrier()
 
     on_ranks(3, scenario)
@@ -252,17 +252,16 @@ def test_anything_can_join():
         assert counter.ended == [rank > 0]
         with pytest.raises(ValueError, match="at least one joinable"):
             Join([])
-        with pytest.raises(KeyError):  # an exception passes through, and no hook runs
-            with Join([counter], factor=3):
-                raise KeyError
+        with pytest.raises(KeyError), Join([counter], factor=3):
+            raise KeyError  # passes through, and no hook runs
         assert counter.ended == [rank > 0]
         counter.add()  # outside: as if there were no Join
         assert counter.seen[-1] == 3
         ddp = DDP(build(mlp, rank), process_group=dist.new_group([0, 1, 2]))
         with pytest.raises(ValueError, match="multiple process groups"):
             Join([ddp, DDP(build(mlp, rank))])
-        with pytest.raises(RuntimeError, match="weighted inside join"), ddp.join(enable=True):
-            with ddp.weighted(1):
-                pass
+        message = "weighted inside join"
+        with pytest.raises(RuntimeError, match=message), ddp.join(), ddp.weighted(1):
+            pass
 
     on_ranks(3, scenario)
