@@ -500,6 +500,27 @@ def gives_up(ranks):
         raise AssertionError("no RankFailedError")
 
 
+def fails_to_read(ranks):
+    """The last rank cannot read what the first one offers, although that one is there."""
+    why, peers = sys.argv[7], ranks.engine.peers
+    peers_module._PATIENCE = 0.1
+    long_call(ranks, "all_gather")
+    last = ranks.rank == ranks.size - 1
+    count = 20_000 if last and why == "too short" else 10_000
+    if last and why == "refused":
+        peers._read = lambda *arguments: -1
+    elif not last:
+        ranks.watch.patience = 0.3
+    mine, out = np.ones(count, np.float32), np.empty(count * ranks.size, np.float32)
+    try:
+        ranks.engine.all_gather(ranks.call("all_gather", mine, count=7), out, mine)
+    except RankFailedError as error:
+        print(f"rank {ranks.rank}: {error}")
+        time.sleep(1)
+    else:
+        raise AssertionError("no RankFailedError")
+
+
 if __name__ == "__main__":
     scenario, path = sys.argv[1:3]
     globals()[scenario](Ranks(path, *map(int, sys.argv[3:6])))

@@ -99,6 +99,17 @@ def test_an_array_that_is_taken_back_too_early_is_an_error(size, direct):
     assert "the memory of rank 10 was taken back before all had read it" in last
 
 
+@pytest.mark.parametrize("why", ["refused", "too short"])
+def test_an_array_that_cannot_be_read_after_all_is_an_error(why, direct):
+    first, last = run("fails_to_read", 2, "direct", why)
+    assert "ranks [11] failed" in first
+    expected = {
+        "refused": "the memory of rank 10 cannot be read by rank 11: ",
+        "too short": "the memory of rank 10 offers 40000 bytes, and 80000 are needed",
+    }
+    assert expected[why] in last and "DISTTORCH_SHM_DIRECT=0" in last
+
+
 def test_slots_smaller_than_a_small_call():
     run("conformance", 3, chunk=1024)
 
