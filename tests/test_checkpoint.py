@@ -431,6 +431,38 @@ def test_export_to_one_file_and_to_several(tmp_path):
         dcp.export_safetensors(tmp_path / "c", tmp_path / "x", prefix="nobody")
 
 
+def test_a_sharded_load_of_plain_safetensors(tmp_path):
+    """What was exported, in several files, into every layout of three ranks."""
+    state = {k: t for k, t in states.tensors().items() if k != "complex"}
+    dcp.save(state, checkpoint_id=tmp_path / "c")
+    folder = tmp_path / "hub"
+    dcp.export_safetensors(tmp_path / "c", folder, prefix=None, max_shard_size=200)
+    for layout in states.LAYOUTS:
+
+        def loaded(rank: int, layout=layout) -> None:
+            zeros = {k: t for k, t in states.zeros().items() if k in state}
+            mine = states.laid_out(zeros, layout, rank, 3)
+            dcp.load(mine, storage_reader=dcp.HuggingFaceStorageReader(folder))
+            states.check(mine, state, layout)
+
+        dist.run_local(3, loaded)
+    one = sorted(folder.glob("*.safetensors"))[0]
+    single = dcp.load_keys(storage_reader=dcp.HuggingFaceStorageReader(one))
+    assert single and all(torch.equal(t, state[k]) for k, t in single.items())
+    one.write_bytes(one.read_bytes()[:-1])
+    with pytest.raises(dcp.CheckpointException, match=f"{one.name}: the tensor .* truncated"):
+        dcp.load(dict(state), storage_reader=dcp.HuggingFaceStorageReader(folder))
+    with pytest.raises(dcp.CheckpointException, match="no files"):
+        dcp.load(dict(state), storage_reader=dcp.HuggingFaceStorageReader(tmp_path / "none"))
+
+
+def test_tensors_without_memory_get_some(tmp_path):
+    dcp.save({"w": torch.arange(6.0).reshape(2, 3), "l": [torch.ones(2)]}, checkpoint_id=tmp_path)
+    state = {"w": torch.empty(2, 3, device="meta"), "l": [torch.empty(2, device="meta")]}
+    dcp.load(state, checkpoint_id=tmp_path)
+    assert state["w"].tolist() == [[0, 1, 2], [3, 4, 5]] and state["l"][0].tolist() == [1, 1]
+
+
 def test_to_and_from_single_files(tmp_path):
     from disttorch.distributed.checkpoint.format_utils import dcp_to_torch_save, main, torch_save_to_dcp
 

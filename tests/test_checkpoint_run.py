@@ -186,6 +186,33 @@ def test_whole_states_on_every_rank_are_cut(tmp_path):
     assert all(same(result, whole) for result in dist.run_local(3, rank_main))
 
 
+@pytest.mark.parametrize("how", ["sharded", "whole", "from rank 0"])
+def test_a_model_made_on_the_meta_device(tmp_path, how):
+    """No rank ever has memory for the whole model that it does not need."""
+    whole = dist.run_local(1, trained, ("plain", 1, tmp_path))[0][0]
+
+    def rank_main(rank: int):
+        with torch.device("meta"):
+            model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        fully_shard(model)
+        if how == "sharded":
+            state = {"m": get_model_state_dict(model)}
+            dcp.load(state, checkpoint_id=tmp_path)
+            set_model_state_dict(model, state["m"])
+        else:
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=how != "whole")
+            given = whole if rank == 0 or how == "whole" else {}
+            set_model_state_dict(model, dict(given), options=options)
+        assert not any(p.is_meta for p in model.parameters())
+        model(torch.ones(3, 6))
+        model.eval()
+        return copy_state_dict(get_model_state_dict(model, options=FULL))
+
+    for result in dist.run_local(3, rank_main):
+        weights = [name for name in whole if "running" not in name and "num" not in name]
+        assert all(torch.equal(result[name], whole[name]) for name in weights)
+
+
 def test_a_fresh_optimizer_is_left_as_it_is_and_saved_before_its_first_step(tmp_path):
     one, two = build("plain", 1), build("plain", 1)
     state = get_optimizer_state_dict(*one)

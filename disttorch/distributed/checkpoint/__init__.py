@@ -11,7 +11,7 @@ filesystem, tensor_files, manifest     safetensors files, and the manifest that 
 values, nested                         what is no tensor; nested dicts
 manager, run_state                     checkpoints of a run: retention, the last whole one, everything
 state_dict                             models and optimizers by parameter names, whole or in parts
-format_utils, export                   other formats
+format_utils, export, hf_storage       other formats
 ```
 """
 
@@ -21,6 +21,7 @@ from .api import CheckpointException, DamagedCheckpoint
 from .default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from .export import export_safetensors
 from .filesystem import FileSystemReader, FileSystemWriter, verify
+from .hf_storage import HuggingFaceStorageReader
 from .manager import CheckpointManager
 from .metadata import (
     BytesStorageMetadata,
@@ -40,8 +41,9 @@ from .storage import StorageReader, StorageWriter
 __all__ = [
     "BytesStorageMetadata", "CheckpointException", "CheckpointManager", "ChunkStorageMetadata",
     "DamagedCheckpoint", "DefaultLoadPlanner", "DefaultSavePlanner", "FileSystemReader",
-    "FileSystemWriter", "LoadPlan", "LoadPlanner", "LocalShards", "Metadata", "MetadataIndex",
-    "RankLocal", "ReadItem", "RunState", "SavePlan", "SavePlanner", "Stateful", "StorageReader",
-    "StorageWriter", "TensorStorageMetadata", "WriteItem", "async_save", "export_safetensors",
-    "load", "load_keys", "load_state_dict", "save", "save_state_dict", "verify",
+    "FileSystemWriter", "HuggingFaceStorageReader", "LoadPlan", "LoadPlanner", "LocalShards",
+    "Metadata", "MetadataIndex", "RankLocal", "ReadItem", "RunState", "SavePlan", "SavePlanner",
+    "Stateful", "StorageReader", "StorageWriter", "TensorStorageMetadata", "WriteItem",
+    "async_save", "export_safetensors", "load", "load_keys", "load_state_dict", "save",
+    "save_state_dict", "verify",
 ]  # fmt: skip

@@ -34,6 +34,7 @@ from .planner_helpers import (
     create_read_items,
     create_write_items,
     find_state_dict_object,
+    give_memory,
     is_here,
     is_tensor,
 )
@@ -131,6 +132,8 @@ class DefaultSavePlanner(SavePlanner):
 class DefaultLoadPlanner(LoadPlanner):
     """Loads into the tensors of a nested state dict, and puts loaded values into their places.
 
+    Tensors on the meta device are replaced by ones with memory.
+
     Args:
         flatten_state_dict, flatten_sharded_tensors: as in `DefaultSavePlanner`.
         allow_partial_load: leave keys that the checkpoint lacks as they are.
@@ -154,7 +157,7 @@ class DefaultLoadPlanner(LoadPlanner):
         metadata: Metadata | None = None,
         is_coordinator: bool = False,
     ) -> None:
-        self.original_state_dict = state_dict
+        self.original_state_dict = give_memory(state_dict)
         if self.flatten_state_dict:
             state_dict, self.mappings = flatten_state_dict(state_dict)
         self.state_dict = state_dict

@@ -8,8 +8,10 @@ rank has, with PyTorch's methods: ``__create_write_items__(fqn, obj) -> [WriteIt
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 from typing import Any
 
+from ... import ops
 from ...tensor import Size, Tensor
 from .boxes import overlap
 from .metadata import (
@@ -143,6 +145,23 @@ def find_tensor_shard(obj: Any, index: MetadataIndex) -> Tensor:
             f"FQN: '{index.fqn}' is not sharded, can't find by offset: {tuple(index.offset)}"
         )
     return obj
+
+
+def give_memory(value: Any) -> Any:
+    """Replace tensors without memory (device "meta") in a nested dict or list; returns the value."""
+    if isinstance(value, MutableMapping):
+        for key, entry in value.items():
+            value[key] = give_memory(entry)
+    elif type(value) is list:
+        value[:] = [give_memory(entry) for entry in value]
+    elif is_dtensor(value) and value.is_meta:
+        local = ops.empty(tuple(value.to_local().shape), dtype=value.dtype)
+        return type(value).from_local(
+            local, value.device_mesh, value.placements, shape=value.shape, stride=value.stride()
+        )
+    elif isinstance(value, Tensor) and value.is_meta:
+        return ops.empty(tuple(value.shape), dtype=value.dtype)
+    return value
 
 
 def local_of(obj: Any) -> Tensor:

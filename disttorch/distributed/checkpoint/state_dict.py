@@ -22,7 +22,7 @@ from .optimizer_states import (
     unflatten_optimizer_state,
 )
 from .planner_helpers import is_dtensor
-from .whole import broadcast_from_first, gather_whole, part_like, to_cpu
+from .whole import broadcast_from_first, gather_whole, give_memory_to, part_like, to_cpu
 
 ValueType = Any
 DictValueType = dict[str, Any]
@@ -209,6 +209,7 @@ def set_model_state_dict(
             raise RuntimeError("the model's state dict to be loaded is empty")
         return model.load_state_dict({}, strict=False)
     names = Names(model)
+    give_memory_to(model)
     own = model.state_dict()
     raw_of = {names.plain(key): key for key in own}
 

@@ -36,7 +36,7 @@ DTYPE_NAMES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """Where bytes lie: a file, the first byte, how many, and the checksum of each block."""
+    """Where bytes lie: a file, the first byte, how many, and the checksum of each block, if any."""
 
     file: str
     start: int
@@ -214,7 +214,7 @@ class FileOfBlocks:
                     f"{what}"
                 )
             got += n
-        for block in range(first, last):
+        for block in range(first, last) if stored.checksums else ():
             at = block * stored.block - begin
             if checksum(view[at : at + stored.block]) != stored.checksums[block]:
                 place = stored.start + block * stored.block

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ... import ops
+from ...nn import Module
 from ...tensor import Tensor
 from ..process_group import default_group, get_rank, is_initialized
 from .planner_helpers import is_dtensor
@@ -60,6 +61,29 @@ def part_like(value: Any, target: Any) -> Any:
 
     whole = value.detach().to(target.device)
     return distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def give_memory_to(model: Module) -> None:
+    """Give the parameters and buffers of a model that are on the meta device memory, in place.
+
+    Values are to be loaded into it. Buffers that no state dict has become nan, so that a use shows.
+    """
+    for module in model.modules():
+        everything = {**module._parameters, **module._buffers}
+        held = {key: t for key, t in everything.items() if t is not None}
+        without = [t for t in held.values() if t.is_meta]
+        if not without:
+            continue
+        mesh = next((t.device_mesh for t in without if is_dtensor(t)), None)
+        kept = {key: t.detach().clone() for key, t in held.items() if not t.is_meta}
+        module.to_empty(device="cpu" if mesh is None else mesh.device_type, recurse=False)
+        for key, value in kept.items():
+            table = module._parameters if key in module._parameters else module._buffers
+            table[key].detach().copy_(value)  # type: ignore[union-attr]
+        for key in module._non_persistent_buffers_set:
+            buffer = module._buffers.get(key)
+            if buffer is not None and key not in kept and buffer.is_floating_point():
+                buffer.fill_(float("nan"))
 
 
 class _Coming:
