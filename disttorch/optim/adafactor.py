@@ -26,6 +26,8 @@ class Adafactor(ElementwiseOptimizer):
         ValueError: for options out of range.
     """
 
+    _updates_parts = False
+
     def __init__(
         self, params, lr=1e-2, beta2_decay: float = -0.8, eps: tuple = (None, 1e-3),
         d: float = 1.0, weight_decay: float = 0.0, *, foreach: bool | None = None,

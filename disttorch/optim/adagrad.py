@@ -44,7 +44,8 @@ class Adagrad(ElementwiseOptimizer):
         })
         for group in self.param_groups:
             for p in group["params"]:
-                self._start(namespace_of(p._data), group, p._data, self.state[p])
+                data = (p if p._local_tensor is None else p._local_tensor)._data
+                self._start(namespace_of(data), group, data, self.state[p])
 
     @staticmethod
     def _start(xp, group, data, state):

@@ -30,6 +30,8 @@ class Muon(ElementwiseOptimizer):
         ValueError: for options out of range or a parameter that is no matrix.
     """
 
+    _updates_parts = False
+
     def __init__(
         self, params, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95,
         nesterov: bool = True, ns_coefficients: tuple = (3.4445, -4.7750, 2.0315),

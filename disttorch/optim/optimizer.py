@@ -325,6 +325,8 @@ class ElementwiseOptimizer(Optimizer):
     one implementation gives their results, so they are accepted and change nothing.
     """
 
+    _updates_parts = True  # whether a part of a parameter is updated as it would be in the whole
+
     def __init__(self, params, defaults: dict):
         if defaults.get("differentiable"):
             raise NotImplementedError(
@@ -350,6 +352,12 @@ class ElementwiseOptimizer(Optimizer):
             for param in group["params"]:
                 # of a distributed parameter each rank updates its part, with a state for the part
                 mine = param if param._local_tensor is None else param._local_tensor
+                if mine is not param and not self._updates_parts:
+                    raise NotImplementedError(
+                        f"{type(self).__name__} needs whole matrices and is not built for DTensors, "
+                        f"such as a parameter of shape {tuple(param.shape)} with placements "
+                        f"{param.placements}: use an elementwise rule such as AdamW"
+                    )
                 if mine.grad is not None:
                     data = mine._data
                     self._update(namespace_of(data), group, param, data, mine.grad._data)

@@ -39,6 +39,9 @@ _ELEMENTWISE = [
     "__abs__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__and__", "__or__",
     "__invert__", "__xor__",
 ]  # fmt: skip
+_UNCHANGED = {
+    "clone", "detach", "contiguous", "to", "type", "float", "double", "half", "bfloat16", "cpu", "cuda",
+}  # fmt: skip
 _INPLACE_DUNDER = {"__iadd__", "__isub__", "__imul__", "__itruediv__"}
 
 
@@ -78,7 +81,7 @@ def _check_partial(name: str, self: DTensor, args: tuple, linear: bool, scaling:
         return
     if scaling and sums and not any(isinstance(a, DTensor) and a.ndim for a in args):
         return
-    if name in ("clone", "detach", "contiguous"):
+    if name in _UNCHANGED:
         return
     raise RuntimeError(
         f"{name}: not for a DTensor with placements {self.placements}, whose values are still to be "
