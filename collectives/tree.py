@@ -111,9 +111,26 @@ class Frontier:
 
     def push(self, array: np.ndarray) -> list[np.ndarray]:
         """Take in the next leaf, which becomes ours; returns the arrays that are free again."""
-        free = []
         node = (self.next, self.next + 1)
         self.next += 1
+        return self._settle(node, array)
+
+    def sibling(self) -> np.ndarray | None:
+        """The array that the next leaf would be combined with, as the right one; None if none.
+
+        Combine it with the leaf in place, and say so by `combined`, to spare the leaf a copy.
+        """
+        if self.nodes and self._siblings(self.nodes[-1], (self.next, self.next + 1)):
+            return self.arrays[-1]
+        return None
+
+    def combined(self) -> list[np.ndarray]:
+        """The next leaf has gone into `sibling`; returns the arrays that are free again."""
+        self.next += 1
+        return self._settle((self.nodes.pop()[0], self.next), self.arrays.pop())
+
+    def _settle(self, node: Node, array: np.ndarray) -> list[np.ndarray]:
+        free = []
         while self.nodes and self._siblings(self.nodes[-1], node):
             left = self.arrays.pop()
             with np.errstate(all="ignore"):

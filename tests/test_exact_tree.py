@@ -36,6 +36,21 @@ def test_a_block_folds_to_its_frontier(leaves, data):
         assert most <= leaves.bit_length()
 
 
+@pytest.mark.parametrize("leaves", range(1, 20))
+def test_leaves_added_in_place(leaves):
+    kept = tree.Frontier(leaves, 0, np.add)
+    for leaf in range(leaves):
+        left = kept.sibling()
+        if left is None:
+            kept.push(rough(leaf))
+        else:
+            left += rough(leaf)
+            kept.combined()
+    assert kept.nodes == [(0, leaves)]
+    wanted = tree.fold([rough(leaf) for leaf in range(leaves)], np.add)
+    assert kept.arrays[0].tobytes() == wanted.tobytes()
+
+
 def test_freed_arrays_are_handed_back():
     kept = tree.Frontier(4, 0, np.add)
     arrays = [rough(i) for i in range(4)]

@@ -15,7 +15,7 @@ What is left to depend on n is where a shard is computed.
     sampler        the samples of each rank
     agreement      whether ranks have the same model
     surroundings   what the bits depend on besides: compared between ranks and with a checkpoint
-    blas           the threads of NumPy's BLAS
+                   (backend/fingerprint.py, backend/blas.py)
 
 docs/exact.md says when the promise holds, and what it costs.
 """

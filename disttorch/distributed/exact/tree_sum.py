@@ -47,6 +47,14 @@ class TreeSum:
             size: the shard's samples, summed up as well.
         """
         count = self.edges[-1]
+        left = self._kept.sibling()
+        if left is not None:  # added where it would go next, without a copy
+            for i, (low, high, array) in enumerate(zip(self.edges, self.edges[1:], arrays)):
+                left[low:high] += 0 if array is None else array.reshape(-1)
+                left[count + i] += array is not None
+            left[-1] += size
+            self._free += self._kept.combined()
+            return
         flat = self._free.pop() if self._free else self.xp.empty(count + len(arrays) + 1, self.wide)
         for low, high, array in zip(self.edges, self.edges[1:], arrays):
             flat[low:high] = 0 if array is None else array.reshape(-1)
