@@ -51,7 +51,7 @@ def test_killed_ranks_leave_a_whole_checkpoint(tmp_path, n):
     rng = random.Random(3)
     command = [sys.executable, "-m", "launcher", "--via", "spawn", "-n", str(n), str(WORKER), "save"]
     announced = -1
-    for _ in range(2):
+    for _ in range(max(2, KILLS // 10)):
         job = subprocess.Popen(
             [*command, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=mpi_runner.clean_environment(), text=True, start_new_session=True,

@@ -182,6 +182,8 @@ class FileSystemWriter(StorageWriter):
                 where[result.index], size, header = result.storage_data
                 files[header.file] = size, header
         about = {"save_id": self.save_id, "ranks": len(results)}
+        if self.sync_files:
+            sync_folder(os.path.dirname(os.path.abspath(self.path)))  # the folder's own name
         manifest.write(self.path, manifest.compose(metadata, where, files, about))
         metadata.storage_data, metadata.storage_meta = where, self.storage_meta()
         remove_unnamed(self.path, files)

@@ -271,9 +271,11 @@ def set_state_dict(
     optim_state_dict: OptimizerStateType,
     options: StateDictOptions | None = None,
 ) -> Any:
-    """`set_optimizer_state_dict` and `set_model_state_dict`; returns what the latter does."""
+    """`set_model_state_dict`, whose result it returns, and `set_optimizer_state_dict`."""
+    # The model first: parameters on the meta device get memory, which the optimizer's states follow
+    result = set_model_state_dict(model, model_state_dict, options=options)
     set_optimizer_state_dict(model, optimizers, optim_state_dict, options=options)
-    return set_model_state_dict(model, model_state_dict, options=options)
+    return result
 
 
 def _parameter_at(path: tuple, parameters: dict[str, Tensor]) -> Tensor | None:
