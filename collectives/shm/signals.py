@@ -32,7 +32,7 @@ _MAIN = threading.main_thread().ident
 # Before it sleeps, a waiting rank reads a counter so often (20 reads a microsecond), and then offers its
 # core, and with it the GIL, to whoever wants it so often (twice a microsecond if nobody does).
 PATIENCE = (100, 100)
-CROWDED = (5, 100)  # with more ranks than cores
+CROWDED = (5, 20)  # with more ranks than cores
 BESIDE = (5, 20)  # in a thread beside the main one, which is computing and wants the GIL
 
 
