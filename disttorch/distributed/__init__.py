@@ -52,6 +52,8 @@ _hide(os.path.dirname(os.path.abspath(__file__)))
 _LAZY = {
     "DistributedDataParallel": ".ddp",
     "DeviceMesh": ".device_mesh",
+    "ExactDataParallel": ".exact",
+    "VirtualShardSampler": ".exact",
     "init_device_mesh": ".device_mesh",
     "audit": ".auditing",
     "GradBucket": ".buckets",
@@ -59,7 +61,7 @@ _LAZY = {
 }
 _MODULES = {
     "_composable", "_functional_collectives", "algorithms", "checkpoint", "device_mesh", "elastic",
-    "fsdp", "launch", "launcher", "nn", "optim", "run", "tensor",
+    "exact", "fsdp", "launch", "launcher", "nn", "optim", "run", "tensor",
 }  # fmt: skip
 
 
