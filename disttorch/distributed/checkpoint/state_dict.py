@@ -6,8 +6,10 @@ optimizer's parameters are called by their names. What one layout gave, another 
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +80,34 @@ class Names:
 
     def plain(self, key: str) -> str:
         """The plain model's name for a key of this model."""
+        key = key.replace("_fsdp_wrapped_module.", "")
         for prefix in self._wrapped:
             inner = f"{prefix}module."
             if f"{key}.".startswith(inner):
                 key = prefix + key[len(inner) :]
         return key
+
+
+@contextlib.contextmanager
+def _in_parts(model: Module) -> Iterator[None]:
+    """Inside, the state dicts of a model under `FullyShardedDataParallel` hold DTensors."""
+    fsdp = sys.modules.get("disttorch.distributed.fsdp.fully_sharded_data_parallel")
+    if fsdp is None or not fsdp.FullyShardedDataParallel.fsdp_modules(model):
+        yield
+        return
+    kind = fsdp.StateDictType.SHARDED_STATE_DICT
+    with fsdp.FullyShardedDataParallel.state_dict_type(model, kind):
+        yield
+
+
+def _state_of(model: Module) -> dict[str, Any]:
+    with _in_parts(model):
+        return model.state_dict()
+
+
+def _load(model: Module, state: dict[str, Any], strict: bool) -> Any:
+    with _in_parts(model):
+        return model.load_state_dict(state, strict=strict)
 
 
 # ---------------------------------------------------------------- getting
@@ -100,7 +125,7 @@ def get_model_state_dict(
     """
     options = _checked(options)
     names = Names(model)
-    state = {names.plain(key): value for key, value in model.state_dict().items()}
+    state = {names.plain(key): value for key, value in _state_of(model).items()}
     if submodules:
         state = _of_submodules(model, names, state, submodules, options)
     if options.ignore_frozen_params:
@@ -126,7 +151,7 @@ def get_optimizer_state_dict(
     """
     _no_submodules(submodules, "get_optimizer_state_dict")
     options = _checked(options)
-    name_of = _parameter_names(model)
+    name_of = {id(parameter): name for name, parameter in _parameters(model).items()}
     together: OptimizerStateType = {"state": {}, "param_groups": []}
     for optimizer in _as_tuple(optimizers):
         one = named_state(optimizer, name_of, options.full_state_dict)
@@ -178,9 +203,11 @@ def _no_submodules(submodules: Any, call: str) -> None:
         raise NotImplementedError(f"{call}(submodules=...) is not built: filter the result by name")
 
 
-def _parameter_names(model: Module) -> dict[int, str]:
+def _parameters(model: Module) -> dict[str, Tensor]:
+    """The parameters that optimizers have, by the plain model's names."""
+    _state_of(model)  # lets go of whole parameters that a forward has gathered
     names = Names(model)
-    return {id(parameter): names.plain(key) for key, parameter in model.named_parameters()}
+    return {names.plain(key): parameter for key, parameter in model.named_parameters()}
 
 
 def _as_tuple(optimizers: Optimizer | Iterable[Optimizer]) -> tuple[Optimizer, ...]:
@@ -205,12 +232,12 @@ def set_model_state_dict(
     """
     options = _checked(options)
     if not model_state_dict and not options.broadcast_from_rank0:
-        if options.strict and model.state_dict():
+        if options.strict and _state_of(model):
             raise RuntimeError("the model's state dict to be loaded is empty")
-        return model.load_state_dict({}, strict=False)
+        return _load(model, {}, False)
     names = Names(model)
     give_memory_to(model)
-    own = model.state_dict()
+    own = _state_of(model)
     raw_of = {names.plain(key): key for key in own}
 
     def fit(path: tuple, value: Any) -> Any:
@@ -221,9 +248,8 @@ def set_model_state_dict(
         state = broadcast_from_first(model_state_dict, fit)
     else:
         state = {key: fit((key,), value) for key, value in model_state_dict.items()}
-    return model.load_state_dict(
-        {raw_of.get(key, key): value for key, value in state.items()}, strict=options.strict
-    )
+    raw = {raw_of.get(key, key): value for key, value in state.items()}
+    return _load(model, raw, options.strict)
 
 
 @no_grad()
@@ -240,8 +266,7 @@ def set_optimizer_state_dict(
         RuntimeError: a parameter's state is missing, if `strict`.
     """
     options = _checked(options)
-    names = Names(model)
-    parameters = {names.plain(key): parameter for key, parameter in model.named_parameters()}
+    parameters = _parameters(model)
     name_of = {id(parameter): key for key, parameter in parameters.items()}
 
     def fit(path: tuple, value: Any) -> Any:
