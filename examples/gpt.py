@@ -94,13 +94,13 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.width, config.vocabulary_size, bias=False)
         if config.tie:
             self.head.weight = self.character.weight
-        self._initialise()
+        self.initialise()
 
-    def _initialise(self) -> None:
+    def initialise(self) -> None:
+        """Draw all weights: again, or for the first time after :meth:`to_empty`."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:  # biases are zero; a layer norm keeps its ones and zeros
-                if name.endswith("bias"):
-                    nn.init.zeros_(parameter)
+            if parameter.dim() < 2:  # biases, and the factors of layer norms
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
                 continue
             # The sum of 2L residual branches should not grow with depth.
             residual = name.endswith("output.weight")

@@ -87,7 +87,63 @@ def test_parts_change_nothing() -> None:
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["ddp", "accumulate_amp"])
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A glob that names four small files of predictable text."""
+    folder = tmp_path_factory.mktemp("text")
+    for part in range(4):
+        lines = (f"line {i} of {part}: the old cat sat on mat {i * i % 7}" for i in range(200))
+        (folder / f"part-{part}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return str(folder / "*.txt")
+
+
+TINY_GPT = ["--layers=2", "--heads=2", "--width=16", "--context=16", "--batch=8", "--steps=30"]
+
+
+def held_out(output: str) -> float:
+    found = re.search(r"held-out text: ([\d.]+) nats per character", output)
+    assert found, output
+    return float(found[1])
+
+
+@pytest.fixture(scope="session")
+def gpt_alone(words: str) -> str:
+    """What fsdp.py says on one rank."""
+    return output_of("fsdp", 1, *TINY_GPT, "--data", words)
+
+
+@pytest.mark.parametrize(
+    "ranks, more, via",
+    [
+        (2, [], "mpi"),
+        (2, ["--keep-whole"], "spawn"),
+        (2, ["--replicas=2", "--recompute"], "spawn"),
+        (4, ["--replicas=2"], "spawn"),
+    ],
+)
+def test_fsdp(ranks: int, more: list[str], via: str, words: str, gpt_alone: str) -> None:
+    first, last = losses(gpt_alone)
+    assert last < 0.9 * first
+    together = output_of("fsdp", ranks, *TINY_GPT, *more, "--data", words, via=via)
+    assert losses(together) == pytest.approx((first, last), rel=1e-3)
+    assert held_out(together) == pytest.approx(held_out(gpt_alone), rel=1e-3)
+    # Each step sends one number more for the norm, each first one the ranks' first meeting.
+    sent, theory = megabytes(together)
+    assert sent == pytest.approx(theory, rel=0.05)
+    kept = re.search(r"keeps ([\d.]+) MB of ([\d.]+) MB of weights", together)
+    assert kept
+    shards = ranks // (2 if "--replicas=2" in more else 1)
+    assert float(kept[1]) == pytest.approx(float(kept[2]) / shards, abs=0.002)
+
+
+def test_fsdp_in_16_bits(words: str, gpt_alone: str) -> None:
+    together = output_of("fsdp", 2, *TINY_GPT, "--precision=bfloat16", "--data", words)
+    assert losses(together) == pytest.approx(losses(gpt_alone), rel=0.02)
+    sent, theory = megabytes(together)
+    assert sent == pytest.approx(theory, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["ddp", "accumulate_amp", "fsdp"])
 def test_help_shows_examples_once(name: str) -> None:
     output = output_of(name, 2, "--help")
     assert output.count(f"--nproc-per-node 2 examples/{name}.py\n") == 1
