@@ -248,7 +248,11 @@ def test_streams_are_named_and_restored():
 def test_masks_differ_between_shards_and_steps():
     def rank():
         model = ExactDataParallel(linear(), 4, seed=3)
-        drawn = [torch.rand(2).tolist() for _ in range(2) for _ in model.shards(torch.ones(4, 1))]
+        drawn = []
+        for _ in range(2):
+            for _ in model.shards(torch.ones(4, 1)):
+                drawn.append(torch.rand(2).tolist())
+                model.module.weight.sum().backward()
         with torch.no_grad():
             drawn += [torch.rand(2).tolist() for _ in model.shards(torch.ones(4, 1))]
         assert len({tuple(d) for d in drawn}) == len(drawn) == 12
@@ -270,6 +274,16 @@ def test_forward_outside_of_the_loop():
         model(batch(2)[0])
 
     on(1, rank)
+
+
+def test_backward_after_the_loop():
+    def rank():
+        model = ExactDataParallel(mlp(), 2)
+        with pytest.raises(RuntimeError, match="no virtual shard had a gradient: call backward"):
+            losses = [loss_of(model(x), y) for x, y in model.shards(*batch(4), whole=True)]
+        return "losses" in locals()
+
+    assert on(2, rank) == [False, False]
 
 
 def test_a_loop_that_is_left():

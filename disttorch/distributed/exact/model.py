@@ -235,11 +235,14 @@ class ExactDataParallel(Module):
             self._sharded.collect(size)
 
     def _finish(self, before: list[Tensor | None], size: int) -> None:
-        for samples in [] if self._sharded is None else self._sharded.finish():
+        used = 0
+        for samples, shards_with in [] if self._sharded is None else self._sharded.finish():
             self._check_samples(samples, size)
+            used += shards_with
         for members, total in self._buckets:
             means, counts, samples = total.mean()
             self._check_samples(samples, size)
+            used += sum(counts)
             for i, mean, count in zip(members, means, counts):
                 earlier = before[i]
                 if earlier is None:
@@ -249,6 +252,11 @@ class ExactDataParallel(Module):
                     earlier._data[...] += mean
                     bump_version(earlier)
                 self._parameters_here[i].grad = earlier
+        if not used:
+            raise RuntimeError(
+                "ExactDataParallel: no virtual shard had a gradient: call backward() on each shard's "
+                "loss inside the loop, not after it; or loop under no_grad()"
+            )
 
     def _check_samples(self, samples: int, size: int) -> None:
         if samples != size * self.virtual_shards:

@@ -31,9 +31,11 @@ class RunningBuffers:
         """Note the values that every shard starts from."""
         self._changed = None
         self._start = {}
+        seen = set()
         for prefix, owner in self.module.named_modules():
             for key, tensor in owner._buffers.items():
-                if tensor is not None:
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
                     name = f"{prefix}.{key}" if prefix else key
                     self._start[name] = (owner, key, tensor, tensor._version, tensor._data.copy())
 

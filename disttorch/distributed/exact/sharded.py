@@ -77,13 +77,17 @@ class ShardedGradients:
         for _, params, total in self._lanes:
             total.push([_take_gradient(p) for p in params], size)
 
-    def finish(self) -> list[int]:
-        """Add this rank's part of the means to the shards' `.grad`; returns the samples of all
-        shards, as each of the sums has counted them."""
+    def finish(self) -> list[tuple[int, int]]:
+        """Add this rank's part of the means to the shards' `.grad`.
+
+        Returns:
+            for each sum the samples of all shards as it has counted them, and how many gradients of
+            parameters of single shards went into it.
+        """
         found = []
         for unit, params, total in self._lanes:
             means, counts, samples = total.mean()
-            found.append(samples)
+            found.append((samples, sum(counts)))
             rank = 0 if unit.shards is None else unit.shards.rank()
             for p, mean, count in zip(params, means, counts):
                 if not count:
