@@ -389,3 +389,29 @@ def test_topk_sends_the_largest_and_keeps_the_rest():
         assert state.sent == 3 * 2 * k and state.elements == 3 * flat.size
 
     on_ranks(2, scenario)
+
+
+# ---- eight bits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["QUANTIZE_PER_TENSOR", "QUANTIZE_PER_CHANNEL"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_eight_bits(kind, n):
+    def scenario():
+        ddp = DDP(build(mlp, dist.get_rank(), torch.float32))
+        whole = build(mlp, 0, torch.float32)
+        register_ddp_comm_hook(DDPCommHookType[kind], ddp)
+        dist.reset_ledger()
+        for number in range(2):
+            step(ddp, whole, number)
+            largest = max(p.grad.abs().max().item() for p in whole.parameters())
+            for p, q in zip(ddp.parameters(), whole.parameters()):
+                # Half a code on each side of it, and ranks' spans may be several times the mean's
+                assert (p.grad - q.grad).abs().max().item() < largest * n / 64
+            assert_same_on_all_ranks([p.grad for p in ddp.parameters()])
+        if n > 1:
+            codes = dist.ledger()["all_gather"]["payload_bytes"]
+            size = sum(p.numel() for p in ddp.parameters())
+            assert codes < 2 * n * (size + 600) and "all_reduce" not in dist.ledger()
+
+    on_ranks(n, scenario)

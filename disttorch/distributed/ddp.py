@@ -211,9 +211,9 @@ class DistributedDataParallel(Extras, Module, Joinable):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Run the module on this rank's inputs."""
-        self.reducer.clock.forward_began()
         training = is_grad_enabled()
         if training:
+            self.reducer.clock.forward_began()
             self._check_before_forward()
         joining = self._join_config.enable
         if joining:
@@ -231,7 +231,8 @@ class DistributedDataParallel(Extras, Module, Joinable):
             self._sync_buffers()
         if self._delayed is not None:
             self._delayed.prepare()
-        self.reducer.clock.forward_ended()
+        if training:
+            self.reducer.clock.forward_ended()
         return out
 
     def _check_before_forward(self) -> None:

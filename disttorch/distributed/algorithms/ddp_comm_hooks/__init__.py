@@ -3,6 +3,7 @@
     default_hooks       the mean, also in float16 and bfloat16, and wrappers for other hooks
     powerSGD_hook       low-rank approximations with error feedback
     topk_hook           the largest elements with error feedback
+    quantization_hooks  8 bits
     post_localSGD_hook  the mean over all, later over small groups
     debugging_hooks     none at all
 """
@@ -15,6 +16,7 @@ from typing import Any
 from . import debugging_hooks as debugging
 from . import default_hooks as default
 from . import powerSGD_hook as powerSGD
+from . import quantization_hooks as quantization
 
 
 class DDPCommHookType(Enum):
@@ -23,6 +25,8 @@ class DDPCommHookType(Enum):
     ALLREDUCE = "allreduce_hook"
     FP16_COMPRESS = "fp16_compress_hook"
     BF16_COMPRESS = "bf16_compress_hook"
+    QUANTIZE_PER_TENSOR = "quantization_pertensor_hook"
+    QUANTIZE_PER_CHANNEL = "quantization_perchannel_hook"
     POWER_SGD = "powerSGD_hook", 1
     POWER_SGD_RANK2 = "powerSGD_hook", 2
     BATCHED_POWER_SGD = "batched_powerSGD_hook", 1
@@ -36,7 +40,8 @@ class DDPCommHookType(Enum):
         def register(model: Any, state: Any = None, **options: Any) -> None:
             chosen = self._value_
             if isinstance(chosen, str):
-                found = [getattr(m, chosen) for m in (default, debugging) if hasattr(m, chosen)]
+                modules = (default, debugging, quantization)
+                found = [getattr(m, chosen) for m in modules if hasattr(m, chosen)]
                 model.register_comm_hook(state, found[0], **options)
                 return
             name, rank = chosen

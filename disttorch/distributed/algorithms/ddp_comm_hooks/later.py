@@ -58,6 +58,25 @@ class Later(Future):
             self._complete(result, error)
 
 
+class AllWorks(Future):
+    """Done when several of the transport's works are; its result is None.
+
+    Args:
+        timeout: seconds to wait for each.
+    """
+
+    def __init__(self, works: list[Any], timeout: float | None) -> None:
+        super().__init__()
+        self._works, self._timeout = works, timeout
+
+    def done(self) -> bool:
+        return all(work.is_completed() for work in self._works)
+
+    def wait(self) -> None:
+        for work in self._works:
+            work.wait(self._timeout)
+
+
 def finished(value: Any) -> Future:
     """A future that is done."""
     future: Future = Future()

@@ -17,7 +17,7 @@ from ....tensor import Tensor
 from ...buckets import GradBucket
 from ...process_group import ProcessGroup, belonging
 from .default_hooks import _allreduce_fut
-from .later import Later
+from .later import AllWorks, Later
 
 
 class TopKState:
@@ -100,22 +100,7 @@ def _gathered(group: ProcessGroup, buffer: Tensor, values: Tensor, places: Tenso
             buffer.index_add_(0, rows[1][rank].long(), rows[0][rank])
         return buffer.div_(n)
 
-    return Later(_All(works, group.timeout), add_up)
-
-
-class _All(Future):
-    """Done when some transport works are."""
-
-    def __init__(self, works: list[Any], timeout: float | None) -> None:
-        super().__init__()
-        self._works, self._timeout = works, timeout
-
-    def done(self) -> bool:
-        return all(work.is_completed() for work in self._works)
-
-    def wait(self) -> None:
-        for work in self._works:
-            work.wait(self._timeout)
+    return Later(AllWorks(works, group.timeout), add_up)
 
 
 __all__ = ["TopKState", "topk_hook"]
