@@ -72,8 +72,9 @@ class NodeEngine(Reductions):
             (see `peers`); None chooses. The same on all ranks.
 
     Attributes:
-        sent, received: bytes that this rank wrote for others, once for all who read them, and
-            bytes that it read of what others wrote.
+        sent, received: bytes of this rank's that it wrote or offered for others, once for all who
+            read them, and bytes that it read of the others'.
+        peers: reads their memory; says whether it may.
     """
 
     def broadcast(self, call: Call, buffer: Array, root: int) -> None:
