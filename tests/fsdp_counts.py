@@ -54,7 +54,7 @@ def bytes_and_calls_follow_the_theory() -> None:
         gathered = ledger["all_gather"]["lower_bound_bytes"]
         scattered = ledger["reduce_scatter"]["lower_bound_bytes"]
         assert gathered == gathers * psi * (n - 1) / n
-        flags = 4 * 2 * DEPTH * (n - 1)  # one element for each parameter in each section
+        flags = 4 * 3 * DEPTH * (n - 1)  # in each section one for each parameter, and a number
         assert scattered == psi * (n - 1) / n + flags
         total = (gathers + 1) * psi * (n - 1) / n
         assert total <= gathered + scattered <= 1.01 * total
@@ -87,7 +87,7 @@ def frozen_parameters_send_no_gradient() -> None:
     if n > 1:
         row = dist.ledger()["reduce_scatter"]
         assert row["calls"] == DEPTH - 1
-        elements = 2 * (WIDTH * WIDTH + WIDTH + 2 * n) + WIDTH + n
+        elements = 2 * (WIDTH * WIDTH + WIDTH + 3 * n) + WIDTH + 2 * n
         assert row["lower_bound_bytes"] == 4 * elements * (n - 1) / n
     assert model[1].weight.grad is None and model[2].weight.grad is None
     assert model[2].bias.grad is not None
@@ -291,6 +291,103 @@ def an_exception_does_not_go_on_unnoticed() -> None:
     )
 
 
+class Fork(nn.Module):
+    """Two units of the same size, of which each rank runs another one in backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        outs = self.a(x), self.b(x)
+        return outs[dist.get_rank() % 2]
+
+
+def ranks_that_run_different_units_are_told() -> None:
+    """Their calls look alike, so the collectives cannot tell: the mean would be of other weights."""
+    if dist.get_world_size() == 1:
+        return
+    model = Fork()
+    fully_shard(model.a)
+    fully_shard(model.b)
+    fully_shard(model)
+    with pytest.raises(RuntimeError, match="different units"):
+        model(torch.ones(1, WIDTH)).sum().backward()
+
+
+def an_optimizer_made_too_early_is_told() -> None:
+    model = build(Stack)
+    opt = optim.SGD(model.parameters(), 0.1)
+    kept = model.stem.weight
+    shard(model)
+    loss_of(model(mine(0))).backward()
+    with pytest.raises(RuntimeError, match="make the optimizer after"):
+        opt.step()
+    assert kept._data.strides == (0, 0)  # and holds no memory
+
+
+def hooks_of_shards_run() -> None:
+    model = shard(build(Stack))
+    seen = []
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: seen.append((p, p.grad.placements)))
+    loss_of(model(mine(0))).backward()
+    assert {id(p) for p, _ in seen} == {id(p) for p in model.parameters()}
+    assert len(seen) == len(list(model.parameters()))
+
+
+def a_state_dict_is_assigned() -> None:
+    state = shard(build(Stack)).state_dict()
+    with torch.device("meta"):
+        model = Stack().to(torch.float64)
+    shard(model)
+    model.load_state_dict(state, assign=True)
+    oracle = build(Stack)
+    loss_of(model(mine(0))).backward()
+    n = dist.get_world_size()
+    sum(loss_of(oracle(batch(0, r))) for r in range(n)).div(n).backward()
+    for p, q in zip(model.parameters(), oracle.parameters()):
+        np.testing.assert_allclose(
+            p.grad.full_tensor().numpy(), q.grad.numpy(), 1e-10, 1e-12
+        )
+    with pytest.raises(RuntimeError, match="replaced"):
+        model.load_state_dict(oracle.state_dict(), assign=True)
+
+
+def the_plain_scaler_agrees_over_ranks() -> None:
+    model = shard(build(Stack, torch.float32))
+    opt, scaler = optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = [p.to_local().tolist() for p in model.parameters()]
+    scaler.scale(loss_of(model(mine(0).float()))).backward()
+    if dist.get_rank() == dist.get_world_size() - 1:
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.to_local().numel()).grad.to_local().fill_(
+                float("nan")
+            )
+    scaler.step(opt)
+    scaler.update()
+    assert scaler.get_scale() == 2.0
+    assert before == [p.to_local().tolist() for p in model.parameters()]
+
+
+def parameters_may_be_frozen_between_steps() -> None:
+    model, oracle = shard(build(Stack)), build(Stack)
+    n = dist.get_world_size()
+    for step in range(3):
+        for m in (model, oracle):
+            m.blocks[1].requires_grad_(step != 1)
+            m.stem.requires_grad_(step != 1)
+            m.zero_grad()
+        loss_of(model(mine(step))).backward()
+        sum(loss_of(oracle(batch(step, r))) for r in range(n)).div(n).backward()
+        for p, q in zip(model.parameters(), oracle.parameters()):
+            assert (p.grad is None) == (q.grad is None)
+            if q.grad is not None:
+                np.testing.assert_allclose(
+                    p.grad.full_tensor().numpy(), q.grad.numpy(), 1e-10, 1e-12
+                )
+
+
 def modules_move_and_convert() -> None:
     model = shard(build(Stack)).to(torch.float32)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -310,7 +407,7 @@ def low_precision_halves_the_bytes() -> None:
     if n > 1:
         psi = 2 * DEPTH * (WIDTH * WIDTH + WIDTH)
         assert dist.ledger()["all_gather"]["lower_bound_bytes"] == 2 * psi * (n - 1) / n
-        assert dist.ledger()["reduce_scatter"]["payload_bytes"] == psi + 2 * 2 * n * DEPTH
+        assert dist.ledger()["reduce_scatter"]["payload_bytes"] == psi + 2 * 3 * n * DEPTH
 
 
 SCENARIOS = (
@@ -326,6 +423,12 @@ SCENARIOS = (
     classes_and_methods,
     other_methods_count_as_forward,
     an_exception_does_not_go_on_unnoticed,
+    ranks_that_run_different_units_are_told,
+    an_optimizer_made_too_early_is_told,
+    hooks_of_shards_run,
+    a_state_dict_is_assigned,
+    the_plain_scaler_agrees_over_ranks,
+    parameters_may_be_frozen_between_steps,
     modules_move_and_convert,
     low_precision_halves_the_bytes,
 )

@@ -70,3 +70,14 @@ def test_a_module_takes_the_tensors_of_a_state_dict():
     x = torch.ones(1, 3)
     assert module(x).tolist() == real(x).tolist()
     assert torch.ones(2, device="cpu").device.type == "cpu"  # the block has ended
+
+
+def test_a_block_is_of_one_thread():
+    import threading
+
+    seen = []
+    with torch.device("meta"):
+        other = threading.Thread(target=lambda: seen.append(torch.ones(1).device.type))
+        other.start()
+        other.join()
+    assert seen == ["cpu"]

@@ -107,11 +107,15 @@ class GradScaler:
     def _unscale_grads_(self, optimizer, inverse: float, allow_fp16: bool) -> dict:
         """Multiply gradients in place by ``inverse``; 1.0 per device if one is not finite."""
         found: dict = {}
+        spread: dict = {}  # a distributed gradient on each mesh
         for group in optimizer.param_groups:
             for param in group["params"]:
                 grad = param.grad
                 if grad is None:
                     continue
+                if grad._local_tensor is not None:
+                    spread[grad.device_mesh] = grad
+                    grad = grad._local_tensor
                 if not allow_fp16 and grad.dtype is dtypes.float16:
                     raise ValueError("Attempting to unscale FP16 gradients.")
                 device = grad.device
@@ -122,6 +126,9 @@ class GradScaler:
                 # logical or, on the device: nothing waits for the GPU here
                 bad = ops.logical_not(ops.isfinite(grad).all())
                 found[device].copy_(ops.maximum(found[device], bad.to(dtypes.float32)))
+        for grad in spread.values():  # ranks hold parts: all skip the step, or none
+            for flag in found.values():
+                grad._max_over_ranks(flag)
         return found
 
     def unscale_(self, optimizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 
 _FORM = re.compile(r"^(cpu|cuda|meta|mps|xpu)(?::(\d+))?$")
 
@@ -64,15 +65,24 @@ class device:
         return (device, (str(self),))
 
     def __enter__(self):
-        _stack.append(self)
+        _chosen.stack.append(self)
         return self
 
     def __exit__(self, *exc):
-        _stack.pop()
+        _chosen.stack.pop()
 
 
 cpu = device("cpu")
-_stack: list[device] = []
+
+
+class _Chosen(threading.local):
+    """The devices of the ``with`` blocks that this thread is in."""
+
+    def __init__(self):
+        self.stack: list[device] = []
+
+
+_chosen = _Chosen()
 _default: device | None = None
 
 
@@ -84,6 +94,6 @@ def set_default_device(d: device | str | int | None) -> None:
 
 def get_default_device() -> device:
     """Where factories put tensors: the innermost ``with device(...)``, else the default."""
-    if _stack:
-        return _stack[-1]
+    if _chosen.stack:
+        return _chosen.stack[-1]
     return _default or cpu

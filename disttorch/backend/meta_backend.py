@@ -68,6 +68,8 @@ class MetaArray(np.ndarray):
         if func.__name__ == "where":
             dtype = np.result_type(*args[1:])
             return meta(np.broadcast_shapes(*(np.shape(a) for a in args)), dtype)
+        if func.__name__ == "result_type":
+            return np.result_type(*(a.dtype if isinstance(a, np.ndarray) else a for a in args))
         if func.__name__ in _VIEWS:
             return super().__array_function__(func, types, args, kwargs)
         raise _not_built(func.__name__)

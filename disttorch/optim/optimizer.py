@@ -358,6 +358,12 @@ class ElementwiseOptimizer(Optimizer):
                         f"such as a parameter of shape {tuple(param.shape)} with placements "
                         f"{param.placements}: use an elementwise rule such as AdamW"
                     )
+                if "_replaced_by" in param.__dict__:
+                    raise RuntimeError(
+                        f"{type(self).__name__} holds a parameter of shape {tuple(param.shape)} as it "
+                        f"was before {param._replaced_by}, which no training changes any more: make the "
+                        "optimizer after it"
+                    )
                 if mine.grad is not None:
                     data = mine._data
                     self._update(namespace_of(data), group, param, data, mine.grad._data)

@@ -111,7 +111,6 @@ def apply_to(
             param, places, name, mesh, tuple(placements), shard_axis, mp_policy.param_dtype,
             keep_on_host,
         )
-        param.__dict__["_fsdp_managed"] = True
         made.show(made.sharded)
         params.append(made)
     if device is not None:

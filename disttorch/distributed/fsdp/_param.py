@@ -71,6 +71,33 @@ class ShardedParam:
                 setattr(self.sharded, key, value)
         self.whole = Parameter(wrap(self._placeholder(xp)), param.requires_grad)
         self.accumulated: Any = None  # gradients not yet reduced, in the reduction's dtype
+        # Who still holds the original holds no memory, computes nan, and an optimizer refuses it
+        param.__dict__["_replaced_by"] = "fully_shard"
+        param._data = self.placeholder
+        param._grad = None
+
+    def adopt(self) -> None:
+        """Take the parameter that the modules show as the shard, if it was replaced by assignment.
+
+        Raises:
+            RuntimeError: it is no DTensor that lies as the shard did.
+        """
+        module, name = self.places[0]
+        shown = module._parameters[name]
+        if shown is self.sharded or shown is self.whole:
+            return
+        if (
+            not isinstance(shown, DTensorParameter)
+            or shown.shape != self.sharded.shape
+            or shown.placements != self.sharded.placements
+        ):
+            raise RuntimeError(
+                f"parameter {self.name!r} was replaced by a {type(shown).__name__}; a sharded module "
+                f"takes a DTensor of shape {self.shape} with placements {self.sharded.placements} "
+                "(load_state_dict without assign=True takes whole tensors too)"
+            )
+        self.sharded = shown
+        self.show(shown)
 
     def refresh(self, dtype: Any, xp: Any) -> None:
         """Take over the shard's dtype and device, after they have changed."""
@@ -119,6 +146,8 @@ class ShardedParam:
             local._grad = wrap(array)
         else:
             local._grad._data[...] += array
+        for hook in list((local._acc_hooks or {}).values()):
+            hook(local)
 
 
 __all__ = ["ShardedParam"]

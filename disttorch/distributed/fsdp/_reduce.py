@@ -2,7 +2,9 @@
 
 Over the shards a reduce_scatter, then over the replicas (HSDP) an all_reduce of what it left. At the
 end of each section a flag for each parameter says whether the rank had a gradient: a parameter that
-some ranks did not use counts there as zero, one that no rank used keeps its `.grad` as it was.
+some ranks did not use counts there as zero, one that no rank used keeps its `.grad` as it was. After
+the flags comes the unit's number: ranks that run different units of the same size would otherwise
+mix their gradients, and nobody would notice.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class _GradientLane:
 
     def __init__(self, params: Sequence[ShardedParam], ranks: int) -> None:
         self.params = list(params)
-        self.layout = Layout([(p.rows, p.width) for p in params], ranks, extra=len(params))
+        self.layout = Layout([(p.rows, p.width) for p in params], ranks, extra=len(params) + 1)
+        self.mark = 0.0  # what the reduced number must be
         self.work: Any = None
         self.flat: Any = None
         self.out: Any = None
@@ -62,8 +65,10 @@ class Reduction:
                 xp = namespace_of(flat)
                 grad = xp.broadcast_to(xp.zeros((), dtype), p.shape)
             lane.layout.put_whole(flat, i, p.rows_first(grad))
-        flags = flat.reshape(lane.layout.n, lane.layout.section)[:, -len(used) :]
-        flags[...] = xp.asarray(used).astype(dtype)
+        number = self.unit.number % 128  # 16-bit floats hold it exactly
+        lane.mark = float(number)
+        flags = flat.reshape(lane.layout.n, lane.layout.section)[:, -len(used) - 1 :]
+        flags[...] = xp.asarray([*used, number]).astype(dtype)
 
     def _launch(self, lane: _GradientLane) -> None:
         group = self.unit.shards
@@ -71,9 +76,12 @@ class Reduction:
             lane.out, lane.flat = lane.flat, None
             if self.unit.divide_by is not None:
                 lane.out *= lane.out.dtype.type(1.0 / self.unit.divide_by)
+                lane.mark /= self.unit.divide_by
             return
         lane.out = namespace_of(lane.flat).empty(lane.layout.section, lane.flat.dtype)
         lane.work = group.ranks.reduce_scatter(lane.out, lane.flat, self._op(), async_op=True)
+        if self.unit.divide_by is not None:
+            lane.mark *= group.size() / self.unit.divide_by
 
     def _op(self) -> Any:
         factor = self.unit.divide_by
@@ -90,14 +98,17 @@ class Reduction:
                 lane.work.wait()
             lane.work = lane.flat = None
             if unit.partial is not None:
-                lane.out += unit.partial[i]
+                out, mark = unit.partial[i]
+                lane.out += out
+                lane.mark += mark
         if not self._all_reduces and unit.replicas is not None:
-            unit.partial = [lane.out for lane in self.lanes]
+            unit.partial = [(lane.out, lane.mark) for lane in self.lanes]
             return
         unit.partial = None
         if unit.replicas is not None and unit.replicas.size() > 1:
             op = ReduceOp.AVG if unit.divide_by is None else ReduceOp.SUM
             for lane in self.lanes:
+                lane.mark *= 1 if unit.divide_by is None else unit.replicas.size()
                 lane.work = unit.replicas.ranks.all_reduce(lane.out, op, async_op=True)
 
     def finish(self) -> None:
@@ -110,14 +121,24 @@ class Reduction:
         for lane in self.lanes:
             if lane.work is not None:
                 lane.work.wait()
-            count = len(lane.params)
-            used = namespace_of(lane.out).to_host(lane.out[-count:] != 0)
+            count = len(lane.params) + 1
+            used = namespace_of(lane.out).to_host(lane.out[-count:]).astype("float64")
+            self._check_mark(used[-1], lane.mark)
             for i, p in enumerate(lane.params):
-                if used[i]:
+                if used[i] != 0:
                     tail = p.rows_first(p.placeholder).shape[1:]
                     rows = lane.layout.take_section(lane.out, i, rank, tail)
                     p.add_gradient(rows, unit.keep_on_host)
         unit._note("reduced")
+
+    def _check_mark(self, found: float, wanted: float) -> None:
+        if abs(found - wanted) > 0.05 * max(abs(wanted), 1.0):
+            raise RuntimeError(
+                f"ranks have mixed the gradients of different units: this rank reduced "
+                f"{self.unit.name!r}, unit {self.unit.number}, while others reduced another one. Every "
+                "rank must run the same units in the same order, forward and backward; put what only "
+                "some ranks run into one unit with what all run"
+            )
 
 
 def _take_gradient(p: ShardedParam) -> Any:

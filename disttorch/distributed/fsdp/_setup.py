@@ -139,7 +139,7 @@ def _check(path: str, param: Any) -> None:
             f"fully_shard doesn't support scalar parameters. Change {path} to a 1D tensor with numel "
             "equal to 1."
         )
-    if "_fsdp_managed" in param.__dict__:
+    if "_replaced_by" in param.__dict__:
         raise ValueError(
             f"Parameter '{path}' is shared with a parameter already managed by another FSDP group. "
             "For shared/tied parameters, use fully_shard([module_a, module_b]) to place them in the "

@@ -147,6 +147,7 @@ class State:
             module.register_forward_hook(self.post_forward)
             module.register_state_dict_pre_hook(self._before_state_dict)
             module.register_load_state_dict_pre_hook(self._before_state_dict)
+            module.register_load_state_dict_post_hook(self._after_load)
         if unit is not None:
             for p in unit.params:
                 if p.whole.is_floating_point() or p.whole.is_complex():
@@ -157,6 +158,10 @@ class State:
     def _before_state_dict(self, *_: Any) -> None:
         if self.unit is not None:
             self.unit.reshard()
+
+    def _after_load(self, *_: Any) -> None:
+        if self.unit is not None:
+            self.unit.refresh()
 
     # ---- the root ----------------------------------------------------------------------------
 
@@ -181,7 +186,7 @@ class State:
                 )
             context.states.append(state)
             if state.unit is not None:
-                state.unit.name = name
+                state.unit.name, state.unit.number = name, len(context.states)
         for state in context.states:
             state.context = context
         if self.automatic and self.unit is not None:
@@ -354,7 +359,8 @@ class _Call:
     """One call of a unit's forward, whose outputs' gradients tell that its backward begins."""
 
     def __init__(self, state: State, place: int) -> None:
-        self.state, self.place, self.begun = state, place, None
+        self.state, self.place = state, place
+        self.begun: Any = None
 
     def pre_backward(self, grad: Tensor) -> None:
         # once in each backward, though there may be several outputs

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...backend import namespace_of
+from ...backend import namespace_for, namespace_of
+from ...backend.devices import device
 from ._layout import Layout
 from ._param import ShardedParam
 from ._policies import MixedPrecisionPolicy
@@ -53,7 +54,7 @@ class Unit:
         keep_on_host: bool,
     ) -> None:
         self.params, self.mesh, self.policy = list(params), mesh, policy
-        self.name = ""
+        self.name, self.number = "", 0
         self.shards = None if shard_axis is None else mesh.get_group(shard_axis)
         self.replicas = None if replicate_axis is None else mesh.get_group(replicate_axis)
         self.reshard_after_forward = reshard
@@ -118,6 +119,8 @@ class Unit:
     def finish_gather(self) -> None:
         """Wait until the parameters are whole, and have the modules show them."""
         self.begin_gather()
+        for p in self.params:
+            p.whole._rg = p.sharded.requires_grad
         if self.state == "whole":
             return
         if not self._works:
@@ -136,7 +139,6 @@ class Unit:
                     )
                 del work, out, _  # before the next lane is unpacked
         for p in self.params:
-            p.whole._rg = p.sharded.requires_grad
             p.show(p.whole)
         self.state, self._kept = "whole", None
         self._note("whole")
@@ -192,14 +194,15 @@ class Unit:
         return namespace_of(array).to_host(array) if self.keep_on_host else array
 
     def refresh(self) -> None:
-        """Look at the shards anew, after their dtype or device has changed."""
+        """Look at the shards anew, after their dtype or device, or they themselves, have changed."""
         for p in self.params:
+            p.adopt()
             p.refresh(self.policy.param_dtype, self._device_namespace())
         self._lanes = self._lanes_over(self.ranks)
 
     def _device_namespace(self) -> Any:
         local = self.params[0].sharded._local_tensor._data
-        return self._namespace() if self.keep_on_host else namespace_of(local)
+        return namespace_for(device(self.mesh.device_type)) if self.keep_on_host else namespace_of(local)
 
     def accumulate(self) -> None:
         """Keep this backward's gradients for a later reduction, in the reduction's dtype."""

@@ -36,7 +36,7 @@ class FSDPModule:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # A container makes another one of its class when it is sliced: that one is not sharded
-        plain = cls.__mro__[2]
+        plain: Any = cls.__mro__[2]
         made = plain.__new__(plain)
         made.__init__(*args, **kwargs)
         return made
@@ -46,9 +46,13 @@ class FSDPModule:
         assert state is not None
         return state
 
+    def _modules_below(self, recurse: bool) -> list[Module]:
+        me: Any = self
+        return list(me.modules()) if recurse else [me]
+
     def _units(self, recurse: bool) -> Iterator[Unit]:
         seen = set()
-        for module in self.modules() if recurse else [self]:  # type: ignore[attr-defined]
+        for module in self._modules_below(recurse):
             state = state_of(module)
             if state is not None and state.unit is not None and state not in seen:
                 seen.add(state)
@@ -149,7 +153,7 @@ class FSDPModule:
             raise ValueError(
                 f"reshard_after_forward should be a bool, got {type(reshard_after_forward)}"
             )
-        for module in self.modules() if recurse else [self]:  # type: ignore[attr-defined]
+        for module in self._modules_below(recurse):
             state = state_of(module)
             if state is not None:
                 state.automatic = False

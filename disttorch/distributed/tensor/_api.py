@@ -305,7 +305,7 @@ class DTensor(Tensor):
 
     # ---- text, copies, pickles -----------------------------------------------------------------
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:
         return (
             f"DTensor(local_tensor={self._local_tensor!r}, device_mesh={self.device_mesh!r}, "
             f"placements={self.placements})"
@@ -363,10 +363,10 @@ class DTensorParameter(DTensor, Parameter):
     def __deepcopy__(self, memo: dict) -> DTensor:
         return DTensor.__deepcopy__(self, memo)
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:  # type: ignore[override]
         return "Parameter containing:\n" + DTensor.__repr__(self)
 
-    __str__ = __repr__
+    __str__ = __repr__  # type: ignore[assignment]
 
 
 DTensor._parameter_class = DTensorParameter  # type: ignore[attr-defined]

@@ -90,6 +90,13 @@ def _over_ranks(groups: Sequence[Any], value: float, p: float) -> float:
     return float("nan") if array[1] > 0 else float(array[0])
 
 
+def max_over_ranks(self: DTensor, value: Tensor) -> None:
+    """Replace a tensor by the maximum over all ranks of the mesh."""
+    for axis in range(self.device_mesh.ndim):
+        self.device_mesh.get_group(axis).ranks.all_reduce(value._data, ReduceOp.MAX)
+
+
+DTensor._max_over_ranks = max_over_ranks  # type: ignore[attr-defined]
 DTensor._total_norm = staticmethod(total_norm)  # type: ignore[attr-defined]
 
 __all__ = ["total_norm"]

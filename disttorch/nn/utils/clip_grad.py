@@ -43,7 +43,7 @@ def get_total_norm(
         return ops.tensor(0.0)
     spread = next((t for t in tensors if t._local_tensor is not None), None)
     if spread is not None:  # ranks hold parts of it
-        total = spread._total_norm(tensors, p)
+        total = spread._total_norm(tensors, p)  # type: ignore[attr-defined]
     else:
         total = _norm_of_norms(tensors, p)
     known = total if spread is None else total.full_tensor()
@@ -73,7 +73,7 @@ def clip_grads_with_norm_(
 ) -> None:
     """Scale gradients by max_norm / total_norm where that is below 1, in place."""
     if total_norm._local_tensor is not None:
-        total_norm = total_norm.full_tensor()
+        total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
     coefficient = (float(max_norm) / (total_norm + 1e-6)).clamp(max=1.0)
     for grad in _grads(parameters):
         grad.mul_(coefficient.to(grad.device))
