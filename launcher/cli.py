@@ -29,6 +29,8 @@ def main(argv=None):
     except UsageError as error:
         print(f"disttorch-run: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # between two starts, when there is no rank to end
+        return 130
 
 
 def job_from(options):

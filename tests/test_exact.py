@@ -91,7 +91,7 @@ def ratios(output):
 
 
 @pytest.mark.parametrize(("n", "least", "most"), [(2, 1.4, 1.6), (3, 0.99, 1.01), (4, 1.4, 1.8)])
-def test_volume(n, least, most):
+def test_volume_and_bits_in_processes(alone, n, least, most):
     """12 shards: 4 on each of 3 ranks are one node of the tree; 6 and 3 are two nodes."""
     command = [
         sys.executable, "-m", "launcher", "--via", "spawn", "-n", str(n), "--oversubscribe",
@@ -99,6 +99,8 @@ def test_volume(n, least, most):
     ]  # fmt: skip
     job = run_command(command, timeout=100)
     assert job.status == 0 and not job.timed_out, job.output[-4000:]
+    wanted = alone("gpt", "sgd", 1)["digest"]
+    assert sorted(digests_of(job.output)) == [(str(r), str(n), wanted) for r in range(n)]
     assert len(found := ratios(job.output)) == n
     assert all(least < ratio < most for ratio in found), found
 

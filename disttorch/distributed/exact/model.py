@@ -87,7 +87,9 @@ class ExactDataParallel(Module):
         check_modules(module)
         self.module, self.process_group, self.virtual_shards = module, group, virtual_shards
         surroundings.fix_threads(threads)
-        self.fingerprint = surroundings.fingerprint(str(trained[0][1].device))
+        device = str(trained[0][1].device)
+        surroundings.warn_of_gpu(device)
+        self.fingerprint = surroundings.fingerprint(device)
         surroundings.compare_ranks(self.fingerprint, group, strict)
         self.seed = int(group.ranks.broadcast_object(initial_seed() if seed is None else seed, 0))
         self.step_number = 0

@@ -16,6 +16,7 @@ from ..process_group import ProcessGroup
 
 __all__ = [
     "compare_ranks", "decisive", "differences", "fingerprint", "fix_threads", "in_words", "probe",
+    "warn_of_gpu",
 ]
 
 # What may differ while the probe is equal: other names of the same kernels.
@@ -42,6 +43,16 @@ def fix_threads(count: int) -> None:
         warnings.warn(
             f"exact: the threads of NumPy's BLAS ({blas.configured()}) cannot be fixed, since its "
             "library was not found in this process; its bits may differ between runs",
+            stacklevel=3,
+        )
+
+
+def warn_of_gpu(device: str) -> None:
+    """Say what the promise leaves out where a GPU computes."""
+    if not device.startswith("cpu"):
+        warnings.warn(
+            f"exact: on {device} kernels that add by atomic operations (scattered additions, as in an "
+            "embedding's backward) are not repeatable, and exact mode has not been checked on a GPU",
             stacklevel=3,
         )
 
