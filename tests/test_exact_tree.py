@@ -51,6 +51,29 @@ def test_leaves_added_in_place(leaves):
     assert kept.arrays[0].tobytes() == wanted.tobytes()
 
 
+def arrays_made(V, rank, each):
+    """How many arrays a rank allocates for its shards, when it uses those again that are free."""
+    kept = tree.Frontier(V, rank * each, np.add)
+    free = made = 0
+    for _ in range(each):
+        if kept.sibling() is not None:
+            free += len(kept.combined())
+            continue
+        made += not free
+        free -= free > 0
+        free += len(kept.push(np.zeros(1)))
+    return made
+
+
+@pytest.mark.parametrize("each", range(1, 33))
+def test_memory(each):
+    most = max(arrays_made(each * n, rank, each) for n in (1, 2, 3, 4, 8) for rank in range(n))
+    if each & (each - 1) == 0:
+        assert most == max(1, each.bit_length() - 1)
+    else:
+        assert most <= np.log2(each) + 3
+
+
 def test_freed_arrays_are_handed_back():
     kept = tree.Frontier(4, 0, np.add)
     arrays = [rough(i) for i in range(4)]

@@ -43,8 +43,8 @@ class ExactDataParallel(Module):
     samples so has the gradient of the whole batch. Gradients from before the loop are added to, as
     usual. Inside the loop the default random generators are the shard's own.
 
-    Two collective calls per bucket of gradients, after the last shard. Besides `.grad` a rank keeps
-    at most log2(V/n) + 2 times the gradients.
+    One collective call per bucket of gradients, after the last shard. Besides `.grad` a rank keeps
+    log2(V/n) times the gradients (at least once; at most 3 more where V/n is no power of two).
 
     Args:
         module: the model, the same on every rank; its state is copied from rank 0.
