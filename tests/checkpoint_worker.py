@@ -2,6 +2,7 @@
 
     checkpoint_worker.py save FOLDER [async]    save step after step; print each step when it is whole
     checkpoint_worker.py reshard FOLDER         save in one layout, load in others, in processes
+    checkpoint_worker.py train FOLDER BATCHES   a part of an epoch, from the last checkpoint on
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import checkpoint_states as states
 import disttorch as torch
 import disttorch.distributed as dist
 import disttorch.distributed.checkpoint as dcp
+from disttorch.distributed.fsdp import fully_shard
+from disttorch.utils.data import DataLoader, DistributedSampler
 
 
 def state_of(step: int) -> dict:
@@ -74,10 +77,44 @@ def reshard(folder: str) -> None:
     print(f"<rank {rank} of {n}: resharded over {dist.get_backend()}>", flush=True)
 
 
+def train(folder: str, batches: str) -> None:
+    """A part of an epoch under fully_shard; goes on from the last checkpoint, leaves one behind."""
+    rank, n = dist.get_rank(), dist.get_world_size()
+    model = states.small_model()
+    fully_shard(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+    sampler = DistributedSampler(range(42), shuffle=True, seed=3, exact=True)
+    loader = DataLoader(range(42), batch_size=2, sampler=sampler)
+    manager = dcp.CheckpointManager(folder, keep=1, asynchronous=True)
+    state = {"run": dcp.RunState(model, optimizer, schedule, loader), "steps": 0}
+    before = manager.load_latest(state)
+    assert state["steps"] == (before or 0)
+    seen = []
+    for number, batch in enumerate(loader, start=1):
+        seen += batch.tolist()
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(number + 10 * rank))
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        state["steps"] += 1
+        if number == int(batches):
+            manager.save(state["steps"], state)
+            manager.wait()
+            break
+    step = float(next(iter(optimizer.state.values()))["step"])
+    rate = schedule.get_last_lr()[0]
+    print(f"<rank {rank} of {n} steps {state['steps']} {step} rate {rate}>", flush=True)
+    print(f"<saw {seen}>", flush=True)
+
+
 def main(task: str, folder: str, *options: str) -> None:
     dist.init_process_group()
     if task == "save":
         save_until_killed(folder, "async" in options)
+    elif task == "train":
+        train(folder, options[0])
     else:
         reshard(folder)
     dist.destroy_process_group()

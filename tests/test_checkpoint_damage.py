@@ -45,6 +45,15 @@ def test_killed_while_saving_there_is_a_whole_checkpoint(tmp_path, options):
     assert len(dcp.CheckpointManager(tmp_path).steps()) <= 3
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("step", ["2", "1"], ids=["the next step", "the same step again"])
+def test_killed_at_every_operation_on_files(tmp_path, step):
+    command = [sys.executable, str(Path(__file__).with_name("checkpoint_kills.py"))]
+    done = mpi_runner.run_command([*command, str(tmp_path / "c"), "every", step], timeout=250)
+    assert done.status == 0, done.output
+    assert int(done.output.split()[-1]) > 30
+
+
 @pytest.mark.parametrize("n", [2])
 def test_killed_ranks_leave_a_whole_checkpoint(tmp_path, n):
     """A job of several processes, killed as a whole or one rank of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 import threading
 from pathlib import Path
@@ -28,14 +29,15 @@ from disttorch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from disttorch.distributed.exact import ExactDataParallel
-from disttorch.distributed.fsdp import fully_shard
+from disttorch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from disttorch.distributed.optim import ZeroRedundancyOptimizer
 from disttorch.nn.parallel import DistributedDataParallel
 from disttorch.utils.data import DataLoader, DistributedSampler
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
 FULL = StateDictOptions(full_state_dict=True)
-PLACES = [("plain", 1), ("ddp", 2), ("fsdp", 2), ("nested", 3), ("hsdp", 4), ("zero", 3), ("exact", 2)]
+PLACES = [("plain", 1), ("ddp", 2), ("fsdp", 2), ("nested", 3), ("hsdp", 4), ("zero", 3), ("exact", 2),
+          ("fsdp1", 3)]  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
@@ -58,6 +60,9 @@ def build(kind: str, n: int, seed: int = 0):
         model = ExactDataParallel(model, 4, seed=1)
     elif kind == "fsdp":
         fully_shard(model)
+    elif kind == "fsdp1":
+        model[0] = FullyShardedDataParallel(model[0])
+        model = FullyShardedDataParallel(model)
     elif kind == "nested":
         for layer in (model[0], model[3]):
             fully_shard(layer)
@@ -192,8 +197,9 @@ def test_a_model_made_on_the_meta_device(tmp_path, how):
     whole = dist.run_local(1, trained, ("plain", 1, tmp_path))[0][0]
 
     def rank_main(rank: int):
-        with torch.device("meta"):
-            model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        where = {"device": "meta"}  # threads share the `with torch.device(...)` context
+        layers = nn.Linear(6, 8, **where), nn.BatchNorm1d(8, **where), nn.Linear(8, 3, **where)
+        model = nn.Sequential(*layers[:2], nn.Tanh(), layers[2])
         fully_shard(model)
         if how == "sharded":
             state = {"m": get_model_state_dict(model)}
@@ -384,8 +390,11 @@ def test_random_numbers_of_more_ranks_than_saved(tmp_path):
 
 def test_retention(tmp_path):
     manager = dcp.CheckpointManager(tmp_path, keep=2)
+    saved = []
     for step in (1, 5, 9, 30):
         manager.save(step, {"x": torch.full((3,), float(step))})
+        saved.append(step)
+        assert manager.steps() == saved[-2:]
     assert sorted(os.listdir(tmp_path)) == ["step-00000009", "step-00000030"]
     assert manager.steps() == [9, 30] and manager.latest() == 30
     only = dcp.CheckpointManager(tmp_path, keep=1)
@@ -508,3 +517,22 @@ def test_ranks_over_sockets(tmp_path):
     done = mpi_runner.run_command([*command, "reshard", str(tmp_path)], timeout=100)
     assert done.status == 0, done.output
     assert done.output.count("resharded over") == 2, done.output
+
+
+def test_a_sharded_run_goes_on_on_other_numbers_of_processes(tmp_path):
+    """2, 3 and 2 processes: steps and rates go on, and the epoch's 42 samples are seen once."""
+    seen: list[int] = []
+    steps = 0
+    for n, batches in ((2, 3), (3, 2), (2, 100)):
+        done = mpi_runner.run_ranks_of(WORKER, n, "train", str(tmp_path), str(batches), timeout=100)
+        assert done.status == 0, done.output
+        parts = re.findall(r"<saw \[(.*?)\]>", done.output)
+        reports = re.findall(r"<rank \d of \d steps (\d+) (\S+) rate (\S+)>", done.output)
+        assert len(parts) == len(reports) == n
+        samples = [int(number) for part in parts for number in part.split(",")]
+        steps += -(-len(samples) // (2 * n))
+        for count, of_optimizer, rate in reports:
+            assert int(count) == int(float(of_optimizer)) == steps
+            assert float(rate) == 0.01 * 0.5 ** (steps // 2)
+        seen += samples
+    assert sorted(seen) == list(range(42))
