@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from ddp_models import (
@@ -199,10 +201,21 @@ def test_throw_on_early_termination():
         rank = dist.get_rank()
         ddp = DDP(build(mlp, rank))
         message = "Rank 0 exhausted all inputs" if rank == 0 else "at least one rank that exhausted"
-        joined = ddp.join(throw_on_early_termination=True)
+        joined = ddp.join(False, throw_on_early_termination=True)
         with pytest.raises(RuntimeError, match=message), joined:
             train(ddp, sgd(ddp.parameters()), 2 + rank)
-        dist.barrier()
+        # The ranks are in step, and nothing of the join is left over.
+        whole = build(mlp, 0)
+        whole.load_state_dict(ddp.module.state_dict())
+        for weighted in (False, True):
+            for model in (ddp, whole):
+                model.zero_grad()
+            loss = loss_of(ddp(batch(7, rank)))
+            with ddp.weighted(4) if weighted else contextlib.nullcontext():
+                loss.backward()
+            loss_of(whole(torch.cat([batch(7, r) for r in range(3)]))).backward()
+            for p, q in zip(ddp.parameters(), whole.parameters()):
+                np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), 1e-11, 1e-12)
 
     on_ranks(3, scenario)
 
@@ -225,7 +238,7 @@ class Counter(Joinable):
         return total.item()
 
     def join_hook(self, **kwargs):
-        assert kwargs == {"factor": 3}
+        assert kwargs["factor"] == 3
         counter = self
 
         class Hook(JoinHook):
@@ -252,6 +265,10 @@ def test_anything_can_join():
         assert counter.ended == [rank > 0]
         with pytest.raises(ValueError, match="at least one joinable"):
             Join([])
+        late = DDP(build(mlp, rank))
+        joined = Join([Counter(), late], factor=3, divide_by_initial_world_size=False)
+        with pytest.raises(RuntimeError, match="name the DistributedDataParallel first"), joined:
+            late(batch(0, rank))
         with pytest.raises(KeyError), Join([counter], factor=3):
             raise KeyError  # passes through, and no hook runs
         assert counter.ended == [rank > 0]

@@ -218,7 +218,9 @@ class DistributedDataParallel(Extras, Module, Joinable):
         joining = self._join_config.enable
         if joining:
             self._announce()
-        elif training and self._auditor is not None and self.require_backward_grad_sync:
+        else:
+            self._stop_joining()
+        if not joining and training and self._auditor is not None and self.require_backward_grad_sync:
             self._auditor.forward()
         syncs = self.require_backward_grad_sync and (training or joining) and self._copies_buffers()
         late = self.buffer_hook is not None and self.buffer_hook[2]
@@ -249,10 +251,20 @@ class DistributedDataParallel(Extras, Module, Joinable):
         """Tell ranks without input that an iteration begins and whether it is reduced."""
         work = Join.notify_join_context(self)
         self.reducer.joining = True
-        if work is not None and not self._divide_by_initial_world_size:
+        if not self._divide_by_initial_world_size:
+            if work is None:
+                raise RuntimeError(
+                    "divide_by_initial_world_size=False: the number of ranks with input is known "
+                    "to the first of Join([...]) only; name the DistributedDataParallel first"
+                )
             n = self.process_group.size()
             self.reducer.scale = lambda: n / float(work.result()[0]) if work.wait() else 1.0
         agree_to_reduce(self.process_group, self.require_backward_grad_sync)
+
+    def _stop_joining(self) -> None:
+        """After `join`, however it was left."""
+        if self.reducer.joining:
+            self.reducer.joining, self.reducer.scale = False, None
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -294,6 +306,7 @@ class DistributedDataParallel(Extras, Module, Joinable):
                 "DistributedDataParallel.weighted inside join: ranks without input could not take "
                 "part; leave join away and run them with count 0 instead"
             )
+        self._stop_joining()
         self.reducer.scale = weighted_scale(self.process_group, count, loss)
         self._weighted = True
         try:

@@ -49,8 +49,7 @@ class DDPJoinHook(JoinHook):
         ddp = self.ddp
         root = common_rank(ddp.process_group, is_last_joiner)
         ddp._copy_model_from(root)
-        ddp.reducer.joining = False
-        ddp.reducer.scale = None
+        ddp._stop_joining()
 
 
 def agree_to_reduce(group: ProcessGroup, mine: bool) -> bool:
