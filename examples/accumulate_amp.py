@@ -70,7 +70,8 @@ def main(given: argparse.Namespace) -> None:
             step += 1
             meter.step(step, total)
     accuracy = digits.accuracy(model.module, device)
-    meter.close(2 * gradients * (ranks - 1) / ranks, "2P(n-1)/n")
+    meter.close()
+    meter.show_bytes(2 * gradients * (ranks - 1) / ranks, "2P(n-1)/n")
     meter.note(f"steps left out as gradients overflowed: {skipped}")
     meter.note(f"held-out digits: {accuracy:.2%} right")
 

@@ -49,7 +49,8 @@ def main(given: argparse.Namespace) -> None:
             meter.step(step, loss)
     # The wrapped module, not the wrapper: evaluation has no gradients to reduce.
     accuracy = digits.accuracy(model.module, device)
-    meter.close(2 * gradients * (ranks - 1) / ranks, "2P(n-1)/n")
+    meter.close()
+    meter.show_bytes(2 * gradients * (ranks - 1) / ranks, "2P(n-1)/n")
     meter.note(f"held-out digits: {accuracy:.2%} right")
 
 

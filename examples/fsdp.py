@@ -120,7 +120,8 @@ def main(given: argparse.Namespace) -> None:
         scheduler.step()
         meter.step(step + 1, loss)
     held_out = held_out_loss(model, corpus.held_out.to(device), given.context)
-    meter.close(theory(model, given), "gather + reduce")
+    meter.close()
+    meter.show_bytes(theory(model, given), "gather + reduce")
     meter.note(f"held-out text: {held_out:.4f} nats per character")
 
 

@@ -172,10 +172,13 @@ class Meter:
             )
         dist.reset_ledger()  # what the meter itself and the caller's evaluation send is not counted
 
-    def close(self, theory: float, formula: str) -> None:
-        """Show first and last loss, and the bytes per step beside ``theory`` of ``formula``."""
+    def close(self) -> None:
+        """Show first and last loss."""
         self.progress.close()
         self.note(f"loss: first {self.first:.4f}, last {self.last:.6f}")
+
+    def show_bytes(self, theory: float, formula: str) -> None:
+        """Show the bytes per step beside ``theory`` of ``formula``."""
         if dist.get_world_size() == 1:
             self.note("sent per step: nothing, there is one rank")
             return

@@ -143,10 +143,34 @@ def test_fsdp_in_16_bits(words: str, gpt_alone: str) -> None:
     assert sent == pytest.approx(theory, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["ddp", "accumulate_amp", "fsdp"])
+RESUME = ["--epochs=3", "--width=8", "--lr=0.003", "--save-every=5"]  # 42 steps of 96
+
+
+@pytest.mark.parametrize("ranks, layout", [(1, "ddp"), (3, "fsdp")])
+def test_a_killed_run_goes_on_at_another_size(ranks: int, layout: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    undisturbed = output_of("resume", 1, *RESUME, f"--folder={tmp_path / 'whole'}")
+    assert "starting at step 0 of 42" in undisturbed
+
+    folder = f"--folder={tmp_path / 'killed'}"
+    killed = start("resume", 2, *RESUME, folder, "--kill-at=23")
+    assert killed.status != 0 and "held-out" not in killed.output
+    goes_on = output_of("resume", ranks, *RESUME, folder, f"--layout={layout}")
+    # The save of step 20 may or may not have been whole when the rank was killed.
+    found = re.search(r"continuing after step (\d+) of 42", goes_on)
+    assert found and int(found[1]) in (15, 20), goes_on
+    assert losses(goes_on)[1] == pytest.approx(losses(undisturbed)[1], rel=0.01)
+    assert abs(right(goes_on) - right(undisturbed)) < 0.9  # 3 of 360
+    assert "steps [35, 40, 42]" in goes_on
+
+    again = start("resume", ranks, *RESUME, folder)
+    assert again.status == 2 and "is at step 42 of 42: complete" in again.output
+
+
+@pytest.mark.parametrize("name", ["ddp", "accumulate_amp", "fsdp", "resume"])
 def test_help_shows_examples_once(name: str) -> None:
     output = output_of(name, 2, "--help")
-    assert output.count(f"--nproc-per-node 2 examples/{name}.py\n") == 1
+    assert len(re.findall(rf"disttorch-run --nproc-per-node 2 examples/{name}\.py\b", output)) == 1
     assert output.count("usage:") == 1
 
 
