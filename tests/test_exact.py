@@ -105,6 +105,32 @@ def test_volume_and_bits_in_processes(alone, n, least, most):
     assert all(least < ratio < most for ratio in found), found
 
 
+BEFORE = """
+import disttorch as torch
+import disttorch.nn.functional as F
+from disttorch.utils.data import DataLoader, TensorDataset
+g = torch.Generator().manual_seed(0)
+data = TensorDataset(torch.randn(200, 5, generator=g), torch.randint(0, 3, (200,), generator=g))
+Net = lambda: torch.nn.Linear(5, 3)
+"""
+
+
+def test_the_lines_of_the_documentation(tmp_path):
+    text = (WORKER.parent.parent / "docs" / "exact.md").read_text()
+    lines = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    script = tmp_path / "lines.py"
+    script.write_text(f"{BEFORE}{lines}print('digest', model.step_number, model.digest())\n")
+    found = set()
+    for n in ("1", "3"):
+        command = [
+            sys.executable, "-m", "launcher", "--via", "spawn", "-n", n, "--oversubscribe", str(script)
+        ]  # fmt: skip
+        job = run_command(command, timeout=60)
+        assert job.status == 0 and not job.timed_out, job.output[-4000:]
+        found |= set(re.findall(r"digest 30 ([0-9a-f]{64})", job.output))
+    assert len(found) == 1
+
+
 # ---- the tests would notice ----------------------------------------------------------------------
 
 
