@@ -246,6 +246,36 @@ def test_copies_and_files(n):
     on_ranks(n, scenario)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("options", [{}, {"gradient_as_bucket_view": True}])
+def test_optimizer_in_backward(n, options):
+    def scenario():
+        rank = dist.get_rank()
+        ddp, whole = ddp_and_whole(mlp, bucket_cap_mb=TINY, **options)
+        kinds = (optim.AdamW, {"lr": 0.01})
+        ddp._register_fused_optim(kinds[0], optim_params=list(ddp.parameters())[:4], **kinds[1])
+        last = optim.SGD(list(ddp.parameters())[4:], lr=0.1)
+        ones = [kinds[0](list(whole.parameters())[:4], **kinds[1]),
+                optim.SGD(list(whole.parameters())[4:], lr=0.1)]
+        for number in range(5):
+            ddp.zero_grad()
+            whole.zero_grad()
+            with ddp.no_sync():
+                loss_of(ddp(batch(number, rank))).backward()
+            loss_of(ddp(batch(number + 9, rank))).backward()
+            last.step()
+            loss_of(whole(whole_batch(number))).backward()
+            loss_of(whole(whole_batch(number + 9))).backward()
+            for one in ones:
+                one.step()
+            for p, q in zip(ddp.parameters(), whole.parameters()):
+                np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), 1e-9, 1e-10)
+        with pytest.raises(ValueError, match="not all of this wrapper's"):
+            ddp._register_fused_optim(optim.SGD, optim_params=[nn.Parameter(torch.ones(1))])
+
+    on_ranks(n, scenario)
+
+
 def test_another_process_group():
     def scenario():
         rank = dist.get_rank()

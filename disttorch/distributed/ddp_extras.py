@@ -74,6 +74,32 @@ class Extras:
             raise RuntimeError("_set_static_graph() must come before the first backward")
         self.static_graph = self.reducer.static = True
 
+    def _register_fused_optim(
+        self, optim: type, *args: Any, optim_params: Any = None, **kwargs: Any
+    ) -> None:
+        """Update each bucket's parameters in backward, as soon as their mean gradient is there.
+
+        The updates of the first buckets overlap with the reduction of the later ones. Each
+        parameter has an optimizer of its own, so this is for optimizers that treat parameters one
+        by one; gradients stay until `zero_grad`.
+
+        Args:
+            optim: the class; args, kwargs: for it, after the parameters.
+            optim_params: which parameters; None: all.
+        """
+        chosen = self.reducer.parameters if optim_params is None else list(optim_params)
+        known = {id(p) for p in self.reducer.parameters}
+        if any(id(p) not in known for p in chosen):
+            raise ValueError("_register_fused_optim: optim_params are not all of this wrapper's")
+        optimizers = {id(p): optim([p], *args, **kwargs) for p in chosen}
+
+        def update(parameters: list[Any]) -> None:
+            for p in parameters:
+                if id(p) in optimizers:
+                    optimizers[id(p)].step()
+
+        self.reducer.after_bucket = update
+
     def _remove_autograd_hooks(self) -> None:
         """Stop taking part in the backward of the parameters, for good."""
         for handle in self._hook_handles:

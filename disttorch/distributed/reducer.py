@@ -48,6 +48,8 @@ class Reducer:
         hook: None, or what is called with a GradBucket in the place of the all-reduce.
         scale: None, or what gives the factor of this rank's gradients before they are averaged.
         joining: whether ranks may be without input (`Join`).
+        after_bucket: None, or what is called with the parameters of each bucket once their reduced
+            gradients are in place, while later buckets are still under way.
         local: weak references to gradients that were accumulated without being reduced since, by
             number of the parameter.
     """
@@ -70,6 +72,7 @@ class Reducer:
         self.hook: Callable[[GradBucket], Any] | None = None
         self.scale: Callable[[], float] | None = None
         self.joining = False
+        self.after_bucket: Callable[[list[Tensor]], None] | None = None
         self.local: dict[int, weakref.ref] = {}
         self.clock = Clock()
         self.futures: list[Any] = []  # of buffers' hooks, to be waited for at the end of backward
@@ -273,6 +276,7 @@ class Reducer:
         if absent and not finding:
             self._backward = None
             raise RuntimeError(self._unused_message(absent))
+        self.local.clear()
         if self.alone:
             self._scale_alone()
         else:
@@ -282,7 +286,6 @@ class Reducer:
         for future in self.futures:
             future.wait()
         self.futures = []
-        self.local.clear()
         if self._first_fired is None:
             self._first_fired = self._fired
         self.was_static = self.was_static and self._fired == self._first_fired
@@ -305,9 +308,13 @@ class Reducer:
             if bucket.idle:
                 continue
             self._await(bucket)
+            came = []
             for i, view in zip(bucket.members, bucket.views):
                 if used is None or used[i]:
                     self._bring_back(self.parameters[i], view)
+                    came.append(self.parameters[i])
+            if self.after_bucket is not None:
+                self.after_bucket(came)
         if not self._rebuilt:
             self._rebuild(used)
         if self.static and self._expected is None:
@@ -332,6 +339,8 @@ class Reducer:
             grad = self.parameters[i]._grad
             if grad is not None:
                 self._bring_back(self.parameters[i], grad._data * factor)
+        if self.after_bucket is not None:
+            self.after_bucket([self.parameters[i] for i in sorted(self._ready)])
 
     def _bring_back(self, parameter: Tensor, view: Any) -> None:
         grad = parameter._grad
