@@ -183,7 +183,8 @@ class Meter:
             self.note("sent per step: nothing, there is one rank")
             return
         sent, calls = self.sent / max(self.counted, 1), self.calls / max(self.counted, 1)
-        seen = f"{sent / 1e6:.4f} MB" if sent else "not counted by this transport,"
+        known = sent > 0 or calls == 0  # a library such as NCCL does not tell what it moves
+        seen = f"{sent / 1e6:.4f} MB" if known else "not counted by this transport,"
         self.note(
             f"sent per step and rank: {seen} in {calls:.1f} calls; "
             f"theory {formula} = {theory / 1e6:.4f} MB"
