@@ -260,16 +260,18 @@ def check_agreement(all_plans: list[SavePlan]) -> None:
     for rank, plan in enumerate(all_plans):
         for item in plan.items:
             data = item.tensor_data
-            what: Any = "no tensor"
-            if data is not None:
-                what = f"a tensor of shape {tuple(data.size)} and {data.properties.dtype}"
+            what = None if data is None else (tuple(data.size), data.properties.dtype)
             before, first = seen.setdefault(item.index.fqn, (what, rank))
             if before != what:
                 raise ValueError(
-                    f"the key {item.index.fqn!r} is {before} on rank {first} and {what} on rank "
-                    f"{rank}: save what differs between ranks under keys of their own, or as a "
-                    "RankLocal"
+                    f"the key {item.index.fqn!r} is {_text(before)} on rank {first} and "
+                    f"{_text(what)} on rank {rank}: save what differs between ranks under keys of "
+                    "their own, or as a RankLocal"
                 )
+
+
+def _text(what: tuple | None) -> str:
+    return "no tensor" if what is None else f"a tensor of shape {what[0]} and {what[1]}"
 
 
 def dedup_save_plans(all_plans: list[SavePlan], to_lowest_rank: bool = False) -> list[SavePlan]:

@@ -322,17 +322,23 @@ def verify(
     """
     folder = _path(checkpoint_id)
     found = manifest.read(folder)
+    inside: dict[str, list[tuple[str, Stored]]] = {}
+    for index, stored in manifest.metadata_of(found, folder).storage_data.items():
+        if isinstance(stored, Stored):
+            inside.setdefault(stored.file, []).append((index.fqn, stored))
     wrong = []
     for name in sorted(found["files"])[part[0] :: part[1]]:
         try:
-            _verify_file(folder, name, found, contents)
+            _verify_file(folder, name, found, inside.get(name, []) if contents else None)
         except DamagedCheckpoint as error:
             wrong.append(str(error))
     if wrong:
         raise DamagedCheckpoint("; ".join(wrong))
 
 
-def _verify_file(folder: str, name: str, found: dict, contents: bool) -> None:
+def _verify_file(
+    folder: str, name: str, found: dict, contents: list[tuple[str, Stored]] | None
+) -> None:
     about, block = found["files"][name], found["block"]
     with FileOfBlocks(folder, name) as file:
         size = os.fstat(file.file.fileno()).st_size
@@ -340,13 +346,11 @@ def _verify_file(folder: str, name: str, found: dict, contents: bool) -> None:
             raise DamagedCheckpoint(
                 f"{file.path} has {size} bytes, its checkpoint was saved with {about['bytes']}"
             )
-        if not contents:
+        if contents is None:
             return
         file.check(Stored(name, 0, about["header"], tuple(about["checksums"]), block), "its header")
-        metadata = manifest.metadata_of(found, folder)
-        for index, stored in metadata.storage_data.items():
-            if isinstance(stored, Stored) and stored.file == name:
-                file.check(stored, repr(index.fqn))
+        for fqn, stored in contents:
+            file.check(stored, repr(fqn))
 
 
 def is_whole(checkpoint_id: str | os.PathLike) -> bool:

@@ -11,7 +11,7 @@ from ..process_group import ProcessGroup, is_initialized
 from .default_planner import DefaultLoadPlanner, EmptyStateDictLoadPlanner
 from .metadata import Metadata
 from .planner import LoadPlan, LoadPlanner
-from .stateful import Stateful
+from .stateful import is_stateful
 from .storage import StorageReader
 from .storage_setup import storage_for
 from .utils import NOT_DISTRIBUTED, Ranks, group_of
@@ -56,13 +56,13 @@ def load_stateful_on(
     # Asking an object for its state may be a call between ranks: in the same order on all
     keys = sorted(state_dict)
     states = {
-        key: state_dict[key].state_dict() if isinstance(state_dict[key], Stateful) else state_dict[key]
+        key: state_dict[key].state_dict() if is_stateful(state_dict[key]) else state_dict[key]
         for key in keys
     }
     load_on(ranks, states, reader, planner)
     for key in keys:
         entry = state_dict[key]
-        if isinstance(entry, Stateful):
+        if is_stateful(entry):
             entry.load_state_dict(states[key])
         else:
             state_dict[key] = states[key]

@@ -19,7 +19,7 @@ from .default_planner import DefaultSavePlanner
 from .metadata import STATE_DICT_TYPE, Metadata
 from .planner import SavePlan, SavePlanner
 from .staging import AsyncStager, copy_state_dict
-from .stateful import Stateful
+from .stateful import is_stateful
 from .storage import StorageWriter, WriteResult
 from .storage_setup import storage_for
 from .utils import NOT_DISTRIBUTED, Ranks, background_group_of, group_of
@@ -130,7 +130,7 @@ def save_on(
 def states_of(state_dict: Mapping) -> dict[str, Any]:
     """The state dict with the states of its `Stateful` objects."""
     return {
-        key: entry.state_dict() if isinstance(entry, Stateful) else entry
+        key: entry.state_dict() if is_stateful(entry) else entry
         for key, entry in state_dict.items()
     }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from ...tensor import Tensor
+
 
 @runtime_checkable
 class Stateful(Protocol):
@@ -16,6 +18,11 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state."""
         ...
+
+
+def is_stateful(obj: Any) -> bool:
+    """Whether it gives and takes a state. Tensors, of which there are many, are told at once."""
+    return not isinstance(obj, Tensor) and isinstance(obj, Stateful)
 
 
 StatefulT = TypeVar("StatefulT", bound=Stateful)
