@@ -86,6 +86,17 @@ def test_threads_are_part_of_the_fingerprint():
     assert one == fingerprint()
 
 
+def test_only_numpys_own_blas_counts():
+    pytest.importorskip("scipy.linalg.cython_blas")
+    if len(blas.loaded()) < 2:
+        pytest.skip("SciPy has no BLAS of its own here")
+    (library,) = blas.of_numpy()
+    assert "numpy" in library.path and "scipy.libs" not in library.path
+    surroundings.fix_threads(1)
+    assert [each.threads for each in blas.loaded()] == [1] * len(blas.loaded())
+    assert fingerprint()["blas"].count("MAX_THREADS") == 1
+
+
 def test_a_gpu_is_warned_of():
     with pytest.warns(UserWarning, match="cuda:0 kernels that add by atomic operations"):
         surroundings.warn_of_gpu("cuda:0")

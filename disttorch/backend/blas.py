@@ -7,6 +7,7 @@ while the process runs, by functions of the library, under names that differ by 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import threading
 from dataclasses import dataclass
@@ -74,6 +75,39 @@ class Library:
                     ask.restype = ctypes.c_char_p
                     words.append((ask() or b"").decode(errors="replace").strip())
         return " ".join(words)
+
+
+class _Place(ctypes.Structure):
+    """What dladdr(3) tells about an address."""
+
+    _fields_ = [
+        ("path", ctypes.c_char_p), ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p), ("address", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+def of_numpy() -> list[Library]:
+    """The one library that NumPy multiplies matrices with; all that are loaded where it is not known.
+
+    SciPy has a copy of its own: whether that is loaded makes no difference to NumPy's bits.
+    """
+    found = loaded()
+    core = getattr(np, "_core", None) or np.core
+    try:
+        numpys = ctypes.CDLL(core._multiarray_umath.__file__)
+        where = ctypes.CDLL(None).dladdr
+    except (OSError, AttributeError):
+        return found
+    for name in ("scipy_cblas_sgemm64_", "cblas_sgemm64_", "cblas_sgemm"):
+        try:
+            function = getattr(numpys, name)
+        except AttributeError:
+            continue
+        place = _Place()
+        if where(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(place)):
+            path = os.path.realpath((place.path or b"").decode())
+            return [lib for lib in found if os.path.realpath(lib.path) == path] or found
+    return found
 
 
 def loaded() -> list[Library]:

@@ -23,7 +23,7 @@ def fingerprint(device: str = "cpu") -> dict[str, str]:
     Args:
         device: "cpu", or the GPU that computes.
     """
-    libraries = blas.loaded()
+    libraries = blas.of_numpy()
     found = {
         "cpu": _cpu(),
         "kernels of numpy": _features(),
