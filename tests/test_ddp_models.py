@@ -9,6 +9,7 @@ from ddp_models import Branches, assert_same_on_all_ranks, fill
 import disttorch as torch
 import disttorch.distributed as dist
 from disttorch import nn, optim
+from disttorch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from disttorch.models.gpt import GPT
 from disttorch.models.resnet import BasicBlock, ResNet
 from disttorch.nn import functional as F
@@ -220,19 +221,31 @@ def test_gradient_penalty():
 def test_buckets_that_no_rank_uses_are_skipped():
     def scenario(rank):
         def make():
-            return Branches(split=2).double()
+            model = Branches(split=2).double()  # both ranks use `low`; `spare` now comes first
+            for name in ("stem", "low", "high"):
+                model._modules[name] = model._modules.pop(name)
+            return model
 
         ddp = DDP(
             fill(make(), rank), bucket_cap_mb=1e-5, find_unused_parameters=True,
             skip_all_reduce_unused_params=True,
         )
         x = [torch.tensor(np.random.default_rng(r).normal(size=(3, 5))) for r in range(2)]
+        flags = []
+
+        def look(state, bucket):
+            flags.append(bucket.is_last())
+            return default_hooks.allreduce_hook(state, bucket)
+
+        ddp.register_comm_hook(None, look)
         for _ in range(3):
             dist.reset_ledger()
+            flags.clear()
             ddp.zero_grad()
             (ddp(x[rank]) ** 2).mean().backward()
             # stem and low; one more tells which parameters were used
             assert dist.ledger()["all_reduce"]["calls"] == 4 + 1
+            assert flags == [False, False, False, True]
         whole = fill(make(), 0)
         (whole(torch.cat(x), 0) ** 2).mean().backward()
         for p, q in zip(ddp.parameters(), whole.parameters()):

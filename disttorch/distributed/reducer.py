@@ -230,14 +230,14 @@ class Reducer:
             bucket.flat[...] = 0  # a mean over no samples is not a number
         elif self._factor != 1.0:
             bucket.flat *= self._factor
+        last = all(later.idle for later in self.buckets[number + 1 :])
         if self.hook is None:
             bucket.work = self.group.ranks.all_reduce(
                 bucket.flat, collectives.ReduceOp.AVG, async_op=True
             )
-            self.clock.watch(bucket.work, number == len(self.buckets) - 1)
+            self.clock.watch(bucket.work, last)
         else:
             parameters = [self.parameters[i] for i in bucket.members]
-            last = number == len(self.buckets) - 1
             with no_grad():
                 bucket.work = self.hook(GradBucket(number, wrap(bucket.flat), parameters, last))
             if not hasattr(bucket.work, "wait"):
