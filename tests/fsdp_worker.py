@@ -10,7 +10,9 @@ import traceback
 import warnings
 
 import fsdp_counts
+import fsdp_interface
 import fsdp_scenarios
+import fsdp_wrapper_scenarios
 
 import disttorch.distributed as dist
 
@@ -23,7 +25,12 @@ def main() -> int:
     rank = dist.get_rank()
     if (dist.get_backend(), dist.get_world_size()) != (backend, size):
         raise RuntimeError(f"expected {size} ranks over {backend}, got {dist.group.WORLD}")
-    scenarios = (*fsdp_scenarios.SCENARIOS, *fsdp_counts.SCENARIOS)
+    scenarios = (
+        *fsdp_scenarios.SCENARIOS,
+        *fsdp_counts.SCENARIOS,
+        *fsdp_interface.SCENARIOS,
+        *fsdp_wrapper_scenarios.SCENARIOS,
+    )
     failures = []
     for scenario in scenarios:
         try:

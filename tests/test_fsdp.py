@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import fsdp_counts
+import fsdp_interface
 import fsdp_scenarios
 import fsdp_wrapper_scenarios
 import pytest
@@ -31,14 +32,17 @@ def test_on_threads(scenario, n):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
-@pytest.mark.parametrize("scenario", fsdp_counts.SCENARIOS, ids=lambda s: s.__name__)
+@pytest.mark.parametrize(
+    "scenario", fsdp_counts.SCENARIOS + fsdp_interface.SCENARIOS, ids=lambda s: s.__name__
+)
 def test_counts_on_threads(scenario, n):
     dist.run_local(n, lambda rank: scenario(), timeout=100)
 
 
 def check_job(job, n: int) -> None:
     assert not job.timed_out and job.status == 0, job.output[-6000:]
-    count = len(fsdp_scenarios.SCENARIOS) + len(fsdp_counts.SCENARIOS)
+    modules = (fsdp_scenarios, fsdp_counts, fsdp_interface, fsdp_wrapper_scenarios)
+    count = sum(len(module.SCENARIOS) for module in modules)
     ends = re.findall(r"rank (\d): (\d+) scenarios, 0 failures", job.output)
     assert sorted(ends) == [(str(r), str(count)) for r in range(n)], job.output
     for line in re.findall(r"rank \d: memory (.*)", job.output):
