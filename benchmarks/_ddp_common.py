@@ -79,12 +79,6 @@ def busy_seconds() -> float:
     return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
 
 
-def own_seconds() -> float:
-    """CPU seconds of this process, all threads."""
-    times = os.times()
-    return times.user + times.system
-
-
 def bytes_sent_by_sockets() -> float:
     """Bytes that this process has handed to its open TCP connections, by Linux's count of each.
 

@@ -25,6 +25,7 @@ def figures(samples: dict) -> list[Row]:
             "batch_per_rank": rounds[-1]["batch"],
             "ms": statistics.median(seconds) * 1e3,
             "least_ms": min(each for one in found["samples"] for each in one["seconds"]) * 1e3,
+            "cpu_ms": statistics.median(one["cpu"] for one in found["samples"]) * 1e3,
             "steps": len(seconds),
             "samples": len(counted),
             "left_out": len(found["samples"]) - len(counted),
@@ -80,9 +81,10 @@ def table(rows: list[Row], versions: dict[str, str], load: tuple[float, float]) 
     lines = [
         f"{os.cpu_count()} cores (load before {load[0]:.1f}, after {load[1]:.1f}), float32, one thread "
         f"a rank; {names}",
-        "ms: median step of the slowest rank (the fastest step in brackets); over alone, beside: above",
-        "a step of one process, of as many without reduction; sent: MB per step and rank, counted, and",
-        "the least; overlap: share of the reduction's time before the last gradient",
+        "ms: median step of the slowest rank (the fastest step in brackets); cpu: of a rank's threads, which",
+        "other programs hardly change; / torch: of ms; over alone, beside: above a step of one process, of",
+        "as many without reduction; sent: MB per step and rank, counted, and the least; overlap: share of",
+        "the reduction's time before the last gradient",
     ]
     if not all(row["calm"] for row in rows):
         lines.append("*: other programs used the cores meanwhile; the least disturbed samples count")
@@ -91,8 +93,8 @@ def table(rows: list[Row], versions: dict[str, str], load: tuple[float, float]) 
     for ranks in sorted({row["ranks"] for row in rows}):
         lines += ["", f"{ranks} rank{'s' * (ranks > 1)}, the batch per rank as in the title"]
         lines.append(
-            f"{'model':30s}{'mode':>6s}  {'library':16s}{'ms':>9s} {'(least)':>9s}{'/ torch':>9s}"
-            f"{'over alone':>12s}{'beside':>9s}{'sent':>9s}{'least':>8s}{'overlap':>9s}"
+            f"{'model':30s}{'mode':>6s}  {'library':16s}{'ms':>9s} {'(least)':>9s}{'cpu ms':>9s}"
+            f"{'/ torch':>9s}{'over alone':>12s}{'beside':>9s}{'sent':>8s}{'least':>8s}{'overlap':>9s}"
         )
         for row in rows:
             if row["ranks"] == ranks and not row["mode"].endswith("strong"):
@@ -109,9 +111,9 @@ def _line(row: Row) -> str:
     sent, theory = (row[name] / 1e6 if several else None for name in ("sent_bytes", "theory_bytes"))
     return (
         f"{CASES[row['model']].title:30s}{row['mode']:>6s}  {row['library']:16s}{_ms(row):>9s} "
-        f"{'(' + format(row['least_ms'], '.2f') + ')':>9s}{cell(row['ratio'], '.2f', 9)}"
-        f"{cell(row['over_alone'] if several else None, '+.0%', 12)}"
-        f"{cell(row['over_beside'], '+.0%', 9)}{cell(sent, '.2f', 9)}{cell(theory, '.2f', 8)}"
+        f"{'(' + format(row['least_ms'], '.2f') + ')':>9s}{row['cpu_ms']:9.2f}"
+        f"{cell(row['ratio'], '.2f', 9)}{cell(row['over_alone'] if several else None, '+.0%', 12)}"
+        f"{cell(row['over_beside'], '+.0%', 9)}{cell(sent, '.2f', 8)}{cell(theory, '.2f', 8)}"
         f"{cell(row['overlap'], '.0%', 9)}"
     )
 

@@ -25,7 +25,6 @@ from benchmarks._ddp_common import (  # noqa: E402
     busy_seconds,
     bytes_sent,
     job_arguments,
-    own_seconds,
 )
 
 
@@ -70,7 +69,8 @@ class Sampler:
         return found
 
     def take(self, step: Callable[[], None], steps: int) -> dict[str, Any]:
-        """Seconds of each step, that of its slowest rank; bytes a step; CPUs that others have used.
+        """Seconds of each step, that of its slowest rank; what a step sends and its CPU seconds (means
+        over the ranks); CPUs that other programs have used.
 
         Of a step that reduces nothing the slowest rank counts too: reduction would wait for it.
         """
@@ -80,19 +80,20 @@ class Sampler:
         try:
             self.dist.barrier()
             before = bytes_sent(self.library, self.dist)
-            busy, own, began = busy_seconds(), own_seconds(), time.perf_counter()
+            busy, own, began = busy_seconds(), time.process_time(), time.perf_counter()
             for _ in range(steps):
                 start = time.perf_counter()
                 step()
                 times.append(time.perf_counter() - start)
             sent = bytes_sent(self.library, self.dist) - before
-            busy, own, wall = busy_seconds() - busy, own_seconds() - own, time.perf_counter() - began
+            busy, own, wall = busy_seconds() - busy, time.process_time() - own, time.perf_counter() - began
         finally:
             gc.enable()
         ranks = self.everyone((times, sent / steps, own))
         return {
             "seconds": [max(each) for each in zip(*(one[0] for one in ranks))],
             "sent": statistics.mean(one[1] for one in ranks),
+            "cpu": statistics.mean(one[2] for one in ranks) / steps,
             "others": self.everyone((busy - sum(one[2] for one in ranks)) / wall)[0],
         }
 

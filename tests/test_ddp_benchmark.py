@@ -26,7 +26,9 @@ def job(times: dict[str, float], batch: int = 128, others: float = 0.0, **more: 
     rows = [
         {
             "mode": mode, "batch": batch // 2 if "strong" in mode else batch, "parameters": P,
-            "samples": [{"seconds": [ms / 1e3, ms / 1e3], "sent": P, "others": others}] * 3,
+            "samples": [
+                {"seconds": [ms / 1e3, ms / 1e3], "sent": P, "cpu": ms / 1e3, "others": others}
+            ] * 3,
             **(more if mode == "ddp" else {}),
         }
         for mode, ms in times.items()
@@ -52,6 +54,7 @@ def test_figures_and_table() -> None:
     ddp = next(r for r in rows if r["mode"] == "ddp" and r["library"] == "disttorch")
     assert ddp["ms"] == pytest.approx(10) and ddp["ratio"] == pytest.approx(0.5)
     assert ddp["over_alone"] == ddp["over_beside"] == pytest.approx(0.25)
+    assert ddp["cpu_ms"] == pytest.approx(10)
     assert (ddp["sent_bytes"], ddp["theory_bytes"], ddp["overlap"]) == (P, P, 0.5)
     fsdp = next(r for r in rows if r["mode"] == "fsdp")
     assert fsdp["theory_bytes"] == 1.5 * P
