@@ -21,6 +21,7 @@ from checkpoint_kills import check_last
 import disttorch as torch
 import disttorch.distributed as dist
 import disttorch.distributed.checkpoint as dcp
+from disttorch.distributed.checkpoint import manifest
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
 KILLS = int(os.environ.get("CHECKPOINT_KILLS", "40"))
@@ -170,6 +171,31 @@ def test_damage_is_found_while_loading_too(tmp_path):
     with pytest.warns(UserWarning, match=path.name):
         assert manager.load_latest(state, check=False) == 1
     checkpoint_worker.check_whole(state, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e["shards"][0].update(file="../../secret"), "leads out of the folder"),
+        (lambda e: e["shards"][0].update(bytes=[-8, 4]), "checksums for the bytes -8 to 4"),
+        (lambda e: e["shards"][0].update(checksums=[]), "0 checksums for the bytes"),
+        (lambda e: e["shards"][0].update(shape=[1 << 40]), "bytes for a shard of shape"),
+        (lambda e: e.update(shape=[4]), "chunks-volume: 3"),
+        (lambda e: e.update(dtype="object"), "KeyError: 'object'"),
+        (lambda e: e.update(shards=None), "TypeError"),
+        (lambda e: e.update(kind="pickle"), "KeyError"),
+    ],
+)
+def test_a_manifest_that_someone_made_up(tmp_path, change, message):
+    """Its checksum is right, its content is not."""
+    dcp.save({"w": torch.ones(3)}, checkpoint_id=tmp_path)
+    content = manifest.read(str(tmp_path))
+    change(content["entries"]["w"])
+    manifest.write(str(tmp_path), content)
+    with pytest.raises(dcp.CheckpointException, match=message):
+        dcp.load({"w": torch.zeros(3)}, checkpoint_id=tmp_path)
+    with pytest.raises(dcp.DamagedCheckpoint):
+        dcp.verify(tmp_path)
 
 
 def test_all_ranks_take_the_same_checkpoint(tmp_path):

@@ -197,7 +197,7 @@ def test_a_model_made_on_the_meta_device(tmp_path, how):
     whole = dist.run_local(1, trained, ("plain", 1, tmp_path))[0][0]
 
     def rank_main(rank: int):
-        where = {"device": "meta"}  # threads share the `with torch.device(...)` context
+        where = {"device": "meta"}
         layers = nn.Linear(6, 8, **where), nn.BatchNorm1d(8, **where), nn.Linear(8, 3, **where)
         model = nn.Sequential(*layers[:2], nn.Tanh(), layers[2])
         fully_shard(model)

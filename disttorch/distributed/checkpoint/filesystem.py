@@ -327,6 +327,9 @@ def verify(
         if isinstance(stored, Stored):
             inside.setdefault(stored.file, []).append((index.fqn, stored))
     wrong = []
+    missing = set(inside) - set(found["files"])
+    if missing:
+        raise DamagedCheckpoint(f"{folder}: the manifest does not list its files {sorted(missing)}")
     for name in sorted(found["files"])[part[0] :: part[1]]:
         try:
             _verify_file(folder, name, found, inside.get(name, []) if contents else None)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from typing import Any
@@ -27,6 +28,7 @@ from ...serialization.archive import atomic_file
 from ...tensor import Size
 from . import values
 from .api import DamagedCheckpoint
+from .boxes import problems
 from .metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -147,7 +149,10 @@ def read(folder: str) -> dict:
     body = text[head.end() : -len(_TAIL)]
     if _digest(body) != head.group(1).decode():
         raise DamagedCheckpoint(f"{path} is damaged: it does not have the checksum it was saved with")
-    manifest = json.loads(body)
+    try:
+        manifest = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{path} is damaged: {error}") from None
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise DamagedCheckpoint(
             f"{path} has the format {manifest.get('format')!r} version {manifest.get('version')!r}, "
@@ -168,7 +173,20 @@ def _why(folder: str) -> str:
 
 
 def metadata_of(manifest: dict, folder: str) -> Metadata:
-    """A manifest as PyTorch's class; its `storage_data` is MetadataIndex -> `Stored` or bytes."""
+    """A manifest as PyTorch's class; its `storage_data` is MetadataIndex -> `Stored` or bytes.
+
+    Raises:
+        DamagedCheckpoint: it says what no save writes: it was made by hand, perhaps to do harm.
+    """
+    try:
+        return _metadata_of(manifest, folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedCheckpoint(
+            f"{os.path.join(folder, NAME)} is damaged: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _metadata_of(manifest: dict, folder: str) -> Metadata:
     saved: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     paths: dict[str, Path] = {}
     where: dict[MetadataIndex, Any] = {}
@@ -179,7 +197,7 @@ def metadata_of(manifest: dict, folder: str) -> Metadata:
             for item in entry.get("path", [key])
         )
         if entry["kind"] == "tensor":
-            saved[key] = _saved_tensor(entry)
+            saved[key] = _saved_tensor(key, entry)
             for shard in entry["shards"]:
                 where[MetadataIndex(key, shard["offsets"])] = _stored(shard, block)
             continue
@@ -192,18 +210,27 @@ def metadata_of(manifest: dict, folder: str) -> Metadata:
     return Metadata(saved, paths, where, meta, str(manifest["version"]))
 
 
-def _saved_tensor(entry: dict) -> TensorStorageMetadata:
-    return TensorStorageMetadata(
-        TensorProperties(
-            dtypes.BY_NAME[entry["dtype"]], requires_grad=entry.get("requires_grad", False)
-        ),
-        Size(entry["shape"]),
-        [ChunkStorageMetadata(Size(s["offsets"]), Size(s["shape"])) for s in entry["shards"]],
-    )
+def _saved_tensor(key: str, entry: dict) -> TensorStorageMetadata:
+    dtype, size = dtypes.BY_NAME[entry["dtype"]], Size(entry["shape"])
+    chunks = []
+    for shard in entry["shards"]:
+        chunk = ChunkStorageMetadata(Size(shard["offsets"]), Size(shard["shape"]))
+        start, end = shard["bytes"]
+        if math.prod(chunk.sizes) * dtype.itemsize != end - start:
+            raise ValueError(f"{key!r}: {end - start} bytes for a shard of shape {chunk.sizes}")
+        chunks.append(chunk)
+    if wrong := problems(size, chunks):
+        raise ValueError(f"{key!r} {wrong[0]}")
+    properties = TensorProperties(dtype, requires_grad=entry.get("requires_grad", False))
+    return TensorStorageMetadata(properties, size, chunks)
 
 
 def _stored(entry: dict, block: int) -> Stored:
     start, end = entry["bytes"]
+    if os.path.basename(entry["file"]) != entry["file"]:
+        raise ValueError(f"the file name {entry['file']!r} leads out of the folder")
+    if not 0 <= start <= end or len(entry["checksums"]) != -(-(end - start) // block):
+        raise ValueError(f"{len(entry['checksums'])} checksums for the bytes {start} to {end}")
     return Stored(entry["file"], start, end - start, tuple(entry["checksums"]), block)
 
 
