@@ -76,7 +76,8 @@ class DistributedDataParallel(Extras, Module, Joinable):
         audit_every: compare the parameters' bits across ranks before each so-many-th training
             forward, and raise on all ranks where they have drifted (`dist.audit`).
         unreduced: what an optimizer step with gradients that were never averaged gives: "raise",
-            "warn" or "ignore".
+            "warn" or "ignore"; None: an error, but one warning where all of them were accumulated
+            inside `no_sync()`, as scripts do that average parameters themselves.
 
     Attributes:
         module: the wrapped model; its keys in `state_dict()` begin with "module.".
@@ -116,7 +117,7 @@ class DistributedDataParallel(Extras, Module, Joinable):
         forward_sync_buffers: bool | None = None,
         *,
         audit_every: int | None = None,
-        unreduced: str = "raise",
+        unreduced: str | None = None,
     ) -> None:
         super().__init__()
         Joinable.__init__(self)
@@ -321,6 +322,10 @@ class DistributedDataParallel(Extras, Module, Joinable):
                 'nothing: accumulate sums there, and use weighted(count, loss="sum") around the '
                 "last backward only"
             )
+        if not self.reducer.local:
+            self._guard.on_purpose = True
+        if self.require_backward_grad_sync:  # this backward is not inside `no_sync()`
+            self._guard.on_purpose = False
         self.reducer.gradient_stays(i)
 
     # ---- buffers ---------------------------------------------------------------------------------

@@ -26,16 +26,19 @@ class Guard:
     Args:
         reducer: knows which gradients were left local.
         module_name: for messages.
-        action: "raise", "warn" or "ignore".
+        action: "raise", "warn" or "ignore"; None: "warn" once where every backward since the last
+            reduction was inside `no_sync()`, as in local SGD, and "raise" otherwise.
 
     Raises:
         ValueError: another action.
     """
 
-    def __init__(self, reducer: Any, module_name: str, action: str) -> None:
-        if action not in ACTIONS:
+    def __init__(self, reducer: Any, module_name: str, action: str | None) -> None:
+        if action not in (None, *ACTIONS):
             raise ValueError(f"unreduced must be one of {ACTIONS}, got {action!r}")
         self.reducer, self.module_name, self.action = reducer, module_name, action
+        self.on_purpose = True  # all that stayed local did so inside `no_sync()`
+        self._warned = False
         if action != "ignore" and reducer.group.size() > 1:
             _guards.add(self)
             _watch_steps()
@@ -61,8 +64,12 @@ class Guard:
             "inside it, and backward of the last micro-batch outside no_sync(); "
             'DistributedDataParallel(..., unreduced="ignore") if you average by other means'
         )
-        if self.action == "raise":
+        action = self.action or ("warn" if self.on_purpose else "raise")
+        if action == "raise":
             raise RuntimeError(text)
+        if self.action is None and self._warned:
+            return
+        self._warned = True
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
