@@ -10,6 +10,7 @@ import pytest
 from exact_models import train
 from launcher_jobs import Launcher
 from mpi_runner import require_mpi
+from test_launcher_nodes import KNOWN, Nodes
 
 import disttorch.distributed as dist
 
@@ -41,6 +42,19 @@ def test_a_killed_rank_leaves_the_bits_alone(tmp_path, name, optimizer, via, kil
     assert sorted(re.findall(r"rank (\d) of (\d): ([0-9a-f]{64})", out)) == [
         (str(rank), str(remain), wanted) for rank in range(remain)
     ]
+
+
+def test_two_nodes_start_again_and_leave_the_bits_alone(tmp_path):
+    nodes = Nodes(tmp_path, "--max-restarts", 1)
+    nodes.arguments += [WORKER, "mlp", "sgd", STEPS, f"{tmp_path}/checkpoint.pt"]
+    for node in (1, 0):
+        nodes.start(node, env={**KNOWN, "DIE": "0:3:5"})
+    ends = nodes.finish()
+    wanted = dist.run_local(1, lambda rank: train("mlp", "sgd", STEPS))[0]["digest"]
+    for node, (status, out, lines) in enumerate(ends):
+        assert status == 0 and "rank 3 of 4 was killed by SIGKILL" in lines[-1], lines
+        found = sorted(re.findall(r"rank (\d) of 4: ([0-9a-f]{64})", out))
+        assert found == [(str(2 * node + local), wanted) for local in range(2)]
 
 
 def test_the_example_tells_one_digest(tmp_path):
