@@ -57,10 +57,10 @@ def test_over_mpi():
     check_job(run_ranks_of(HERE / "fsdp_worker.py", 2, "mpi", "2", timeout=150), 2)
 
 
-def test_over_sockets():
+def test_over_sockets():  # 4 ranks: shards × replicas on processes too
     worker = str(HERE / "fsdp_worker.py")
-    command = [sys.executable, "-m", "launcher", "--via", "spawn", "--oversubscribe", "-n", "3"]
-    check_job(run_command([*command, worker, "tcp", "3"], 150, clean_environment()), 3)
+    command = [sys.executable, "-m", "launcher", "--via", "spawn", "--oversubscribe", "-n", "4"]
+    check_job(run_command([*command, worker, "tcp", "4"], 200, clean_environment()), 4)
 
 
 # ---- the scenarios would notice ------------------------------------------------------------------

@@ -91,7 +91,7 @@ def apply_to(
     dp_mesh_dims: DataParallelMeshDims | None,
 ) -> None:
     """Make modules one unit; arguments as of `fully_shard`."""
-    mesh = mesh or _setup.default_mesh()
+    mesh = mesh or _setup.default_mesh(modules)
     shard_axis, replicate_axis = _setup.data_parallel_axes(mesh, dp_mesh_dims)
     automatic = reshard_after_forward is None
     reshard = _setup.reshard_mode(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...nn import Module, Parameter
 from ..device_mesh import DeviceMesh, init_device_mesh
-from ..groups import new_subgroups_by_enumeration
+from ..groups import get_backend, new_subgroups_by_enumeration
 from ..process_group import get_world_size
 from ..tensor._api import DTensor
 from ._policies import DataParallelMeshDims
@@ -16,11 +16,11 @@ from ._state import state_of
 Places = dict[int, tuple[Parameter, list[tuple[Module, str]], str]]
 
 
-def default_mesh() -> DeviceMesh:
-    """All ranks of the job on one axis."""
-    from ..process_group import default_group
-
-    device = "cuda" if default_group().backend == "nccl" else "cpu"
+def default_mesh(modules: Sequence[Module]) -> DeviceMesh:
+    """All ranks of the job on one axis; of GPUs if a parameter is on one, or the backend is NCCL."""
+    on_gpu = any(p.device.type == "cuda" for m in modules for p in m.parameters())
+    nccl = "nccl" in str(get_backend())
+    device = "cuda" if on_gpu or nccl else "cpu"
     return init_device_mesh(device, (get_world_size(),))
 
 
