@@ -5,9 +5,10 @@
     python benchmarks/exact.py --via mpi --save    # write benchmarks/results/exact.txt
 
 One job for each number of ranks n; in it plain DDP and exact mode with V = n, 2n and 4n virtual
-shards take turns, on the same global batch, with one thread a rank and AdamW. A step's time is that
-of its slowest rank; figures are medians over the rounds. Bytes are those that a rank has received
-for its gradients, counted, beside the least that an all-reduce needs.
+shards take turns, and FSDP (`fully_shard`) with and without exact mode, on the same global batch, with
+one thread a rank and AdamW. A step's time is that of its slowest rank; figures are medians over the
+rounds. Bytes are those that a rank has received for gradients and parameters, counted, beside the
+least that these calls need.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if __name__ == "__main__":
 
 BATCH = {"mlp": 256, "cnn": 64, "gpt": 32}
 WORKER = "DISTTORCH_BENCHMARK_EXACT"
+COUNTED = ("all_reduce", "tree_all_reduce", "reduce_scatter", "all_gather")
 
 
 def arguments() -> argparse.Namespace:
@@ -82,6 +84,7 @@ def steps_of(name: str, n: int) -> dict[str, Callable[[], None]]:
     import disttorch.distributed as dist
     import disttorch.nn.functional as F
     from disttorch.distributed.exact import ExactDataParallel
+    from disttorch.distributed.fsdp import fully_shard
     from disttorch.nn.parallel import DistributedDataParallel
 
     x, y = make_batch(name)
@@ -91,8 +94,13 @@ def steps_of(name: str, n: int) -> dict[str, Callable[[], None]]:
     def loss_of(out: Any, y: Any) -> Any:
         return F.cross_entropy(out.reshape(-1, out.shape[-1]), y.reshape(-1))
 
-    def plain() -> Callable[[], None]:
-        model = DistributedDataParallel(make_model(name))
+    def sharded() -> Any:
+        net = make_model(name)
+        for block in getattr(net, "blocks", ()):
+            fully_shard(block)
+        return fully_shard(net)
+
+    def plain(model: Any) -> Callable[[], None]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
         def step() -> None:
@@ -102,8 +110,8 @@ def steps_of(name: str, n: int) -> dict[str, Callable[[], None]]:
 
         return step
 
-    def exact(V: int) -> Callable[[], None]:
-        model = ExactDataParallel(make_model(name), V)
+    def exact(net: Any, V: int) -> Callable[[], None]:
+        model = ExactDataParallel(net, V)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
         def step() -> None:
@@ -114,8 +122,11 @@ def steps_of(name: str, n: int) -> dict[str, Callable[[], None]]:
 
         return step
 
-    made = {f"exact, V={k * n}": exact(k * n) for k in (1, 2, 4)}
-    return {"DDP": plain(), **made}
+    made = {f"exact, V={k * n}": exact(make_model(name), k * n) for k in (1, 2, 4)}
+    return {
+        "DDP": plain(DistributedDataParallel(make_model(name))), **made,
+        "FSDP": plain(sharded()), f"exact FSDP, V={n}": exact(sharded(), n),
+    }  # fmt: skip
 
 
 def measure(name: str, rounds: int) -> list[dict[str, Any]]:
@@ -137,7 +148,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
             seconds[mode].append(time.perf_counter() - begin)
             ledger = dist.ledger()
             moved[mode] = {
-                figure: sum(ledger[c][figure] for c in ("all_reduce", "tree_all_reduce") if c in ledger)
+                figure: sum(ledger[c][figure] for c in COUNTED if c in ledger)
                 for figure in ("received_bytes", "lower_bound_bytes")
             }
     everyone: list[Any] = [None] * n
@@ -176,7 +187,7 @@ def run_job(n: int, given: argparse.Namespace, out: Path) -> list[dict[str, Any]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'model':6} {'ranks':>5}  {'mode':12} {'ms a step':>9} {'by DDP':>7} "
+    lines = [f"{'model':6} {'ranks':>5}  {'mode':16} {'ms a step':>9} {'by DDP':>7} "
              f"{'MB received':>11} {'least':>6}"]  # fmt: skip
     base = 1.0
     for row in rows:
@@ -184,7 +195,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             base = row["seconds"]
         got, least = row["received_bytes"] / 1e6, row["lower_bound_bytes"] / 1e6
         lines.append(
-            f"{row['model']:6} {row['ranks']:5}  {row['mode']:12} {1e3 * row['seconds']:9.1f} "
+            f"{row['model']:6} {row['ranks']:5}  {row['mode']:16} {1e3 * row['seconds']:9.1f} "
             f"{row['seconds'] / base:7.2f} {got:11.2f} {least:6.2f}"
         )
     return "\n".join(lines)
