@@ -37,7 +37,8 @@ def figures(samples: dict) -> list[Row]:
         }  # fmt: skip
         rows.append(row)
     for row in rows:
-        row["ratio"] = _ratio(row, find(rows, row, library="torch"))
+        row["ratio"] = _ratio(row, find(rows, row, library="torch"), "ms")
+        row["cpu_ratio"] = _ratio(row, find(rows, row, library="torch"), "cpu_ms")
         row["over_alone"] = _above(row, find(rows, row, ranks=1, mode="alone"))
         row["over_beside"] = _above(row, find(rows, row, mode="alone"))
     return rows
@@ -62,8 +63,8 @@ def _median(rounds: list[dict], name: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _ratio(row: Row, other: Row | None) -> float | None:
-    return None if other is None or row["library"] == "torch" else row["ms"] / other["ms"]
+def _ratio(row: Row, other: Row | None, of: str) -> float | None:
+    return None if other is None or row["library"] == "torch" else row[of] / other[of]
 
 
 def _above(row: Row, base: Row | None) -> float | None:
@@ -81,10 +82,10 @@ def table(rows: list[Row], versions: dict[str, str], load: tuple[float, float]) 
     lines = [
         f"{os.cpu_count()} cores (load before {load[0]:.1f}, after {load[1]:.1f}), float32, one thread "
         f"a rank; {names}",
-        "ms: median step of the slowest rank (the fastest step in brackets); cpu: of a rank's threads, which",
-        "other programs hardly change; / torch: of ms; over alone, beside: above a step of one process, of",
-        "as many without reduction; sent: MB per step and rank, counted, and the least; overlap: share of",
-        "the reduction's time before the last gradient",
+        "ms: median step of the slowest rank (the fastest step in brackets); cpu: time of a rank's threads,",
+        "which other programs change less; over alone, beside: ms above a step of one process, of as many",
+        "without reduction; sent: MB per step and rank, counted, and the least; overlap: share of the",
+        "reduction's time before the last gradient",
     ]
     if not all(row["calm"] for row in rows):
         lines.append("*: other programs used the cores meanwhile; the least disturbed samples count")
@@ -93,8 +94,8 @@ def table(rows: list[Row], versions: dict[str, str], load: tuple[float, float]) 
     for ranks in sorted({row["ranks"] for row in rows}):
         lines += ["", f"{ranks} rank{'s' * (ranks > 1)}, the batch per rank as in the title"]
         lines.append(
-            f"{'model':30s}{'mode':>6s}  {'library':16s}{'ms':>9s} {'(least)':>9s}{'cpu ms':>9s}"
-            f"{'/ torch':>9s}{'over alone':>12s}{'beside':>9s}{'sent':>8s}{'least':>8s}{'overlap':>9s}"
+            f"{'model':30s}{'mode':>6s}  {'library':16s}{'ms':>9s} {'(least)':>9s}{'/ torch':>9s}"
+            f"{'cpu ms':>9s}{'/ torch':>9s}{'over alone':>12s}{'beside':>9s}{'sent':>8s}{'least':>8s}{'overlap':>9s}"
         )
         for row in rows:
             if row["ranks"] == ranks and not row["mode"].endswith("strong"):
@@ -111,8 +112,8 @@ def _line(row: Row) -> str:
     sent, theory = (row[name] / 1e6 if several else None for name in ("sent_bytes", "theory_bytes"))
     return (
         f"{CASES[row['model']].title:30s}{row['mode']:>6s}  {row['library']:16s}{_ms(row):>9s} "
-        f"{'(' + format(row['least_ms'], '.2f') + ')':>9s}{row['cpu_ms']:9.2f}"
-        f"{cell(row['ratio'], '.2f', 9)}{cell(row['over_alone'] if several else None, '+.0%', 12)}"
+        f"{'(' + format(row['least_ms'], '.2f') + ')':>9s}{cell(row['ratio'], '.2f', 9)}"
+        f"{row['cpu_ms']:9.2f}{cell(row['cpu_ratio'], '.2f', 9)}{cell(row['over_alone'] if several else None, '+.0%', 12)}"
         f"{cell(row['over_beside'], '+.0%', 9)}{cell(sent, '.2f', 8)}{cell(theory, '.2f', 8)}"
         f"{cell(row['overlap'], '.0%', 9)}"
     )

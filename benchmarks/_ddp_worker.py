@@ -86,7 +86,8 @@ class Sampler:
                 step()
                 times.append(time.perf_counter() - start)
             sent = bytes_sent(self.library, self.dist) - before
-            busy, own, wall = busy_seconds() - busy, time.process_time() - own, time.perf_counter() - began
+            wall = time.perf_counter() - began
+            busy, own = busy_seconds() - busy, time.process_time() - own
         finally:
             gc.enable()
         ranks = self.everyone((times, sent / steps, own))
