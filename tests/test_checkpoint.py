@@ -17,6 +17,9 @@ import disttorch.distributed as dist
 import disttorch.distributed.checkpoint as dcp
 from disttorch.distributed.checkpoint import values
 from disttorch.distributed.checkpoint.nested import flatten_state_dict, unflatten_state_dict
+from disttorch.distributed.device_mesh import DeviceMesh
+from disttorch.distributed.tensor import DTensor, Partial, Shard
+from disttorch.distributed.tensor._api import _spec_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -189,6 +192,48 @@ def test_ranks_that_do_not_fit_together_are_refused(tmp_path, make, message):
     for text in dist.run_local(2, saved):
         assert message in text
     assert not (tmp_path / "manifest.json").exists()
+
+
+def on_some(ranks: list[int], whole: torch.Tensor) -> DTensor:
+    """Shards of its rows on some ranks; others hold nothing of it."""
+    mesh = DeviceMesh("cpu", ranks)
+    local = torch.zeros(0, 2)
+    if dist.get_rank() in ranks:
+        local = whole.chunk(2)[mesh.get_local_rank()].clone()
+    return DTensor._wrap(local, _spec_of(mesh, (Shard(0),), torch.Size((5, 2)), local))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_tensor_that_some_ranks_have_no_part_of(tmp_path, asynchronous):
+    """On a mesh of ranks 0 and 2 of three; loaded on one of ranks 1 and 2."""
+    whole = torch.arange(10.0).reshape(5, 2)
+
+    def saved(rank: int) -> None:
+        w = on_some([0, 2], whole)
+        if asynchronous:
+            dcp.async_save({"w": w}, checkpoint_id=tmp_path).result()
+        else:
+            dcp.save({"w": w}, checkpoint_id=tmp_path)
+
+    def loaded(rank: int) -> None:
+        w = on_some([1, 2], torch.zeros(5, 2))
+        dcp.load({"w": w}, checkpoint_id=tmp_path)
+        if rank:
+            assert torch.equal(w.to_local(), whole[:3] if rank == 1 else whole[3:])
+
+    dist.run_local(3, saved)
+    assert sum(bytes_written(tmp_path)) == 40
+    dist.run_local(3, loaded)
+
+
+def test_a_partial_sum_is_not_saved(tmp_path):
+    def saved(rank: int) -> None:
+        mesh = dist.init_device_mesh("cpu", (2,))
+        w = DTensor.from_local(torch.ones(3), mesh, [Partial()])
+        with pytest.raises(dcp.CheckpointException, match="terms of a sum"):
+            dcp.save({"w": w}, checkpoint_id=tmp_path)
+
+    dist.run_local(2, saved)
 
 
 def test_a_value_of_each_rank(tmp_path):

@@ -10,7 +10,7 @@ from ...backend import dtypes
 from ...tensor import Size, Tensor
 from .metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from .planner import TensorWriteData, WriteItem, WriteItemType
-from .planner_helpers import chunk_list, find_tensor_shard
+from .planner_helpers import chunk_list, find_tensor_shard, is_here
 
 
 class LocalShards:
@@ -48,6 +48,8 @@ class LocalShards:
         """Copies, on the CPU, of the boxes that this rank has of a sharded tensor."""
         from .staging import copy_state_dict
 
+        if not is_here(obj):
+            return cls(obj.shape, [], obj.dtype)
         boxes = [
             (chunk.offsets, find_tensor_shard(obj, MetadataIndex("", chunk.offsets)))
             for chunk in chunk_list(obj)
