@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ def table(rows: list[Row], versions: dict[str, str], load: tuple[float, float]) 
     lines = [
         f"{os.cpu_count()} cores (load before {load[0]:.1f}, after {load[1]:.1f}), float32, one thread "
         f"a rank; {names}",
-        "ms: median step of the slowest rank (the fastest step in brackets); cpu: time of a rank's threads,",
-        "which other programs change less; over alone, beside: ms above a step of one process, of as many",
-        "without reduction; sent: MB per step and rank, counted, and the least; overlap: share of the",
-        "reduction's time before the last gradient",
+        "ms: median step of the slowest rank (the fastest step in brackets); cpu: time of a rank's",
+        "threads, which other programs change less; over alone, beside: ms above a step of one process,",
+        "of as many without reduction; sent: MB per step and rank, counted, and the least; overlap:",
+        "share of the reduction's time before the last gradient",
     ]
     if not all(row["calm"] for row in rows):
         lines.append("*: other programs used the cores meanwhile; the least disturbed samples count")
@@ -93,10 +94,7 @@ def table(rows: list[Row], versions: dict[str, str], load: tuple[float, float]) 
         lines.append("torch: not measured")
     for ranks in sorted({row["ranks"] for row in rows}):
         lines += ["", f"{ranks} rank{'s' * (ranks > 1)}, the batch per rank as in the title"]
-        lines.append(
-            f"{'model':30s}{'mode':>6s}  {'library':16s}{'ms':>9s} {'(least)':>9s}{'/ torch':>9s}"
-            f"{'cpu ms':>9s}{'/ torch':>9s}{'over alone':>12s}{'beside':>9s}{'sent':>8s}{'least':>8s}{'overlap':>9s}"
-        )
+        lines.append(_columns("model", "mode", "library", HEADS))
         for row in rows:
             if row["ranks"] == ranks and not row["mode"].endswith("strong"):
                 lines.append(_line(row))
@@ -104,19 +102,31 @@ def table(rows: list[Row], versions: dict[str, str], load: tuple[float, float]) 
     return "\n".join(lines) + "\n"
 
 
+HEADS = (
+    "ms", "(least)", "/ torch", "cpu ms", "/ torch", "over alone", "beside", "sent", "least", "overlap",
+)  # fmt: skip
+
+
+def _columns(model: str, mode: str, library: str, cells: Sequence[str]) -> str:
+    widths = (9, 10, 9, 9, 9, 12, 9, 8, 8, 9)
+    return f"{model:30s}{mode:>6s}  {library:16s}" + "".join(
+        f"{cell:>{width}s}" for cell, width in zip(cells, widths, strict=True)
+    )
+
+
 def _line(row: Row) -> str:
-    def cell(value: float | None, form: str, width: int) -> str:
-        return f"{'-' if value is None else format(value, form):>{width}s}"
+    def cell(value: float | None, form: str, shown: bool = True) -> str:
+        return "-" if value is None or not shown else format(value, form)
 
     several = row["ranks"] > 1
-    sent, theory = (row[name] / 1e6 if several else None for name in ("sent_bytes", "theory_bytes"))
-    return (
-        f"{CASES[row['model']].title:30s}{row['mode']:>6s}  {row['library']:16s}{_ms(row):>9s} "
-        f"{'(' + format(row['least_ms'], '.2f') + ')':>9s}{cell(row['ratio'], '.2f', 9)}"
-        f"{row['cpu_ms']:9.2f}{cell(row['cpu_ratio'], '.2f', 9)}{cell(row['over_alone'] if several else None, '+.0%', 12)}"
-        f"{cell(row['over_beside'], '+.0%', 9)}{cell(sent, '.2f', 8)}{cell(theory, '.2f', 8)}"
-        f"{cell(row['overlap'], '.0%', 9)}"
-    )
+    cells = (
+        _ms(row), f"({row['least_ms']:.2f})", cell(row["ratio"], ".2f"),
+        f"{row['cpu_ms']:.2f}", cell(row["cpu_ratio"], ".2f"),
+        cell(row["over_alone"], "+.0%", several), cell(row["over_beside"], "+.0%"),
+        cell(row["sent_bytes"] / 1e6, ".2f", several), cell(row["theory_bytes"] / 1e6, ".2f", several),
+        cell(row["overlap"], ".0%"),
+    )  # fmt: skip
+    return _columns(CASES[row["model"]].title, row["mode"], row["library"], cells)
 
 
 def _ms(row: Row) -> str:
