@@ -141,11 +141,8 @@ class DTensor(Tensor):
     @property
     def _data(self) -> Any:
         """Operations ask for it: none of them may take the part for the whole."""
-        frame = sys._getframe(1)
-        owner = frame.f_locals.get("self")
-        name = getattr(owner, "name", None) if not isinstance(owner, Tensor) else None
         raise NotImplementedError(
-            f"{name if isinstance(name, str) else frame.f_code.co_name}: not built for a DTensor of "
+            f"{_asked_by(sys._getframe(1))}: not built for a DTensor of "
             f"shape {tuple(self.shape)} with placements {self.placements} on {self.device_mesh}; "
             "take this rank's part with to_local(), or the whole with full_tensor()"
         )
@@ -305,13 +302,13 @@ class DTensor(Tensor):
 
     # ---- text, copies, pickles -----------------------------------------------------------------
 
-    def __repr__(self, *, tensor_contents: str | None = None) -> str:
+    def __repr__(self, *, tensor_contents: str | None = None) -> str:  # type: ignore[override]
         return (
             f"DTensor(local_tensor={self._local_tensor!r}, device_mesh={self.device_mesh!r}, "
             f"placements={self.placements})"
         )
 
-    __str__ = __repr__
+    __str__ = __repr__  # type: ignore[assignment]
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self.ndim == 0 and spec else repr(self)
@@ -333,6 +330,17 @@ class DTensor(Tensor):
             f"a DTensor with placements {self.placements} cannot be pickled: its parts are on "
             f"{self.device_mesh.size()} ranks; save with distributed.checkpoint, or full_tensor()"
         )
+
+
+def _asked_by(frame: Any) -> str:
+    """The name of the operation whose code asks for a DTensor's array."""
+    seen = frame.f_locals
+    for value in (seen.get("self"), *(getattr(v, "__self__", None) for v in seen.values())):
+        name = getattr(value, "name", None)
+        if isinstance(name, str) and not isinstance(value, Tensor):
+            return name
+    name = seen.get("name")
+    return name if isinstance(name, str) else frame.f_code.co_name
 
 
 class DTensorParameter(DTensor, Parameter):
