@@ -523,6 +523,27 @@ def test_to_and_from_single_files(tmp_path):
     assert same(torch.load(tmp_path / "again.pt"), state)
 
 
+@pytest.mark.parametrize("layout", states.LAYOUTS)
+def test_a_single_file_is_sent_from_one_rank(tmp_path, layout):
+    from disttorch.distributed.checkpoint.format_utils import (
+        BroadcastingTorchSaveReader,
+        DynamicMetaLoadPlanner,
+    )
+
+    torch.save({"model": states.tensors()}, tmp_path / "file.pt")
+
+    def loaded(rank: int) -> None:
+        state = {"model": states.laid_out(states.zeros(), layout, rank, 3)}
+        reader = BroadcastingTorchSaveReader(tmp_path / "file.pt", coordinator_rank=0)
+        dcp.load(state, storage_reader=reader, planner=DynamicMetaLoadPlanner())
+        states.check(state["model"], states.tensors())
+        wrong = {"model": {"matrix": torch.zeros(3)}}
+        with pytest.raises(dcp.CheckpointException, match=r"expected a tensor of shape \(3,\)"):
+            dcp.load(wrong, storage_reader=reader, planner=DynamicMetaLoadPlanner())
+
+    dist.run_local(3, loaded)
+
+
 # ---- names ------------------------------------------------------------------------------------------
 
 
