@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import disttorch as torch
+import disttorch.distributed as dist
+import disttorch.distributed.checkpoint as dcp
 from disttorch import nn
 from disttorch.distributed import init_device_mesh
 from disttorch.distributed.checkpoint import LocalShards
@@ -76,3 +81,52 @@ def small_model(seed: int = 0) -> nn.Module:
             p.copy_(torch.randn(p.shape, generator=gen) * 0.3)
     model[3].bias.requires_grad_(False)
     return model
+
+
+def save_from(n: int, layout: str, folder, state=None) -> None:
+    """The state saved by n ranks."""
+    state = tensors() if state is None else state
+    dist.run_local(
+        n, lambda r: dcp.save(laid_out(state, layout, r, n), checkpoint_id=folder) and None
+    )
+
+
+def load_on(n: int, layout: str, folder, expected=None) -> None:
+    """Loaded by n ranks, and compared."""
+    expected = tensors() if expected is None else expected
+
+    def rank_main(rank: int) -> None:
+        state = laid_out(zeros(), layout, rank, n)
+        dcp.load(state, checkpoint_id=folder)
+        check(state, expected, (layout, n))
+
+    dist.run_local(n, rank_main)
+
+
+def manifest_of(folder) -> dict:
+    return json.loads((folder / "manifest.json").read_text())["checkpoint"]
+
+
+def bytes_written(folder) -> list[int]:
+    """Of tensors, by rank."""
+    files = sorted(f for f in os.listdir(folder) if f.endswith(".safetensors"))
+    return [
+        os.path.getsize(folder / f) - manifest_of(folder)["files"][f]["header"] for f in files
+    ]
+
+
+def read_safetensors(path) -> dict:
+    from disttorch.serialization import safetensors
+
+    return safetensors.load_file(path)
+
+
+def same(a, b) -> bool:
+    """Equal types, keys and bits, all the way down."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype is b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
