@@ -201,8 +201,8 @@ def plot(rows: list[Row], file: Path) -> None:
         mine = [row for row in rows if row["model"] == model]
         _bars(panels[0][column], mine, libraries, most)
         panels[0][column].set_title(CASES[model].title, fontsize=10)
-        _scaling(panels[1][column], mine, libraries, "ddp", "weak: images or sequences per second")
-        _scaling(panels[2][column], mine, libraries, "ddp strong", "strong: the same per second")
+        _scaling(panels[1][column], mine, libraries, "ddp", "weak: samples per second")
+        _scaling(panels[2][column], mine, libraries, "ddp strong", "strong: samples per second")
     panels[0][0].legend(fontsize=8)
     panels[1][0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
