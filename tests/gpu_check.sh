@@ -29,6 +29,8 @@ run ops 150 "${tests[@]}" "${workers[@]}" tests/gpu/test_ops_on_gpu.py tests/gpu
 run parity 100 "${tests[@]}" "${workers[@]}" tests/gpu/test_parity_on_gpu.py
 run nccl 90 "${tests[@]}" tests/gpu/test_nccl_on_gpu.py
 run two-ranks 60 "${tests[@]}" "${workers[@]}" tests/gpu/test_two_ranks_on_gpu.py
+run fsdp 60 "${tests[@]}" tests/gpu/test_fsdp_on_gpu.py
+run exact 60 python3 -m launcher -n 2 --oversubscribe tests/exact_on_gpu.py cuda
 run example-one-rank 40 python3 -m launcher --nproc-per-node gpu examples/train_gpt.py \
     --device cuda --steps 200 --out "$out/run-1"
 run example-two-ranks 40 python3 -m launcher --nproc-per-node 2 examples/train_gpt.py \

@@ -94,6 +94,8 @@ def destroy_process_group(group: ProcessGroup | None = None) -> None:
     leaving = chosen is mine.world
     ending = list(mine.groups) if leaving else [chosen]
     if leaving:
+        while mine.before_end:
+            mine.before_end.pop()()
         _at_exit(mine)
         atexit.unregister(_at_exit)
     mine.groups = [each for each in mine.groups if each not in ending]

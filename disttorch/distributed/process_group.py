@@ -10,7 +10,7 @@ import contextvars
 import datetime
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import collectives
@@ -108,6 +108,7 @@ class Job:
         variables: what was added to the environment.
         store: the store that ranks met in; None where there was no need of one.
         alike: how many groups of the same ranks have been made by themselves.
+        before_end: called before the job's groups are given up, such as waiting for a save under way.
     """
 
     def __init__(self, inside: collectives.Group | None) -> None:
@@ -118,6 +119,7 @@ class Job:
         self.variables: list[str] = []
         self.store: Any = None
         self.alike: Counter[str] = Counter()
+        self.before_end: list[Callable[[], None]] = []
 
 
 _process = Job(None)

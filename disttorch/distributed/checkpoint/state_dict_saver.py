@@ -14,7 +14,7 @@ from typing import Any
 
 import collectives
 
-from ..process_group import ProcessGroup, is_initialized
+from ..process_group import ProcessGroup, is_initialized, job
 from .default_planner import DefaultSavePlanner
 from .metadata import STATE_DICT_TYPE, Metadata
 from .planner import SavePlan, SavePlanner
@@ -220,7 +220,8 @@ class Worker:
                 cls._alone = cls._alone or cls()
                 return cls._alone
             if group not in cls._of_group:
-                cls._of_group[group] = cls()
+                cls._of_group[group] = made = cls()
+                job().before_end.append(made.wait)
             return cls._of_group[group]
 
     def wait(self) -> None:
