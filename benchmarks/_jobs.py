@@ -22,11 +22,13 @@ def run(commands: list[list[str]], environments: list[dict[str, str]], seconds: 
     Raises:
         RuntimeError: one failed, or they took too long.
     """
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **more}, start_new_session=True)
-        for command, more in zip(commands, environments)
-    ]
+    # A benchmark that is ended itself must still reach the end of this function.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    processes: list[subprocess.Popen] = []
     try:
+        for command, more in zip(commands, environments):
+            own = {**os.environ, **more}
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=own, start_new_session=True))
         for process in processes:
             status = process.wait(seconds)
             if status:
@@ -38,6 +40,7 @@ def run(commands: list[list[str]], environments: list[dict[str, str]], seconds: 
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def by_mpiexec(python: str, script: str, options: list[str], ranks: int, **environment: str) -> None:
