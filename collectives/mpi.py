@@ -61,6 +61,7 @@ _OPS = {
 HEADER_BYTES = 16
 PACKED_BYTES = 4096  # messages up to this size travel behind their header, in one piece
 SPIN_SECONDS = 50e-6
+SEGMENTS = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")
 LOOK_SECONDS = 1e-3
 LATE_SECONDS = 0.1
 
@@ -138,9 +139,9 @@ def _abort(status: int) -> None:
 
 
 def _unlink_shared_segments() -> None:
-    """Remove the names of the shared memory that MPICH has mapped here.
+    """Remove the names of the shared memory that MPICH or Open MPI has mapped here.
 
-    It does so itself in MPI_Finalize, which a job that is aborted never reaches.
+    They do so themselves in MPI_Finalize, which a job that is aborted never reaches.
     """
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
@@ -148,7 +149,7 @@ def _unlink_shared_segments() -> None:
     except OSError:  # not Linux
         return
     for path in paths:
-        if path.startswith("/dev/shm/mpich_shm_") and not path.endswith("(deleted)"):
+        if path.startswith(SEGMENTS) and not path.endswith("(deleted)"):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 

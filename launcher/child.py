@@ -37,7 +37,7 @@ PLACE_VARIABLE = "DISTTORCH_RUN_PLACE"
 # Processes that outlive their rank may end by themselves for this long (multiprocessing's resource
 # tracker frees leaked shared memory then); afterwards they are killed.
 LEFTOVER_SECONDS = 0.5
-SEGMENTS = ("/dev/shm/mpich_shm_", "/dev/shm/disttorch_")
+SEGMENTS = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.", "/dev/shm/disttorch_")
 CONSEQUENCE = ("collectives.work", "RankFailedError")
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36

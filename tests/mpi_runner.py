@@ -97,8 +97,9 @@ def run_command(
 
 
 def _remove_what_killed_jobs_left() -> None:
-    """MPICH's shared memory that no process has mapped any more: a killed rank leaves its name."""
-    left = set(Path("/dev/shm").glob("mpich_shm_*")) if Path("/dev/shm").is_dir() else set()
+    """An MPI's shared memory that no process has mapped any more: a killed rank leaves its name."""
+    shared = Path("/dev/shm")
+    left = {*shared.glob("mpich_shm_*"), *shared.glob("sm_segment.*")}
     if not left:
         return
     for maps in Path("/proc").glob("[0-9]*/maps"):
