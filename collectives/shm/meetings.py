@@ -22,7 +22,9 @@ Ufunc = Callable[..., Any]
 Counts = Sequence[int] | None
 
 #: Up to here the views of the slots are kept from call to call: microseconds count.
-SMALL_BYTES = 8 << 10
+SMALL_BYTES = 128 << 10
+#: The same for reductions over three and more ranks, where memory for partial results is kept, too.
+SMALL_TREE_BYTES = 8 << 10
 _MASK = (1 << 63) - 1
 
 
@@ -60,6 +62,8 @@ class Meetings:
         )
         self._slots: dict[np.dtype[Any], list[list[Array]]] = {}
         self._small_bytes = min(SMALL_BYTES, layout.slot_bytes)
+        small_tree = SMALL_BYTES if size == 2 else SMALL_TREE_BYTES
+        self._small_tree_bytes = min(small_tree, layout.slot_bytes)
         self._small: dict[tuple[np.dtype[Any], int], list[SmallSlot]] = {}
         self._under_way: Call | None = None
         self._expected: Counts = None

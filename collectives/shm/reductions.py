@@ -32,7 +32,7 @@ class Reductions(Meetings):
         self._begin(call)
         if self.size == 1:
             self._meet(call)
-        elif buffer.nbytes <= self._small_bytes:
+        elif buffer.nbytes <= self._small_tree_bytes:
             self._reduce_small(call, buffer, ufunc)
         elif buffer.nbytes >= self.peers.limits["all_reduce"]:
             self._reduce_directly(call, buffer, ufunc)
@@ -196,7 +196,7 @@ class Reductions(Meetings):
             counts: elements of each part, the same on all ranks; None where all are equal.
         """
         self._begin(call, counts)
-        if counts is None and buffer.nbytes <= self._small_bytes:
+        if counts is None and buffer.nbytes <= self._small_tree_bytes:
             self._reduce_scatter_small(call, out, buffer, ufunc)
         elif buffer.nbytes >= self.peers.limits["reduce_scatter"]:
             self._reduce_scatter_directly(call, out, buffer, ufunc, counts)
