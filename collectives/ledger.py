@@ -79,20 +79,6 @@ class Ledger:
         row[5] += sent_bytes
         row[6] += received_bytes
 
-    def count(self, call: str, payload_bytes: int, transport_bytes: int) -> None:
-        """Count a call whose time is not known."""
-        row = self._row(call)
-        row[0] += 1
-        row[1] += payload_bytes
-        row[2] += transport_bytes
-
-    def moved(self, call: str, messages: int, sent_bytes: int, received_bytes: int) -> None:
-        """Count what really moved for a call of this type; `add` counts the call itself."""
-        row = self._row(call)
-        row[4] += messages
-        row[5] += sent_bytes
-        row[6] += received_bytes
-
     def _row(self, call: str) -> list[float]:
         key = (call, get_ident())
         row = self._rows.get(key)

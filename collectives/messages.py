@@ -102,6 +102,3 @@ class Messages(Backend):
         if index == self.rank:
             raise ValueError(f"{what} is this rank itself ({rank}); copy the array instead")
         return index
-
-    def _global(self, ranks: Sequence[int]) -> list[int]:
-        return [self.members[rank] for rank in ranks]

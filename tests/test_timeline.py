@@ -24,9 +24,8 @@ def made(name: str, payload: int, seconds: float) -> Call:
 def test_ledger_adds_up():
     ledger = Ledger(4)
     ledger.add(made("all_reduce", 1000, 0.5))
-    ledger.add(made("all_reduce", 200, 0.25))
-    ledger.moved("all_reduce", 6, 1800, 1700)
-    ledger.count("send", 40, 40)
+    ledger.add(made("all_reduce", 200, 0.25), 6, 1800, 1700)
+    ledger.add(made("send", 40, 0))
     figures = ledger.as_dict()
     assert list(figures) == ["all_reduce", "send"]
     assert figures["all_reduce"] == {
@@ -84,8 +83,7 @@ def test_lower_bounds(call, bound, n):
 
 def test_table_shows_what_is_known():
     ledger = Ledger(2)
-    ledger.add(made("all_reduce", 1 << 20, 0.002))
-    ledger.moved("all_reduce", 2, 1 << 20, 1 << 20)
+    ledger.add(made("all_reduce", 1 << 20, 0.002), 2, 1 << 20, 1 << 20)
     ledger.add(made("barrier", 0, 0.001))
     header, reduced, barrier = table(ledger.as_dict()).splitlines()
     cells = [" ".join(line.split()) for line in (header, reduced, barrier)]
