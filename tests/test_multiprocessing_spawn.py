@@ -190,7 +190,9 @@ def main(rank, port):
     dist.all_reduce(t)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
     model(torch.full((1, 1), float(rank))).sum().backward()
-    print(rank, t.tolist(), model.module.weight.grad.item(), flush=True)
+    # one write: the ranks share a pipe, and unbuffered output writes each part of a print on its own
+    sys.stdout.write(f"{rank} {t.tolist()} {model.module.weight.grad.item()}\\n")
+    sys.stdout.flush()
     dist.destroy_process_group()
 
 if __name__ == "__main__":
