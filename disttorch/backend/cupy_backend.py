@@ -141,7 +141,8 @@ class CupyNamespace:
     """CuPy's functions on one device; what an op's forward receives as ``xp``."""
 
     name = "cupy"
-    widens_half = True
+    widens_half = True  # the ops that no kernel of ``gpu/`` computes in one go (``Op(fused=True)``)
+    fused_half = True
 
     def __init__(self, index: int):
         self.cupy = _cupy()

@@ -126,6 +126,7 @@ class MetaNamespace:
     ndarray = MetaArray
     array_types = (MetaArray,)
     widens_half = False
+    fused_half = True
     integer, floating, generic, newaxis, pi, inf, nan = (
         np.integer, np.floating, np.generic, None, np.pi, np.inf, np.nan,
     )  # fmt: skip

@@ -61,6 +61,7 @@ class NumpyNamespace:
     array_types = (np.ndarray, np.generic)
     # NumPy computes 16-bit floats one conversion at a time: ops widen them to float32 first
     widens_half = True
+    fused_half = False  # no kernels that take them as they are
 
     def __init__(self):
         bind_kernels(self, kernels, optim_kernels, optim_kernels_more, storage,

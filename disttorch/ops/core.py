@@ -59,13 +59,15 @@ class Op:
         aux: the forward returns ``(output, aux tuple)``.
         view: the output may share the input's memory.
         moves: it only moves elements, so 16-bit types need no widening.
+        fused: where the namespace has kernels of its own (``xp.fused_half``), its forward and its
+            fast gradient take 16-bit floats as they are, compute wider inside and round once.
         samples: function that yields ``(args, kwargs)`` for the tests; see ``tests/op_cases.py``.
         method: whether Tensor gets a method of this name; ``inplace``: also ``name_``.
     """
 
     def __init__(
         self, forward, *, tensors=("input",), optional=(), numbers=(), nout=1, aux=False,
-        view=False, moves=False, samples=None, method=True, inplace=False, name=None,
+        view=False, moves=False, fused=False, samples=None, method=True, inplace=False, name=None,
         node_name=None, out=True,
     ):
         self.forward = forward
@@ -77,6 +79,7 @@ class Op:
         self.optional = frozenset(self.params.index(t) for t in optional)
         self.numbers = frozenset(self.params.index(t) for t in numbers)
         self.nout, self.aux, self.view, self.moves = nout, aux, view, moves or view
+        self.fused = fused
         self.samples, self.method, self.inplace = samples, method, inplace
         self.rules: dict[str, object] = {}
         self.joint = self.fast = self.composed = None
@@ -148,7 +151,7 @@ class Op:
         return result[0] if self.aux else result
 
     def _forward(self, xp, args):
-        if xp.widens_half and not self.moves:
+        if xp.widens_half and not self.moves and not (self.fused and xp.fused_half):
             for i in self.slots:
                 a = args[i]
                 if getattr(a, "dtype", None) in HALF:
@@ -344,7 +347,7 @@ class Plan:
         if fast and op.fast is not None or op.joint is not None:
             names, rule = op.fast if fast and op.fast is not None else op.joint
             if rule is not (op.joint or (None, None))[1]:
-                rule = _widening(rule)
+                rule = _widening(rule, op.fused)
             needs = tuple(n in wanted for n in names)
             arguments = list(inspect.signature(inspect.unwrap(rule)).parameters)[3:]
             take = [names.index(n) for n in wanted]
@@ -397,12 +400,13 @@ def _pick(values, indices):
     return [values[i] for i in indices]
 
 
-def _widening(rule):
-    """A fast rule for 16-bit types: computed in float32; the engine rounds the results."""
+def _widening(rule, fused):
+    """A fast rule for 16-bit types: computed in float32; the engine rounds the results. That of a
+    ``fused`` op gets them as they are where the namespace has kernels for them."""
 
     @functools.wraps(rule)
     def wrapped(F, g, needs, *args):
-        if F.xp.widens_half:
+        if F.xp.widens_half and not (fused and F.xp.fused_half):
             several = g.__class__ is tuple or g.__class__ is list
             if any(getattr(a, "dtype", None) in HALF for a in (g if several else (g,))):
                 g = tuple(map(_widen, g)) if several else _widen(g)
