@@ -43,8 +43,8 @@ lint: $(DEV_STAMP) ## check style and types
 stubs: $(STAMP) ## write the stub files of names that are attached while loading
 	$(VENV)/bin/python -m disttorch.utils.make_stubs $(ARGS)
 
-bench: $(STAMP) ## measure, and print the figures
-	@for script in benchmarks/[!_]*.py; do \
+bench: $(STAMP) ## measure, and print the figures (those of a GPU: python benchmarks/gpu.py)
+	@for script in $$(ls benchmarks/[!_]*.py | grep -v gpu); do \
 		echo "== $$script"; $(VENV)/bin/python $$script $(ARGS) || exit 1; \
 	done
 
