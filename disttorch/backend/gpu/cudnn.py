@@ -1,0 +1,265 @@
+"""cuDNN through its graph interface, where the wheel ``nvidia-cudnn-frontend`` is installed.
+
+A *plan* is an operation for one set of shapes, strides, dtypes and parameters: found by cuDNN's
+heuristics and compiled once (some 0.4 s), then kept for the device. Running it takes integers only:
+the addresses of the tensors (multiples of 16) by the numbers (uids) that the plan's maker gave them::
+
+    def describe(graph, cudnn):
+        x = graph.tensor(dim=[...], stride=[...], data_type=data_type("bfloat16"), uid=1)
+        ...
+        y.set_output(True).set_uid(3)
+
+    made = plan(xp, ("my operation", x.shape, x.strides, x.dtype.name), describe)
+    execute(xp, made, {1: x.data.ptr, 2: w.data.ptr, 3: y.data.ptr})
+
+Which plan is taken is the heuristics' first choice that can be built, the same each time. Where
+deterministic algorithms are asked for, plans that cuDNN notes as nondeterministic are left out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import threading
+from pathlib import Path
+from typing import Any
+
+DETERMINISTIC = ("NONDETERMINISTIC",)
+FULL_FLOAT32 = ("TENSOR_CORE", "DOWN_CONVERT_INPUTS")  # notes of plans that round float32 inputs
+_NAMES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT", "float64": "DOUBLE",
+          "int32": "INT32", "int64": "INT64", "uint8": "UINT8", "bool": "BOOLEAN"}
+
+_plans: dict[tuple, Plan | Unsupported] = {}
+_building = threading.Lock()
+_local = threading.local()
+
+
+class Unsupported(RuntimeError):
+    """cuDNN has no plan for an operation; the message says why."""
+
+
+class Plan:
+    """A compiled operation: its graph, the uids of its tensors and its workspace in bytes."""
+
+    __slots__ = ("graph", "uids", "workspace", "takes_list")
+
+    def __init__(self, graph: Any, uids: tuple[int, ...], workspace: int, takes_list: bool):
+        self.graph, self.uids, self.workspace = graph, uids, workspace
+        self.takes_list = takes_list
+
+
+# ---- the library ---------------------------------------------------------------------------------
+def _preload() -> None:
+    """Load cuDNN from its wheel wherever that lies on ``sys.path``: the frontend looks in
+    site-packages only, and then asks the linker, which finds what is loaded already."""
+    try:
+        found = importlib.util.find_spec("nvidia.cudnn")
+    except ModuleNotFoundError:
+        return
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for path in sorted(Path(folder, "lib").glob("libcudnn.so.*")):
+            try:
+                ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+                return
+            except OSError:
+                continue
+
+
+@functools.cache
+def _library() -> tuple[Any, str]:
+    """(the frontend module or None, why it is None)."""
+    try:
+        _preload()
+        import cudnn
+
+        cudnn.backend_version()  # raises where the frontend found no libcudnn
+    except Exception as error:  # a wheel for another CUDA fails in ways of its own
+        return None, f"{type(error).__name__}: {error}".splitlines()[0]
+    return cudnn, ""
+
+
+def available() -> bool:
+    """Whether the frontend and cuDNN itself are installed. Never raises."""
+    return _library()[0] is not None
+
+
+def why_not() -> str:
+    """Why cuDNN is not available, in a line; empty if it is."""
+    return _library()[1]
+
+
+def version() -> int | None:
+    """cuDNN's version (91300 is 9.13.0), None without it."""
+    library = _library()[0]
+    return None if library is None else library.backend_version()
+
+
+def data_type(name: str) -> Any:
+    """cuDNN's name of a dtype.
+
+    Raises:
+        Unsupported: if it has none.
+    """
+    if name not in _NAMES:
+        raise Unsupported(f"cuDNN computes with no {name}: use one of {', '.join(_NAMES)}")
+    return getattr(_library()[0].data_type, _NAMES[name])
+
+
+@functools.cache
+def _switches() -> tuple[Any, Any]:
+    from ... import settings
+    from ...backends import cudnn
+
+    return settings, cudnn
+
+
+def enabled() -> bool:
+    """Whether ``torch.backends.cudnn.enabled`` is set and cuDNN is there."""
+    return _switches()[1].enabled and available()
+
+
+def allow_tf32() -> bool:
+    """Whether float32 convolutions may round their inputs to TF32."""
+    return bool(_switches()[1].allow_tf32)
+
+
+def deterministic() -> bool:
+    """Whether deterministic algorithms are asked for."""
+    settings, cudnn = _switches()
+    return bool(cudnn.deterministic) or settings.are_deterministic_algorithms_enabled()
+
+
+# ---- plans ---------------------------------------------------------------------------------------
+def _handle(xp) -> int:
+    """This thread's handle on the device, working in CuPy's current stream."""
+    library, handles = _library()[0], _local.__dict__
+    handle = handles.get(xp.index)
+    if handle is None:
+        if library is None:
+            raise Unsupported(f"cuDNN is not available: {why_not()}")
+        try:
+            with xp.device:
+                handle = handles[xp.index] = library.create_handle()
+        except Exception as error:
+            raise Unsupported(f"cuDNN made no handle on cuda:{xp.index}: {_line(error)}") from None
+    library.set_stream(handle=handle, stream=xp.cupy.cuda.get_current_stream().ptr)
+    return handle
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def plan(xp, key: tuple, describe, exclude: tuple[str, ...] = ()) -> Plan:
+    """The plan of an operation on this device, made when first asked for.
+
+    Args:
+        key: what the operation depends on: its name, shapes, strides, dtypes and parameters.
+        describe: ``describe(graph, cudnn)`` puts the operation into a ``cudnn.pygraph`` that
+            computes in float32 and gives each input and output a uid of its own.
+        exclude: names of cuDNN's numerical notes; plans that carry one are not taken.
+
+    Raises:
+        Unsupported: if cuDNN cannot do this; the second time without trying again.
+    """
+    if deterministic():
+        exclude = (*exclude, *DETERMINISTIC)
+    full = (xp.index, exclude, key)
+    made = _plans.get(full)
+    if made is None:
+        with _building:
+            made = _plans.get(full)
+            if made is None:
+                try:
+                    with xp.device:
+                        made = _build(xp, key, describe, exclude)
+                except Unsupported as error:
+                    made = error
+                _plans[full] = made
+    if isinstance(made, Plan):
+        return made
+    raise Unsupported(*made.args)  # a fresh one: a kept exception would gather tracebacks
+
+
+def described(library: Any, describe, handle: int | None = None) -> tuple[Any, tuple[int, ...]]:
+    """(the graph that ``describe`` fills, checked by the frontend; the uids of its tensors)."""
+    kind = library.data_type.FLOAT
+    graph = library.pygraph(handle=handle, intermediate_data_type=kind, compute_data_type=kind)
+    uids = _Recorder(graph)
+    describe(uids, library)
+    graph.validate()
+    return graph, tuple(sorted(uids.seen()))
+
+
+class _Recorder:
+    """A graph that notes its tensors, to know their uids."""
+
+    def __init__(self, graph):
+        self._graph, self._made = graph, []
+
+    def __getattr__(self, name):
+        method = getattr(self._graph, name)
+
+        def call(*args, **kwargs):
+            out = method(*args, **kwargs)
+            self._made.extend(out if isinstance(out, (list, tuple)) else (out,))
+            return out
+
+        return call
+
+    def seen(self) -> set[int]:
+        return {t.get_uid() for t in self._made
+                if t is not None and not t.get_is_virtual() and not t.get_is_pass_by_value()}
+
+
+def _build(xp, key, describe, exclude) -> Plan:
+    library, handle = _library()[0], _handle(xp)
+    try:
+        graph, uids = described(library, describe, handle)
+        graph.build_operation_graph()
+        graph.create_execution_plans([library.heur_mode.A, library.heur_mode.FALLBACK])
+        if exclude:
+            graph.deselect_numeric_notes([getattr(library.numerical_note, n) for n in exclude])
+        graph.check_support()
+        graph.build_plans()
+        workspace = max(int(graph.get_workspace_size()), 0)
+    except Exception as error:  # the frontend raises its own, RuntimeError and ValueError
+        without = f" without {' and '.join(exclude)}" if exclude else ""
+        raise Unsupported(f"cuDNN has no plan for {key}{without}: {_line(error)}") from None
+    return Plan(graph, uids, workspace, _takes_list(graph, uids))
+
+
+def _takes_list(graph, uids) -> bool:
+    """Whether addresses can be given as a list by ascending uid: less work for each call."""
+    if not hasattr(graph, "_execute_with_ptrs"):
+        return False
+    try:
+        return tuple(graph._get_variant_pack_uids_sorted()) == uids
+    except Exception:  # an interface that is the frontend's own affair: the public one will do
+        return False
+
+
+def execute(xp, plan: Plan, pointers: dict[int, int]) -> None:
+    """Run a plan in CuPy's current stream on the addresses of its tensors by uid.
+
+    The workspace comes from CuPy's pool and goes back to it at once: the pool gives it out again
+    to the same stream only, after this work.
+
+    Raises:
+        RuntimeError: if cuDNN refuses.
+    """
+    handle = _handle(xp)
+    memory = xp.cupy.cuda.alloc(plan.workspace) if plan.workspace else None
+    workspace = 0 if memory is None else memory.ptr
+    try:
+        if plan.takes_list:
+            plan.graph._execute_with_ptrs([pointers[u] for u in plan.uids], workspace, handle)
+        else:
+            plan.graph.execute(pointers, workspace, handle=handle)
+    except Exception as error:
+        raise RuntimeError(f"cuDNN failed on cuda:{xp.index}: {_line(error)}") from None
+
+
+__all__ = ["Plan", "Unsupported", "allow_tf32", "available", "data_type", "deterministic",
+           "enabled", "execute", "plan", "version", "why_not"]
