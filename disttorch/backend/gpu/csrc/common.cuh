@@ -65,13 +65,17 @@ template <> struct Down<double> {
 };
 template <> struct Down<bf16_t> {
     static __device__ __forceinline__ bf16_t from(float a) {
-        u32 bits = float_to_bits(a);
         bf16_t out;
+#ifdef DISTTORCH_HOST
+        u32 bits = float_to_bits(a);
         if ((bits & 0x7fffffffu) > 0x7f800000u) {
             out.bits = (u16)((bits >> 16) | 0x40u);  // a NaN stays one
         } else {
             out.bits = (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
         }
+#else
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(a));
+#endif
         return out;
     }
 };
