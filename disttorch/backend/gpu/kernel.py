@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from . import source
+from .launch import launcher
 
 WARP = 32
 
@@ -30,11 +31,27 @@ class Kernel:
 
     def __init__(self, cupy, family: str, name: str, values: tuple[tuple[str, object], ...]):
         self.family, self.name = family, name
+        self._cupy = cupy
         self._function = _module(cupy, family, values).get_function(name)
+        self._launchers: dict[tuple, object] = {}
 
     def __call__(self, grid: tuple, block: tuple, args: tuple, shared: int = 0) -> None:
         """Launch on ``grid`` blocks of ``block`` threads with ``shared`` bytes of dynamic memory."""
-        self._function(grid, block, tuple([0 if a is None else a for a in args]), shared_mem=shared)
+        types = tuple(map(type, args))
+        launch = self._launchers.get(types)
+        if launch is None:
+            launch = self._launchers[types] = launcher(self._cupy, self._function, types)
+        launch(grid, block, shared, *args)
+
+    def prepared(self, block: int, types: tuple[type, ...]):
+        """``f(blocks, *args)`` for launches of one shape, where every fraction of a µs counts.
+
+        Args:
+            block: threads of a block, along x.
+            types: the classes of the arguments: the array's class, NoneType, int, float, a NumPy
+                scalar's.
+        """
+        return launcher(self._cupy, self._function, types, block)
 
     def allow_shared(self, size: int) -> None:
         """Let blocks have up to ``size`` bytes of dynamic shared memory (48 KiB without asking)."""
