@@ -1,7 +1,6 @@
 """The GPU namespace: CuPy's functions by name, plus the kernels that CuPy lacks.
 
-CuPy is imported when a tensor is first put on a GPU. Random numbers are drawn by the CPU's Philox
-stream and copied over, so that their state can be saved like any other.
+CuPy is imported when a tensor is first put on a GPU.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from . import (
     storage,
     stride_kernels,
 )
+from .gpu import random as gpu_random
 from .numpy_backend import CPU, bind_kernels
-from .rng import Generator
 
 _NO_CUPY = (
     'the device "cuda" needs CuPy: pip install "disttorch[cuda12]" (or cuda13); '
@@ -59,45 +58,6 @@ def is_available() -> bool:
 def device_count() -> int:
     """The number of visible GPUs; 0 without CuPy or a driver."""
     return _cupy().cuda.runtime.getDeviceCount() if is_available() else 0
-
-
-class GpuGenerator(Generator):
-    """The CPU's Philox stream, delivered to a GPU."""
-
-    def __init__(self, seed, namespace):
-        super().__init__(seed)
-        self.namespace = namespace
-
-    def _deliver(self, array):
-        return self.namespace.from_host(array)
-
-    def random(self, shape, dtype):
-        return self._deliver(super().random(shape, dtype))
-
-    def standard_normal(self, shape, dtype):
-        return self._deliver(super().standard_normal(shape, dtype))
-
-    def standard_exponential(self, shape, dtype):
-        return self._deliver(super().standard_exponential(shape, dtype))
-
-    def integers(self, low, high, shape):
-        return self._deliver(super().integers(low, high, shape))
-
-    def poisson(self, rate):
-        return self._deliver(super().poisson(self.namespace.to_host(rate)))
-
-    def binomial(self, count, prob):
-        to_host = self.namespace.to_host
-        return self._deliver(super().binomial(to_host(count), to_host(prob)))
-
-    def standard_log_gamma(self, concentration):
-        return self._deliver(super().standard_log_gamma(self.namespace.to_host(concentration)))
-
-    def permutation(self, n):
-        return self._deliver(super().permutation(n))
-
-    def bernoulli_mask(self, keep, shape):
-        return self._deliver(super().bernoulli_mask(keep, shape))
 
 
 def _sortable(a):
@@ -158,7 +118,7 @@ class CupyNamespace:
         bind_kernels(self, plain_kernels, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels, cupy_scatter)
+                     batchnorm_kernels, resample_kernels, cupy_scatter, gpu_random)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)
@@ -223,8 +183,8 @@ class CupyNamespace:
         """A copy of the array in host memory (waits for it)."""
         return array.get()
 
-    def make_generator(self, seed: int) -> GpuGenerator:
-        return GpuGenerator(seed, self)
+    def make_generator(self, seed: int) -> gpu_random.GpuGenerator:
+        return gpu_random.GpuGenerator(seed, self)
 
     def synchronize(self) -> None:
         """Wait until the device has done all work given to it."""

@@ -320,6 +320,17 @@ def broadcast_to(xp, a, shape):
 _WIDE = 64  # elements of a row from which one call per row beats sorting
 
 
+def dropout(xp, x, p, generator):
+    """``(x / (1 − p) where kept, else 0; the mask of what was kept)``, each kept with 1 − p > 0."""
+    keep = generator.bernoulli_mask(1 - p, x.shape)
+    return np.where(keep, x * x.dtype.type(1 / (1 - p)), x.dtype.type(0)), keep
+
+
+def dropout_backward(xp, g, keep, scale):
+    """``g`` times ``scale`` where kept, else 0."""
+    return np.where(keep, g * g.dtype.type(scale), g.dtype.type(0))
+
+
 def add_rows(xp, out, index, rows):
     """``out[index[i]] += rows[i]``, equal indices summed in order of i (deterministic).
 

@@ -10,7 +10,12 @@ import secrets
 
 import numpy as np
 
+_F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 _FIELDS = 4 + 2 + 4 + 3  # counter, key, buffer, (position, has_uint32, uinteger)
+
+
+def _drawn_in(dtype):
+    return _F64 if dtype == _F64 else _F32  # NumPy draws these two
 
 
 class Generator:
@@ -63,14 +68,22 @@ class Generator:
         }
 
     def random(self, shape, dtype):
-        """Uniform on [0, 1): float64 or float32."""
-        return self.numpy.random(shape, dtype=dtype)
+        """Uniform on [0, 1), of any real float type."""
+        out = self.numpy.random(shape, dtype=_drawn_in(dtype))
+        if dtype.itemsize == 2:  # rounding must not reach 1: keep as many bits as the type holds
+            steps = 1 << (11 if dtype == np.float16 else 8)
+            out = np.floor(out * steps) / steps
+        return out.astype(dtype, copy=False)
 
     def standard_normal(self, shape, dtype):
-        return self.numpy.standard_normal(shape, dtype=dtype)
+        """Normal numbers of mean 0 and variance 1, of any real float type."""
+        drawn = self.numpy.standard_normal(shape, dtype=_drawn_in(dtype))
+        return drawn.astype(dtype, copy=False)
 
     def standard_exponential(self, shape, dtype):
-        return self.numpy.standard_exponential(shape, dtype=dtype)
+        """Exponential numbers of rate 1, of any real float type."""
+        drawn = self.numpy.standard_exponential(shape, dtype=_drawn_in(dtype))
+        return drawn.astype(dtype, copy=False)
 
     def integers(self, low: int, high: int, shape):
         """int64 uniform on [low, high)."""

@@ -306,19 +306,24 @@ def legacy_reduction(size_average, reduce, reduction) -> str:
 
 
 # ---------------------------------------------------------------- dropout
-@op(method=False, aux=True, name="native_dropout", node_name="Dropout")
+@op(method=False, aux=True, fused=True, name="native_dropout", node_name="Dropout")
 def _dropout(xp, input, p, generator):
     """Zero elements with probability p and scale the others by 1/(1 − p)."""
     if p == 1:
         return xp.zeros_like(input), (xp.zeros(input.shape, bool),)
-    keep = generator.bernoulli_mask(1 - p, input.shape)
-    return xp.where(keep, input * input.dtype.type(1 / (1 - p)), input.dtype.type(0)), (keep,)
+    out, keep = xp.dropout(input, p, generator)
+    return out, (keep,)
 
 
 @_dropout.grad("input")
 def _(F, g, aux, p):
     scale = 0.0 if p == 1 else 1 / (1 - p)
     return F.where(aux[0], g * scale, F.zeros_like(g))
+
+
+@_dropout.fast_grad("input")
+def _(F, g, needs, aux, p):
+    return (F.xp.dropout_backward(g, aux[0], 0.0 if p == 1 else 1 / (1 - p)),)
 
 
 def dropout(input, p=0.5, training=True, inplace=False) -> Tensor:

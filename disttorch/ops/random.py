@@ -10,7 +10,7 @@ from ..autograd.graph import share_version
 from ..autograd.modes import state
 from ..backend import devices, dtypes, namespace_for, namespace_of
 from ..tensor import Tensor, wrap
-from .core import HALF, write_out
+from .core import write_out
 from .creation import _finish, _place
 from .elementwise_core import broadcast_error
 from .views import sizes
@@ -161,11 +161,6 @@ def _source(generator, device):
     return generator.source
 
 
-def _float_type(dtype):
-    """The type to draw in: NumPy draws float32 and float64."""
-    return dtypes.float64.np if dtype == dtypes.float64.np else dtypes.float32.np
-
-
 def _draw(kind, source, shape, dtype):
     """Standard uniform or normal numbers of any float or complex type."""
     if dtype.kind == "c":
@@ -173,12 +168,7 @@ def _draw(kind, source, shape, dtype):
         scale = math.sqrt(0.5) if kind == "standard_normal" else 1.0
         draw = getattr(source, kind)
         return ((draw(shape, part) + 1j * draw(shape, part)) * scale).astype(dtype)
-    out = getattr(source, kind)(shape, _float_type(dtype))
-    if dtype in HALF and kind == "random":
-        # rounding to 16 bits must not reach 1: keep as many bits as the type holds
-        bits = 11 if dtype == dtypes.float16.np else 8
-        out = (out * (1 << bits)).astype("int32") / (1 << bits)
-    return out.astype(dtype, copy=False)
+    return getattr(source, kind)(shape, dtype)
 
 
 def _factory(name, kind):
@@ -438,7 +428,7 @@ def exponential_(input: Tensor, lambd=1.0, *, generator=None) -> Tensor:
         raise RuntimeError(f"exponential_ expects lambda > 0.0, but found lambda={lambd}")
     _check_float(input, "exponential_")
     source = _source(generator, input.device)
-    draw = source.standard_exponential(input._data.shape, _float_type(input._data.dtype))
+    draw = source.standard_exponential(input._data.shape, input._data.dtype)
     return _fill(input, draw / lambd)
 
 
