@@ -23,6 +23,22 @@ _CODES = {int: "q", bool: "q", float: "d", type(None): "P"}
 _CODES |= {np.dtype(c).type: {"l": "q", "L": "Q"}.get(c, c) for c in "?bBhHiIlLqQefd"
            if c not in "lL" or np.dtype(c).itemsize == 8}
 
+
+class Structure(bytes):
+    """A C structure that a kernel takes by value: its bytes, aligned like a pointer.
+
+    A subclass for each size has it as ``SIZE``, a multiple of 8; all arguments of a launch take at
+    most 4 KiB.
+    """
+
+    SIZE = 0
+
+
+def _code(kind: type) -> str:
+    """The code of ``struct`` for an argument of a class; arrays are pointers."""
+    return f"0q{kind.SIZE}s" if issubclass(kind, Structure) else _CODES.get(kind, "P")
+
+
 # CUDA's numbers for the places of ``extra``
 _END, _BUFFER, _SIZE = 0, 1, 2
 
@@ -74,8 +90,8 @@ def launcher(cupy, function, types: tuple[type, ...], block: int | None = None):
         TypeError: for a class of arguments that kernels do not take.
     """
     for kind in types:
-        if kind not in _CODES and kind is not cupy.ndarray:
-            raise TypeError(f"a kernel takes arrays, numbers and None, not {kind.__name__}")
+        if kind not in _CODES and kind is not cupy.ndarray and not issubclass(kind, Structure):
+            raise TypeError(f"a kernel takes arrays, numbers, structures and None, not {kind.__name__}")
     address = getattr(getattr(function, "kernel", None), "ptr", None)
     if METHOD == "rawkernel" or address is None:
         return _by_cupy(function, block)
@@ -95,7 +111,7 @@ def _by_cupy(function, block):
 def _by_driver(cupy, address, types, block):
     from cupy_backends.cuda.api import driver
 
-    layout = struct.Struct("".join(_CODES.get(t, "P") for t in types))
+    layout = struct.Struct("".join(map(_code, types)))
     blocks = _Blocks(layout)
     names = [f"a{i}" for i in range(len(types))]
     values = [f"{n}.data.ptr" if t is cupy.ndarray else "0" if t is type(None) else n
