@@ -1,0 +1,291 @@
+// Attention, backward: the weights are computed again from the logarithms that forward kept.
+//
+// With P the weights, dP = dO·vᵀ and D = Σ dO·O of a row: dv = Pᵀ·dO, dS = P∘(dP − D), dq = dS·k·scale,
+// dk = dSᵀ·q·scale (Dao et al., arXiv:2205.14135). One kernel owns tiles of keys and walks over queries,
+// another owns tiles of queries and walks over keys: S and dP are made twice, and nothing is added by
+// atomics, so that two runs give the same bits.
+// variants: ELEMENT=bfloat16,float16 WIDTH=32,64,96,128 EXTRAS=0
+// variants: ELEMENT=bfloat16 WIDTH=64,128 EXTRAS=1
+#include "attention.cuh"
+
+// Tiles of attention_keys: 16·KEY_M keys a warp, SEEN queries at once; of attention_queries: 16·QUERY_M
+// queries a warp, STEP keys at once. As large as fits without spilling, and below 99 KiB of shared memory.
+#if WIDTH <= 64
+#define KEY_M 2
+#define SEEN 32
+#define QUERY_M 2
+#define STEP 32
+#elif WIDTH <= 96
+#define KEY_M 1
+#define SEEN 64
+#define QUERY_M 1
+#define STEP 64
+#else
+#define KEY_M 1
+#define SEEN 48
+#define QUERY_M 1
+#define STEP 48
+#endif
+#define OWN_KEYS (WARPS * 16 * KEY_M)
+#define OWN_QUERIES (WARPS * 16 * QUERY_M)
+
+#define LANES 16  // of one row in attention_delta, 8 elements each
+
+// delta = Σ dO·O of every row, B×H×L. `THREADS / LANES` rows a block.
+extern "C" __global__ void __launch_bounds__(THREADS) attention_delta(
+    const T* grad, const T* out, float* delta, i64 rows, i64 queries, i64 heads, i64 value_width,
+    i64 grad_batch, i64 grad_head, i64 grad_row, i64 out_batch, i64 out_head, i64 out_row) {
+    i64 row = (i64)blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
+    int part = threadIdx.x % LANES;
+    float sum = 0;
+    if (row < rows && part * 8 < value_width) {
+        i64 query = row % queries, head = row / queries % heads, batch = row / queries / heads;
+        Pack<T, 8> a = *(const Pack<T, 8>*)(grad + batch * grad_batch + head * grad_head + query * grad_row +
+                                            part * 8);
+        Pack<T, 8> b = *(const Pack<T, 8>*)(out + batch * out_batch + head * out_head + query * out_row +
+                                            part * 8);
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum += up(a.v[i]) * up(b.v[i]);
+    }
+#pragma unroll
+    for (int step = LANES / 2; step; step >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, step);
+    if (row < rows && part == 0) delta[row] = sum;
+}
+
+// dk (B×H/group×S×E) and dv (…×V). Grid: B·H/group·tiles of OWN_KEYS. `heads`: of the queries.
+// In the tiles rows are keys and columns are queries: their products are operands as they are.
+extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
+    const T* q, const T* k, const T* v, const T* grad, const float* logs, const float* delta, T* dk, T* dv,
+    i64 queries, i64 keys, i64 width, i64 value_width, i64 heads, i64 group, i64 q_batch, i64 q_head,
+    i64 q_row, i64 k_batch, i64 k_head, i64 k_row, i64 v_batch, i64 v_head, i64 v_row, i64 grad_batch,
+    i64 grad_head, i64 grad_row, i64 dk_batch, i64 dk_head, i64 dk_row, i64 dv_batch, i64 dv_head,
+    i64 dv_row, double scale, i64 causal EXTRA_PARAMETERS) {
+    const int COLUMNS = SEEN / 8;
+    DYNAMIC_SHARED(T, shared);
+    T *k_tile = shared, *v_tile = k_tile + OWN_KEYS * ROW, *q_tile = v_tile + OWN_KEYS * ROW,
+      *grad_tile = q_tile + 2 * SEEN * ROW;
+    float* numbers = (float*)(grad_tile + 2 * SEEN * ROW);  // logs, then delta of SEEN queries; twice
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+
+    const int L = (int)queries, S = (int)keys, tiles = tiles_of(S, OWN_KEYS);
+    const Place place(tiles, (int)(heads / group));
+    const int first = place.tile * OWN_KEYS, own = first + warp * 16 * KEY_M;
+    k += place.batch * k_batch + place.head * k_head + first * k_row;
+    v += place.batch * v_batch + place.head * v_head + first * v_row;
+    const int start = causal ? first / SEEN : 0;  // earlier queries do not see these keys
+    const int each = max(tiles_of(L, SEEN) - start, 0), count = each * (int)group;
+    const float unit = EXTRAS ? LOG2E : (float)(scale * LOG2E);
+
+    load_tile<OWN_KEYS>(k_tile, k, k_row, S - first, (int)width);
+    load_tile<OWN_KEYS>(v_tile, v, v_row, S - first, (int)value_width);
+    float dk_sum[KEY_M][WIDTH / 8][4], dv_sum[KEY_M][WIDTH / 8][4];
+    clear(dk_sum);
+    clear(dv_sum);
+    for (int n = -1; n < count; n++) {
+        wait_for_copies();
+        __syncthreads();
+        if (n + 1 < count) {
+            int head = place.head * (int)group + (n + 1) / each, query = (start + (n + 1) % each) * SEEN;
+            int half = (n + 1) % 2;
+            i64 line = (place.batch * heads + head) * L + query;
+            load_tile<SEEN>(q_tile + half * SEEN * ROW,
+                            q + place.batch * q_batch + head * q_head + query * q_row, q_row, L - query,
+                            (int)width);
+            load_tile<SEEN>(grad_tile + half * SEEN * ROW,
+                            grad + place.batch * grad_batch + head * grad_head + query * grad_row, grad_row,
+                            L - query, (int)value_width);
+            if (threadIdx.x < 2 * SEEN) {
+                int i = threadIdx.x % SEEN;
+                copy_4(numbers + half * 2 * SEEN + threadIdx.x,
+                       (threadIdx.x < SEEN ? logs : delta) + line + i, query + i < L);
+            }
+        }
+        if (n < 0) continue;
+        const int query = (start + n % each) * SEEN, half = n % 2;
+        if (causal && query + SEEN <= own) continue;
+        const float* line = numbers + half * 2 * SEEN + 2 * t;
+        float p[KEY_M][COLUMNS][4];
+        clear(p);
+        add_product_of_rows<T, WIDTH, ROW>(p, k_tile + warp * 16 * KEY_M * ROW, q_tile + half * SEEN * ROW);
+        // Queries beyond L are zeros, and so are their dO, logs and delta: they add nothing.
+#if EXTRAS
+        const int head = place.head * (int)group + n / each;
+        const Extras extras = EXTRAS_OF(place.batch, head, (u32)(place.batch * heads + head));
+#endif
+        // a key is later than its query if its distance in the tile is larger than this
+        const int gap = causal ? query - own - g + 2 * t : SEEN + 16 * KEY_M;
+#pragma unroll
+        for (int i = 0; i < KEY_M; i++) {
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    float score = p[i][j][e];
+#if EXTRAS
+                    score = extras.masked(score * (float)scale, query + j * 8 + 2 * t + e % 2,
+                                          own + i * 16 + e / 2 * 8 + g, L, S);
+#endif
+                    score = power_of_2(score * unit - line[j * 8 + e % 2] * LOG2E);
+                    p[i][j][e] = i * 16 + e / 2 * 8 - j * 8 - e % 2 > gap ? 0.0f : score;
+                }
+            }
+        }
+        u32 part[KEY_M][COLUMNS][2];
+#if EXTRAS
+        float stay[KEY_M][COLUMNS][4];
+#pragma unroll
+        for (int i = 0; i < KEY_M; i++) {
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    stay[i][j][e] = !extras.drops ? 1.0f
+                        : extras.factor(extras.row_key(query + j * 8 + 2 * t + e % 2),
+                                        own + i * 16 + e / 2 * 8 + g);
+            }
+        }
+        {
+            float dropped[KEY_M][COLUMNS][4];
+#pragma unroll
+            for (int i = 0; i < KEY_M; i++) {
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) dropped[i][j][e] = p[i][j][e] * stay[i][j][e];
+                }
+            }
+            rounded<T>(part, dropped);
+        }
+#else
+        rounded<T>(part, p);
+#endif
+        add_product<T, ROW>(dv_sum, part, grad_tile + half * SEEN * ROW);
+        float dp[KEY_M][COLUMNS][4];
+        clear(dp);
+        add_product_of_rows<T, WIDTH, ROW>(dp, v_tile + warp * 16 * KEY_M * ROW,
+                                           grad_tile + half * SEEN * ROW);
+#pragma unroll
+        for (int i = 0; i < KEY_M; i++) {
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+#if EXTRAS
+                    dp[i][j][e] *= stay[i][j][e];
+#endif
+                    dp[i][j][e] = p[i][j][e] * (dp[i][j][e] - line[SEEN + j * 8 + e % 2]);
+                }
+            }
+        }
+        rounded<T>(part, dp);
+        add_product<T, ROW>(dk_sum, part, q_tile + half * SEEN * ROW);
+    }
+    __syncthreads();
+    float one[KEY_M][2], times[KEY_M][2];
+#pragma unroll
+    for (int i = 0; i < KEY_M; i++) {
+        one[i][0] = one[i][1] = 1;
+        times[i][0] = times[i][1] = (float)scale;
+    }
+    dk += place.batch * dk_batch + place.head * dk_head + own * dk_row;
+    dv += place.batch * dv_batch + place.head * dv_head + own * dv_row;
+    store_tile<KEY_M>(dk, dk_row, S - own, (int)width, k_tile + warp * 16 * KEY_M * ROW, dk_sum, times);
+    store_tile<KEY_M>(dv, dv_row, S - own, (int)value_width, v_tile + warp * 16 * KEY_M * ROW, dv_sum, one);
+}
+
+// dq, B×H×L×E. Grid: B·H·tiles of OWN_QUERIES.
+extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
+    const T* q, const T* k, const T* v, const T* grad, const float* logs, const float* delta, T* dq,
+    i64 queries, i64 keys, i64 width, i64 value_width, i64 heads, i64 group, i64 q_batch, i64 q_head,
+    i64 q_row, i64 k_batch, i64 k_head, i64 k_row, i64 v_batch, i64 v_head, i64 v_row, i64 grad_batch,
+    i64 grad_head, i64 grad_row, i64 dq_batch, i64 dq_head, i64 dq_row, double scale,
+    i64 causal EXTRA_PARAMETERS) {
+    const int COLUMNS = STEP / 8;
+    DYNAMIC_SHARED(T, shared);
+    T *q_tile = shared, *grad_tile = q_tile + OWN_QUERIES * ROW, *k_tile = grad_tile + OWN_QUERIES * ROW,
+      *v_tile = k_tile + 2 * STEP * ROW;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+
+    const int L = (int)queries, S = (int)keys, tiles = tiles_of(L, OWN_QUERIES);
+    const Place place(tiles, (int)heads);
+    const int first = (tiles - 1 - place.tile) * OWN_QUERIES, own = first + warp * 16 * QUERY_M;
+    q += place.batch * q_batch + place.head * q_head + first * q_row;
+    grad += place.batch * grad_batch + place.head * grad_head + first * grad_row;
+    k += place.batch * k_batch + place.head / (int)group * k_head;
+    v += place.batch * v_batch + place.head / (int)group * v_head;
+    int count = tiles_of(S, STEP);
+    if (causal) count = min(count, tiles_of(first + OWN_QUERIES, STEP));
+#if EXTRAS
+    const Extras extras = EXTRAS_OF(place.batch, place.head, blockIdx.x / tiles);
+#endif
+    const float unit = EXTRAS ? LOG2E : (float)(scale * LOG2E);
+
+    load_tile<OWN_QUERIES>(q_tile, q, q_row, L - first, (int)width);
+    load_tile<OWN_QUERIES>(grad_tile, grad, grad_row, L - first, (int)value_width);
+    load_tile<STEP>(k_tile, k, k_row, S, (int)width);
+    load_tile<STEP>(v_tile, v, v_row, S, (int)value_width);
+    float log[QUERY_M][2], through[QUERY_M][2];
+    const i64 line = (i64)(blockIdx.x / tiles) * L;
+#pragma unroll
+    for (int i = 0; i < QUERY_M; i++) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            int row = own + i * 16 + r * 8 + g;
+            log[i][r] = row < L ? logs[line + row] * LOG2E : 0.0f;
+            through[i][r] = row < L ? delta[line + row] : 0.0f;
+        }
+    }
+    float dq_sum[QUERY_M][WIDTH / 8][4];
+    clear(dq_sum);
+    for (int n = 0; n < count; n++) {
+        wait_for_copies();
+        __syncthreads();
+        if (n + 1 < count) {
+            int next = (n + 1) * STEP, half = (n + 1) % 2 * STEP * ROW;
+            load_tile<STEP>(k_tile + half, k + next * k_row, k_row, S - next, (int)width);
+            load_tile<STEP>(v_tile + half, v + next * v_row, v_row, S - next, (int)value_width);
+        }
+        const int column = n * STEP, half = n % 2 * STEP * ROW;
+        if (causal && column >= own + 16 * QUERY_M) continue;
+        float p[QUERY_M][COLUMNS][4], dp[QUERY_M][COLUMNS][4];
+        clear(p);
+        add_product_of_rows<T, WIDTH, ROW>(p, q_tile + warp * 16 * QUERY_M * ROW, k_tile + half);
+        clear(dp);
+        add_product_of_rows<T, WIDTH, ROW>(dp, grad_tile + warp * 16 * QUERY_M * ROW, v_tile + half);
+        const bool partly = column + STEP > S || (causal && column + STEP - 1 > own);
+#pragma unroll
+        for (int i = 0; i < QUERY_M; i++) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const int query = own + i * 16 + r * 8 + g;
+#if EXTRAS
+                const u32 key = extras.row_key(query);
+#endif
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) {
+#pragma unroll
+                    for (int e = 2 * r; e < 2 * r + 2; e++) {
+                        float score = p[i][j][e], slope = dp[i][j][e];
+                        int c = column + j * 8 + 2 * t + e % 2;
+#if EXTRAS
+                        score = extras.masked(score * (float)scale, query, c, L, S);
+                        if (extras.drops) slope *= extras.factor(key, c);
+#endif
+                        float weight = power_of_2(score * unit - log[i][r]) * (slope - through[i][r]);
+                        dp[i][j][e] = partly && (c >= S || (causal && c > query)) ? 0.0f : weight;
+                    }
+                }
+            }
+        }
+        u32 part[QUERY_M][COLUMNS][2];
+        rounded<T>(part, dp);
+        add_product<T, ROW>(dq_sum, part, k_tile + half);
+    }
+    wait_for_copies();
+    __syncthreads();
+    float times[QUERY_M][2];
+#pragma unroll
+    for (int i = 0; i < QUERY_M; i++) times[i][0] = times[i][1] = (float)scale;
+    dq += place.batch * dq_batch + place.head * dq_head + own * dq_row;
+    store_tile<QUERY_M>(dq, dq_row, L - own, (int)width, q_tile + warp * 16 * QUERY_M * ROW, dq_sum, times);
+}
