@@ -331,6 +331,17 @@ def dropout_backward(xp, g, keep, scale):
     return np.where(keep, g * g.dtype.type(scale), g.dtype.type(0))
 
 
+def index_outside(xp, index, low, high):
+    """An index below ``low`` or from ``high`` on; None if there is none."""
+    if index.size:
+        least, most = int(index.min()), int(index.max())
+        if most >= high:
+            return most
+        if least < low:
+            return least
+    return None
+
+
 def add_rows(xp, out, index, rows):
     """``out[index[i]] += rows[i]``, equal indices summed in order of i (deterministic).
 

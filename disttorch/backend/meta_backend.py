@@ -159,11 +159,15 @@ class MetaNamespace:
         return meta((rows, rows if columns is None else columns), dtype)
 
     @staticmethod
-    def from_host(array):
+    def index_outside(index, low, high):
+        """None: nothing is known of an index."""
+
+    @staticmethod
+    def from_host(array, non_blocking=False):
         return meta(array.shape, array.dtype)
 
     @staticmethod
-    def to_host(array):
+    def to_host(array, non_blocking=False):
         raise NotImplementedError(NO_DATA)
 
     @staticmethod
@@ -181,6 +185,12 @@ class MetaNamespace:
         return meta(array.shape, array.dtype)
 
     ascontiguousarray = contiguous_copy
+
+    @staticmethod
+    def linear(*args):
+        raise _not_built("matmul")
+
+    add_matmul = linear_gelu = linear
 
     @staticmethod
     def make_generator(seed: int) -> MetaGenerator:

@@ -324,13 +324,10 @@ def _fitting(values, ndim):
 def _add_rows(xp, out, index, values):
     n = out.shape[0]
     flat = index.reshape(-1)
-    if flat.size:
-        low, high = int(flat.min()), int(flat.max())
-        if low < -n or high >= n:
-            bad = high if high >= n else low
-            raise IndexError(f"index {bad} is out of bounds for dimension 0 with size {n}")
-        if low < 0:
-            flat = xp.where(flat < 0, flat + n, flat)
+    bad = xp.index_outside(flat, -n, n)
+    if bad is not None:
+        raise IndexError(f"index {bad} is out of bounds for dimension 0 with size {n}")
+    flat = xp.where(flat < 0, flat + n, flat)
     width = out.size // n if n else 0
     xp.add_rows(out.reshape(n, width), flat, values.reshape(flat.size, width))
 

@@ -12,13 +12,9 @@ from .samples import case
 
 def _check_index(xp, index, size, dim, name, negative=False):
     """IndexError for an index out of range; below 0 only where ``negative`` ones count from the end."""
-    if index.size:
-        low, high = index.min(), index.max()
-        if low < (-size if negative else 0) or high >= size:
-            bad = int(high if high >= size else low)
-            raise IndexError(
-                f"{name}index {bad} is out of bounds for dimension {dim} with size {size}"
-            )
+    bad = xp.index_outside(index, -size if negative else 0, size)
+    if bad is not None:
+        raise IndexError(f"{name}index {bad} is out of bounds for dimension {dim} with size {size}")
 
 
 @op(tensors=("input", "index"), moves=True, samples=lambda m: [
@@ -50,14 +46,10 @@ def _check_gather(xp, name, input, dim, index):
                 f"Size does not match at dimension {i} expected index {list(index.shape)} to be no "
                 f"larger than self {list(input.shape)} apart from dimension {dim}"
             )
-    if index.size:
-        size = input.shape[dim] if input.ndim else 1
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= size:
-            bad = high if high >= size else low
-            raise RuntimeError(
-                f"index {bad} is out of bounds for dimension {dim} with size {size}"
-            )
+    size = input.shape[dim] if input.ndim else 1
+    bad = xp.index_outside(index, 0, size)
+    if bad is not None:
+        raise RuntimeError(f"index {bad} is out of bounds for dimension {dim} with size {size}")
     return dim
 
 
@@ -209,13 +201,11 @@ def embedding_lookup(xp, weight, indices, padding_idx=-1, scale_grad_by_freq=Fal
             f"Long, Int; but got {indices.dtype.name} instead (while checking arguments for "
             "embedding)"
         )
-    if indices.size:
-        low, high = int(indices.min()), int(indices.max())
-        if low < 0 or high >= weight.shape[0]:
-            raise IndexError(
-                f"index out of range in self: {low if low < 0 else high} for an embedding of "
-                f"{weight.shape[0]} rows"
-            )
+    bad = xp.index_outside(indices, 0, weight.shape[0])
+    if bad is not None:
+        raise IndexError(
+            f"index out of range in self: {bad} for an embedding of {weight.shape[0]} rows"
+        )
     return xp.take(weight, indices, axis=0)
 
 
