@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
+from .backend.precision import PRECISION
+
 # Told when deterministic algorithms are asked for: the collectives, once ranks are connected.
 _listeners: list = []
-_state: dict = {"matmul": "highest", "deterministic": False, "warn_only": False, "interop": None}
+_state: dict = {"deterministic": False, "warn_only": False, "interop": None}
 _PRECISIONS = ("highest", "high", "medium")
 
 
@@ -90,20 +92,26 @@ def get_deterministic_debug_mode() -> int:
 
 
 def set_float32_matmul_precision(precision: str) -> None:
-    """How exact float32 matrix products must be: "high" and "medium" allow TF32 on GPUs."""
+    """How exact float32 matrix products on GPUs must be.
+
+    Args:
+        precision: "highest" computes in float32; "high" and "medium" let factors be rounded to TF32
+            (8 bits of exponent, 10 of mantissa), sums stay float32: several times faster. The same as
+            ``torch.backends.cuda.matmul.allow_tf32 = True``.
+
+    Raises:
+        RuntimeError: for any other word.
+    """
     if precision not in _PRECISIONS:
         raise RuntimeError(
             f"Invalid float32 matmul precision {precision!r}: use one of {', '.join(_PRECISIONS)}"
         )
-    _state["matmul"] = precision
-    from .backends import cuda
-
-    cuda.matmul.allow_tf32 = precision != "highest"
+    PRECISION.set_matmul(precision)
 
 
 def get_float32_matmul_precision() -> str:
-    """How exact float32 matrix products must be."""
-    return _state["matmul"]
+    """How exact float32 matrix products must be; "high" after ``allow_tf32 = True``."""
+    return PRECISION.matmul
 
 
 __all__ = [

@@ -127,6 +127,7 @@ class MetaNamespace:
     array_types = (MetaArray,)
     widens_half = False
     fused_half = True
+    fused = None
     integer, floating, generic, newaxis, pi, inf, nan = (
         np.integer, np.floating, np.generic, None, np.pi, np.inf, np.nan,
     )  # fmt: skip
@@ -185,6 +186,16 @@ class MetaNamespace:
         return meta(array.shape, array.dtype)
 
     ascontiguousarray = contiguous_copy
+
+    @staticmethod
+    def cast(array, dtype):
+        return meta(array.shape, dtype)
+
+    @staticmethod
+    def assign(out, source):
+        return out
+
+    fill_with = assign
 
     @staticmethod
     def linear(*args):

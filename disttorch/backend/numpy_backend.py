@@ -15,8 +15,10 @@ from . import (
     devices,
     gamma_kernels,
     kernels,
+    matmul_kernels,
     optim_kernels,
     optim_kernels_more,
+    plain_copies,
     pool_kernels,
     resample_kernels,
     special_kernels,
@@ -62,12 +64,13 @@ class NumpyNamespace:
     # NumPy computes 16-bit floats one conversion at a time: ops widen them to float32 first
     widens_half = True
     fused_half = False  # no kernels that take them as they are
+    fused = None  # nor elementwise functions of one launch; see ``gpu/elementwise.py``
 
     def __init__(self):
-        bind_kernels(self, kernels, optim_kernels, optim_kernels_more, storage,
+        bind_kernels(self, kernels, plain_copies, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels)
+                     batchnorm_kernels, resample_kernels, matmul_kernels)
 
     def __getattr__(self, name):
         value = getattr(np, name)  # raises an AttributeError that names numpy
@@ -79,12 +82,12 @@ class NumpyNamespace:
         return devices.cpu
 
     @staticmethod
-    def from_host(array):
+    def from_host(array, non_blocking=False):
         """A NumPy array as this namespace's array: itself."""
         return array
 
     @staticmethod
-    def to_host(array):
+    def to_host(array, non_blocking=False):
         """This namespace's array as a NumPy array: itself."""
         return array
 

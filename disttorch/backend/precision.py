@@ -1,7 +1,7 @@
-"""How exact matrix products on a GPU must be: the switches behind ``torch.backends.cuda.matmul``.
+"""How exact float32 products on a GPU must be, and how 16-bit ones add up their parts.
 
-Plain attributes, read at every product; PyTorch's names for them, and the messages for wrong values, are
-in ``disttorch/settings.py`` and ``disttorch/backends/``. The CPU always computes in full precision.
+Read at every product by ``backend/gpu/gemm.py``; PyTorch's names for the switches are in
+``disttorch/settings.py`` and ``disttorch/backends/cuda.py``. The CPU always computes in full precision.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ class Precision:
     """The switches.
 
     Attributes:
-        tf32: float32 (and complex64) products may round their factors to TF32's 10 mantissa bits.
-        cudnn_tf32: convolutions may (PyTorch's default differs: they do).
-        float16_sums, bfloat16_sums: where a product is split along the summed dim, the few partial sums
-            may be added up in 16 bits; inside a part, sums are always float32.
+        tf32: float32 and complex64 products may round their factors to TF32's 10 mantissa bits.
+        matmul: what ``set_float32_matmul_precision`` was last told: "highest", "high" or "medium"; the
+            last two allow TF32.
+        matmul_fp32: the same in the words of ``fp32_precision``: "none" until set, then "ieee", "tf32".
+        float16_sums, bfloat16_sums: whether a product that is split along the summed dim may add up the
+            sums of its parts in 16 bits; inside a part, sums are always float32.
+        float16_split, bfloat16_split: whether it may be split at all where those may not.
     """
 
     def __init__(self):
-        self.tf32 = False
-        self.cudnn_tf32 = True
-        self.float16_sums = True
-        self.bfloat16_sums = True
+        self.tf32, self.matmul, self.matmul_fp32 = False, "highest", "none"
+        self.float16_sums = self.bfloat16_sums = True
+        self.float16_split = self.bfloat16_split = True
+
+    def set_matmul(self, precision: str) -> None:
+        """All that "highest", "high" or "medium" says."""
+        self.matmul, self.tf32 = precision, precision != "highest"
+        self.matmul_fp32 = "tf32" if self.tf32 else "ieee"
 
 
 PRECISION = Precision()

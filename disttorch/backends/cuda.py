@@ -3,25 +3,94 @@
 from __future__ import annotations
 
 import contextlib
-import os
+
+from ..backend.precision import PRECISION
+
+_FP32 = ("none", "ieee", "tf32")
+_REDUCTIONS = {
+    "allow_fp16_reduced_precision_reduction": "float16",
+    "allow_bf16_reduced_precision_reduction": "bfloat16",
+}
 
 
 class _Matmul:
-    """``allow_tf32`` is CuPy's own switch, the environment variable CUPY_TF32; the 16-bit switches
-    change nothing, as 16-bit products always accumulate in float32."""
+    """How products on the GPU are computed.
 
-    allow_fp16_reduced_precision_reduction = True
-    allow_bf16_reduced_precision_reduction = True
-    allow_fp16_accumulation = False
-    fp32_precision = "none"
+    Attributes:
+        allow_tf32: whether float32 products may use TF32; False unless set. One with
+            ``torch.set_float32_matmul_precision``, which then says "high" or "highest".
+        fp32_precision: the same as "tf32" or "ieee"; "none" until one of them was set.
+        allow_fp16_reduced_precision_reduction, allow_bf16_reduced_precision_reduction: whether a product
+            of 16-bit floats that is split along the summed dim may add up its parts in 16 bits (True).
+            Also a pair of bools: (that, whether it may be split); the second is only noted, cuBLAS has
+            no such switch. Read it under the name with ``_split_k``.
+        allow_fp16_accumulation: False always: sums of 16-bit products are float32.
+    """
 
-    @property
-    def allow_tf32(self) -> bool:
-        return os.environ.get("CUPY_TF32", "0") == "1"
+    def __getattr__(self, name):
+        if name == "allow_tf32":
+            return PRECISION.tf32
+        if name == "fp32_precision":
+            return PRECISION.matmul_fp32
+        if name == "allow_fp16_accumulation":
+            return False
+        if name in _REDUCTIONS:
+            return getattr(PRECISION, _REDUCTIONS[name] + "_sums")
+        if name.removesuffix("_split_k") in _REDUCTIONS:
+            return getattr(PRECISION, _REDUCTIONS[name.removesuffix("_split_k")] + "_split")
+        raise AttributeError(f"Unknown attribute {name}")
 
-    @allow_tf32.setter
-    def allow_tf32(self, value: bool) -> None:
-        os.environ["CUPY_TF32"] = "1" if value else "0"
+    def __setattr__(self, name, value):
+        if name == "allow_tf32":
+            _need_bool("set_allow_tf32_cublas", value)
+            PRECISION.set_matmul("high" if value else "highest")
+        elif name == "fp32_precision":
+            _set_fp32_precision(value)
+        elif name in _REDUCTIONS:
+            sums, split = _pair(value, name)
+            if sums and not split:
+                raise RuntimeError(
+                    "allow_splitk=False is not supported when reduced precision reductions are enabled"
+                )
+            setattr(PRECISION, _REDUCTIONS[name] + "_sums", sums)
+            setattr(PRECISION, _REDUCTIONS[name] + "_split", split)
+        elif name == "allow_fp16_accumulation":
+            _need_bool("set_allow_fp16_accumulation_cublas", value)
+            if value:
+                raise RuntimeError(
+                    "allow_fp16_accumulation=True is not supported: sums of float16 products are "
+                    "float32 here; leave it False"
+                )
+        else:
+            raise AttributeError(f"Unknown attribute {name}")
+
+
+def _need_bool(function: str, value) -> None:
+    if not isinstance(value, bool):
+        raise RuntimeError(f"{function} expects a bool, but got {type(value).__name__}")
+
+
+def _set_fp32_precision(value) -> None:
+    if value == "bf16":
+        raise RuntimeError("backend 'cuda' does not support precision 'bf16'")
+    if value not in _FP32:
+        raise RuntimeError(f"Unknown precision: {value}")
+    PRECISION.set_matmul("high" if value == "tf32" else "highest")
+    PRECISION.matmul_fp32 = value
+
+
+def _pair(value, name: str) -> tuple[bool, bool]:
+    """(whether sums may be 16-bit, whether products may be split), by a bool or one or two of them."""
+    if isinstance(value, bool):
+        return value, True
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} expects a bool or a tuple/list of bools, but got {type(value)!r}")
+    if not 1 <= len(value) <= 2:
+        raise TypeError(f"{name} expects one or two bools, but got {len(value)} values")
+    for which, given in zip(("allow_reduced_precision", "allow_splitk"), value):
+        if not isinstance(given, bool):
+            raise TypeError(f"{name} expects a bool for {which}, but got {type(given)!r}")
+    return value[0], value[1] if len(value) == 2 else True
 
 
 matmul = _Matmul()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from ..backend.dtypes import FLOAT_NP
 from ..tensor import Tensor
 from .core import REGISTRY, op, write_out
 from .elementwise_core import expand_error
@@ -28,7 +29,7 @@ def _c_name(a):
     return _C_NAMES.get(a.dtype.name, a.dtype.name)
 
 
-@op(tensors=("input", "other"), samples=lambda m: [
+@op(tensors=("input", "other"), fused=True, samples=lambda m: [
     case(m(3, 4), m(4, 5)), case(m(4), m(4)), case(m(3, 4), m(4)), case(m(4), m(4, 5)),
     case(m(2, 3, 4), m(4, 5)), case(m(2, 3, 4), m(2, 4, 5)), case(m(2, 1, 3, 4), m(3, 4, 2)),
     case(m(2, 3, 4), m(4)), case(m(0, 4), m(4, 5)), case(m(4), m(2, 4, 3)), case(m(3, 0), m(0, 2)),
@@ -111,7 +112,7 @@ def _(F, g, input, other_shape):
 
 
 @op(tensors=("input", "weight", "bias"), optional=("bias",), method=False, node_name="Addmm",
-    samples=lambda m: [
+    fused=True, samples=lambda m: [
         case(m(3, 4), m(5, 4), m(5)), case(m(2, 3, 4), m(5, 4)), case(m(4), m(5, 4), m(5)),
         case(m(0, 4), m(5, 4), m(5)),
     ])
@@ -119,7 +120,7 @@ def linear(xp, input, weight, bias=None):
     """input @ weightᵀ + bias. input: …×K, weight: M×K, bias: M -> …×M."""
     _check(input, weight, "linear")
     if weight.ndim == 1:
-        out = input @ weight
+        out = xp.matmul(input, weight)
         return out if bias is None else out + bias
     if input.shape[-1] != weight.shape[1]:
         rows = input.size // input.shape[-1] if input.shape[-1] else 0
@@ -128,12 +129,10 @@ def linear(xp, input, weight, bias=None):
             f"{weight.shape[1]}x{weight.shape[0]})"
         )
     rows = math.prod(input.shape[:-1])
-    out = xp.matmul(input.reshape(rows, input.shape[-1]), weight.T)
-    if bias is not None:
-        try:
-            out += bias
-        except ValueError:
-            raise expand_error(bias.shape, out.shape) from None
+    try:
+        out = xp.linear(input.reshape(rows, input.shape[-1]), weight, bias)
+    except ValueError:
+        raise expand_error(bias.shape, (rows, weight.shape[0])) from None
     return out.reshape(*input.shape[:-1], weight.shape[0])
 
 
@@ -153,6 +152,96 @@ def _(F, g, input, weight_shape):
 @linear.grad("bias")
 def _(F, g, bias_shape):
     return F.sum_to(g, bias_shape)
+
+
+@op(tensors=("input", "a", "b"), method=False, node_name="Addmm", fused=True, samples=lambda m: [
+    case(m(3, 5), m(3, 4), m(4, 5)), case(m(5), m(3, 4), m(4, 5)),
+    case(m(3, 1), m(3, 4), m(4, 5), 2.0, -0.5), case(m(2, 3, 5), m(2, 3, 4), m(2, 4, 5), 0.5),
+    case(m(3, 5), m(2, 3, 4), m(2, 4, 5), 1, 3.0), case(m(3, 5), m(3, 0), m(0, 5)),
+    case(m(3, 5), m(3, 4), m(4, 5), 0),
+])
+def add_matmul(xp, input, a, b, beta=1, alpha=1):
+    """beta·input + alpha·(a @ b), of one type; input broadcasts to the product's shape. With beta 0 it
+    is not read."""
+    return xp.add_matmul(input, a, b, alpha, beta)
+
+
+@add_matmul.grad("input")
+def _(F, g, input_shape, beta):
+    return F.sum_to(g if beta == 1 else g * beta, input_shape)
+
+
+@add_matmul.grad("a")
+def _(F, g, b, alpha):
+    g = F.matmul(g, F.conj(F.transpose(b, -1, -2)))
+    return g if alpha == 1 else g * alpha
+
+
+@add_matmul.grad("b")
+def _(F, g, a, alpha):
+    g = F.matmul(F.conj(F.transpose(a, -1, -2)), g)
+    return g if alpha == 1 else g * alpha
+
+
+_MLP = ("input", "weight1", "bias1", "weight2", "bias2")
+
+
+@op(tensors=_MLP, method=False, aux=True, fused=True, samples=lambda m: [
+    case(m(3, 4), m(8, 4), m(8), m(5, 8), m(5)), case(m(2, 3, 4), m(6, 4), m(6), m(4, 6), m(4)),
+    case(m(0, 4), m(8, 4), m(8), m(5, 8), m(5)),
+])
+def linear_gelu_linear(xp, input, weight1, bias1, weight2, bias2):
+    """gelu(input @ weight1ᵀ + bias1) @ weight2ᵀ + bias2, gelu in its tanh form.
+
+    Two layers as one operation, so that a GPU computes gelu and its gradient while the products are
+    still in its registers. For models of our own whose code has both layers and the tanh form in one
+    place; nothing calls it in the place of ``F.gelu(F.linear(x))``, whose parts a user may observe.
+
+    Args:
+        input: …×K; weight1: M×K; bias1: M; weight2: P×M; bias2: P. The result is …×P.
+
+    Raises:
+        RuntimeError: if shapes or types do not fit.
+    """
+    for bias, weight in ((bias1, weight1), (bias2, weight2)):
+        if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+            raise RuntimeError(
+                f"linear_gelu_linear needs weights M×K and biases M, got {list(weight.shape)} and "
+                f"{list(bias.shape)}"
+            )
+    if input.shape[-1] != weight1.shape[1] or weight1.shape[0] != weight2.shape[1]:
+        raise RuntimeError(
+            f"linear_gelu_linear: {list(input.shape)}, {list(weight1.shape)} and "
+            f"{list(weight2.shape)} do not follow each other; the last dims must be K, M×K and P×M"
+        )
+    _check(input, weight1, "linear_gelu_linear")
+    _check(weight1, weight2, "linear_gelu_linear")
+    rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    hidden, before = xp.linear_gelu(rows, weight1, bias1)
+    out = xp.linear(hidden, weight2, bias2)
+    return out.reshape(*input.shape[:-1], weight2.shape[0]), (hidden, before)
+
+
+@linear_gelu_linear.fast_grad(*_MLP)
+def _(F, g, needs, input, weight1, weight2, aux):
+    xp, (hidden, before) = F.xp, aux
+    rows, g = _as_rows(F, input), _as_rows(F, g)
+    d = grad_bias1 = None
+    if any(needs[:3]):
+        d, grad_bias1 = xp.matmul_dgelu(g, weight2, before)
+    return (
+        xp.matmul(d, weight1).reshape(input.shape) if needs[0] else None,
+        xp.matmul(d.T, rows) if needs[1] else None,
+        grad_bias1,
+        xp.matmul(g.T, hidden) if needs[3] else None,
+        xp.sum_rows_to(g, g.shape[1:]) if needs[4] else None,
+    )
+
+
+@linear_gelu_linear.compose
+def _(input, weight1, bias1, weight2, bias2):
+    hidden = REGISTRY["gelu"].call(linear.call(input, weight1, bias1), "tanh")
+    return linear.call(hidden, weight2, bias2)
 
 
 def mm(input: Tensor, mat2: Tensor, *, out=None) -> Tensor:
@@ -199,11 +288,17 @@ def outer(input: Tensor, vec2: Tensor, *, out=None) -> Tensor:
 def addmm(input, mat1, mat2, *, beta=1, alpha=1, out=None) -> Tensor:
     """beta·input + alpha·(mat1 @ mat2)."""
     _need_dims("addmm", ("mat1", mat1, 2), ("mat2", mat2, 2))
+    if _in_one(input, mat1, mat2, beta, alpha):
+        result = add_matmul.call(input, mat1, mat2, beta, alpha)
+        return result if out is None else write_out(result, out, "addmm")
     return _added(input, matmul.call(mat1, mat2), beta, alpha, out, "addmm")
 
 
 def baddbmm(input, batch1, batch2, *, beta=1, alpha=1, out=None) -> Tensor:
     """beta·input + alpha·(batch1 @ batch2)."""
+    if _in_one(input, batch1, batch2, beta, alpha, 3):
+        result = add_matmul.call(input, batch1, batch2, beta, alpha)
+        return result if out is None else write_out(result, out, "baddbmm")
     return _added(input, bmm(batch1, batch2), beta, alpha, out, "baddbmm")
 
 
@@ -221,6 +316,23 @@ def addmv(input, mat, vec, *, beta=1, alpha=1, out=None) -> Tensor:
 def addr(input, vec1, vec2, *, beta=1, alpha=1, out=None) -> Tensor:
     """beta·input + alpha·(vec1 ⊗ vec2)."""
     return _added(input, outer(vec1, vec2), beta, alpha, out, "addr")
+
+
+def _in_one(input, a, b, beta, alpha, ndim=2) -> bool:
+    """Whether ``add_matmul`` computes it: one floating type, shapes that fit. The rest, and whatever is
+    wrong with the arguments, is the business of the steps one by one."""
+    if not all(isinstance(t, Tensor) for t in (input, a, b)):
+        return False
+    x, y, z = input._data, a._data, b._data
+    if not (x.dtype == y.dtype == z.dtype and x.dtype in FLOAT_NP and y.ndim == z.ndim == ndim):
+        return False
+    if y.shape[-1] != z.shape[-2] or y.shape[:-2] != z.shape[:-2]:
+        return False
+    shape = (*y.shape[:-1], z.shape[-1])
+    if x.ndim > ndim or any(n not in (1, m) for n, m in zip(x.shape[::-1], shape[::-1])):
+        return False
+    numbers = (int, float, complex) if x.dtype.kind == "c" else (int, float)
+    return isinstance(beta, numbers) and isinstance(alpha, numbers)
 
 
 def _added(input, product, beta, alpha, out, name):

@@ -22,6 +22,11 @@ def _matmul(args, out) -> int:
     return 2 * math.prod(out.shape) * args[0].shape[-1]
 
 
+def _two_layers(args, out) -> int:
+    rows, (weight1, weight2) = math.prod(args[0].shape[:-1]), (args[1], args[3])
+    return 2 * rows * (math.prod(weight1.shape) + math.prod(weight2.shape))
+
+
 def _conv(args, out) -> int:
     return 2 * math.prod(out.shape) * math.prod(args[1].shape[1:])
 
@@ -51,11 +56,19 @@ def _recurrent(*weights):
 
 # operation: its floating point operations from (arrays and values of the call, result)
 FORMULAS = {
-    "matmul": _matmul, "linear": _matmul, "conv_nd": _conv, "conv_input_grad": _conv_input_grad,
+    "matmul": _matmul, "linear": _matmul, "add_matmul": lambda args, out: _matmul(args[1:], out),
+    "linear_gelu_linear": _two_layers, "conv_nd": _conv, "conv_input_grad": _conv_input_grad,
     "conv_weight_grad": _conv_weight_grad, "attention_kept": _attention,
     "attention_anew": _attention, "rnn_layer": _recurrent(2, 3), "gru_layer": _recurrent(2, 3),
     "lstm_layer": _recurrent(3, 4, 7),
 }
+
+
+def _two_layers_backward(saved, wanted, grad) -> int:
+    rows = math.prod(grad.shape[:-1])
+    inner = len({"input", "weight1"} & wanted) * math.prod(saved["weight1"].shape)
+    through = bool({"input", "weight1", "bias1"} & wanted) + ("weight2" in wanted)
+    return 2 * rows * (inner + through * math.prod(saved["weight2"].shape))
 
 
 def _conv_backward(saved, wanted, grad) -> int:
@@ -89,9 +102,10 @@ def _recurrent_backward(saved, wanted, grad) -> int:
 # the same of kernels that compute gradients, from (what was saved by name, names of the inputs whose
 # gradients are computed, gradient of the output)
 BACKWARD_FORMULAS = {
-    "conv_nd": _conv_backward, "attention_kept": _attention_backward,
-    "attention_anew": _attention_anew_backward, "rnn_layer": _recurrent_backward,
-    "gru_layer": _recurrent_backward, "lstm_layer": _recurrent_backward,
+    "linear_gelu_linear": _two_layers_backward, "conv_nd": _conv_backward,
+    "attention_kept": _attention_backward, "attention_anew": _attention_anew_backward,
+    "rnn_layer": _recurrent_backward, "gru_layer": _recurrent_backward,
+    "lstm_layer": _recurrent_backward,
 }
 
 

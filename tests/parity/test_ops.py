@@ -53,6 +53,10 @@ COUNTERPART = {
     "attention_kept": lambda q, k, v, m, c, s: F.scaled_dot_product_attention(
         q, k, v, m, is_causal=c, scale=s),
     "conjugate": torch.conj_physical, "linear": F.linear,
+    "add_matmul": lambda c, a, b, beta=1, alpha=1: (torch.addmm if a.ndim == 2 else torch.baddbmm)(
+        c, a, b, beta=beta, alpha=alpha),
+    "linear_gelu_linear": lambda x, w1, b1, w2, b2: F.linear(
+        F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2),
     "triangular_left": lambda a, b, upper, unit=False: torch.linalg.solve_triangular(
         a, b, upper=upper, unitriangular=unit),
     "vector_norm": torch.linalg.vector_norm,

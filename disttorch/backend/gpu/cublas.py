@@ -35,7 +35,7 @@ _HOPPER_WORKSPACE, _WORKSPACE = 32 << 20, 8 << 20
 STATUS = {
     1: "NOT_INITIALIZED", 3: "ALLOC_FAILED", 7: "INVALID_VALUE", 8: "ARCH_MISMATCH", 11: "MAPPING_ERROR",
     13: "EXECUTION_FAILED", 14: "INTERNAL_ERROR", 15: "NOT_SUPPORTED", 16: "LICENSE_ERROR",
-}  # fmt: skip
+}
 
 
 class CublasError(RuntimeError):
@@ -111,7 +111,7 @@ def _declare(lib):
 _NUMBERS: dict[int, Any] = {
     R_32F: ctypes.c_float, R_64F: ctypes.c_double,
     C_32F: ctypes.c_float * 2, C_64F: ctypes.c_double * 2,
-}  # fmt: skip
+}
 
 
 def scale_type(dtype: int) -> int:
@@ -208,15 +208,15 @@ class Cublas:
         status = self._gemm(
             self.handle, op_a, op_b, m, n, k, number(dtype, alpha), a, dtype, lda, b, dtype, ldb,
             number(dtype, beta), c, dtype, ldc, compute, _DEFAULT_ALGORITHM,
-        )  # fmt: skip
+        )
         if status:
             check(status, "cublasGemmEx", "NTC"[op_a], "NTC"[op_b], m, n, k, a, dtype, lda, b, ldb, c,
-                  ldc, compute)  # fmt: skip
+                  ldc, compute)
 
     def gemm_batched(
         self, dtype, compute, math, op_a, op_b, m, n, k, alpha, a, lda, stride_a, b, ldb, stride_b,
         beta, c, ldc, stride_c, count
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``count`` ≥ 1 products like ``gemm``'s; the matrices of number i begin i strides further.
 
         ``stride_a`` and so on count elements.
@@ -235,15 +235,15 @@ class Cublas:
             self.handle, op_a, op_b, m, n, k, number(dtype, alpha), a, dtype, lda, stride_a,
             b, dtype, ldb, stride_b, number(dtype, beta), c, dtype, ldc, stride_c, count, compute,
             _DEFAULT_ALGORITHM,
-        )  # fmt: skip
+        )
         if status:
             check(status, "cublasGemmStridedBatchedEx", "NTC"[op_a], "NTC"[op_b], m, n, k, a, dtype, lda,
-                  stride_a, b, ldb, stride_b, c, ldc, stride_c, count, compute)  # fmt: skip
+                  stride_a, b, ldb, stride_b, c, ldc, stride_c, count, compute)
 
     def lt_matmul(
         self, dtype, compute, math, op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, d, ldd,
         epilogue=cublaslt.DEFAULT, bias=0, aux=0, ld_aux=0
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """D = f(alpha·op(A)·op(B) + beta·C): one product of cuBLASLt with what ``epilogue`` adds to it.
 
         C may be D, or another m×n matrix, which stays as it is. With v the sum before rounding:
@@ -266,14 +266,14 @@ class Cublas:
         if stream != self._stream:
             self._follow(stream)
         plan = self._plans.find(dtype, compute, math, op_a, op_b, m, n, k, a, lda, b, ldb, beta == 0, c,
-                                ldc, d, ldd, epilogue, bias, aux, ld_aux, self._scratch[1])  # fmt: skip
+                                ldc, d, ldd, epilogue, bias, aux, ld_aux, self._scratch[1])
         if plan is None:
             return False
         status = plan.run(self.handle, number(dtype, alpha), a, b, number(dtype, beta), c, d, bias, aux,
-                          self._scratch, stream)  # fmt: skip
+                          self._scratch, stream)
         if status:
             check(status, "cublasLtMatmul", "NTC"[op_a], "NTC"[op_b], m, n, k, a, dtype, lda, b, ldb, c,
-                  ldc, d, ldd, compute, epilogue, bias, aux, ld_aux)  # fmt: skip
+                  ldc, d, ldd, compute, epilogue, bias, aux, ld_aux)
         return True
 
 

@@ -46,7 +46,7 @@ class _Choice(ctypes.Structure):
     _fields_ = [
         ("algorithm", ctypes.c_uint64 * 8), ("workspace", ctypes.c_size_t), ("state", ctypes.c_int),
         ("waves", ctypes.c_float), ("reserved", ctypes.c_int * 4),
-    ]  # fmt: skip
+    ]
 
 
 def alignment(address: int) -> int:
@@ -156,7 +156,7 @@ class Plans:
         if (a | b | c | d | bias | aux) & (_BEST_ALIGNMENT - 1):
             aligned = tuple(map(alignment, (a, b, c, d, bias, aux)))
         key = (dtype, compute, math, op_a, op_b, m, n, k, lda, ldb, fresh, ldc, ldd, epilogue, ld_aux,
-               aligned)  # fmt: skip
+               aligned)
         try:
             return self._plans[key]
         except KeyError:
