@@ -1,11 +1,15 @@
 """Batch and group normalisation of N×C×L in cache-sized blocks of the batch.
 
 Each function takes the namespace ``xp`` first and becomes a method of it.
-Shape legend: N batch, C channels, L all spatial elements, G groups of channels. Statistics of batch
-normalisation are C, those of group normalisation N×G.
+Shape legend: N batch, C channels, S spatial dims, L all their elements, G groups of channels.
+Statistics of batch normalisation are C, those of group normalisation N×G.
 """
 
 from __future__ import annotations
+
+import math
+
+import numpy as np
 
 _BLOCK = 1 << 16  # elements of a block: a block and a temporary fit in a second-level cache
 
@@ -22,6 +26,46 @@ def _channel_sums(xp, a):
     if length == 1:
         return xp.ones(n, a.dtype) @ a.reshape(n, c)
     return (a.reshape(n * c, length) @ xp.ones(length, a.dtype)).reshape(n, c).sum(axis=0)
+
+
+# ---- batch normalisation of N×C×S ----------------------------------------------------------------
+def _by_channel(xp, a):
+    return xp.ascontiguousarray(a).reshape(*a.shape[:2], math.prod(a.shape[2:]))
+
+
+def batch_stats(xp, x, running_mean=None, running_var=None, momentum=0.0):
+    """(mean C, biased variance C) of N×C×S, in float32 for 16-bit types.
+
+    ``running_mean`` and ``running_var``, where given, move towards them in place, the variance
+    unbiased: new = (1 − momentum)·old + momentum·batch.
+    """
+    mean, var = channel_stats(xp, _by_channel(xp, x.astype(np.float32) if x.itemsize == 2 else x))
+    if x.shape[0]:
+        count = x.size // x.shape[1]
+        for running, batch, factor in ((running_mean, mean, 1),
+                                       (running_var, var, count / max(count - 1, 1))):
+            if running is not None:
+                running *= 1 - momentum
+                running += momentum * (batch if factor == 1 else batch * factor)
+    return mean, var
+
+
+def normalize_channels(xp, x, weight, bias, mean, var, eps):
+    """(x − mean)/√(var + eps)·weight + bias per channel of N×C×S; weight and bias may be None."""
+    return batch_norm(xp, _by_channel(xp, x), weight, bias, mean, var, eps).reshape(x.shape)
+
+
+def normalize_channels_backward(xp, g, x, weight, mean, var, eps, training, needs):
+    """(gradient of x N×C×S, of weight C, of bias C); x's only if ``needs[0]``. In ``training`` the
+    statistics are x's own."""
+    gx, gw, gb = batch_norm_backward(xp, _by_channel(xp, g), _by_channel(xp, x), weight, mean, var,
+                                     eps, training, needs)
+    return None if gx is None else gx.reshape(x.shape), gw, gb
+
+
+def channel_sum(xp, g):
+    """Sums of N×C×S over N and S: C."""
+    return xp.sum(g, axis=(0, *range(2, g.ndim)))
 
 
 def channel_stats(xp, x):

@@ -79,7 +79,7 @@ def conv_grads(xp, g, x, w, needs, stride, padding, dilation, groups):
     if needs[1]:
         gw = xp.conv_weight_grad(x, g, w.shape[2:], stride, padding, dilation, groups)
     if needs[2]:
-        gb = xp.sum(g, axis=(0, *range(2, g.ndim)))
+        gb = xp.channel_sum(g)
     return gx, gw, gb
 
 

@@ -28,28 +28,21 @@ def _batch_norm_cases(m):
 
 
 @op(tensors=("input", "weight", "bias", "mean", "var"), optional=("weight", "bias", "mean", "var"),
-    method=False, name="batch_norm_nd", node_name="NativeBatchNorm",
+    method=False, fused=True, name="batch_norm_nd", node_name="NativeBatchNorm",
     samples=_batch_norm_cases)
 def _batch_norm(xp, input, weight, bias, mean, var, training, eps):
     """N×C×… normalised per channel. In training the statistics are the batch's own, whether given
     or not, and gradients flow through them; in evaluation they are constants."""
-    x = _by_channel(xp, input)
     if mean is None:
-        mean, var = xp.channel_stats(x)
-    return xp.batch_norm(x, weight, bias, mean, var, eps).reshape(input.shape)
-
-
-def _by_channel(xp, a):
-    return xp.ascontiguousarray(a).reshape(*a.shape[:2], math.prod(a.shape[2:]))
+        mean, var = xp.batch_stats(input)
+    return xp.normalize_channels(input, weight, bias, mean, var, eps)
 
 
 @_batch_norm.fast_grad("input", "weight", "bias")
 def _(F, g, needs, input, weight, mean, var, training, eps):
-    x, g = _by_channel(F.xp, input), _by_channel(F.xp, g)
     if mean is None:
-        mean, var = F.xp.channel_stats(x)
-    gx, gw, gb = F.xp.batch_norm_backward(g, x, weight, mean, var, eps, training, needs)
-    return None if gx is None else gx.reshape(input.shape), gw, gb
+        mean, var = F.xp.batch_stats(input)
+    return F.xp.normalize_channels_backward(g, input, weight, mean, var, eps, training, needs)
 
 
 @_batch_norm.compose
@@ -101,28 +94,22 @@ def batch_norm(input, weight, bias, running_mean, running_var, training, momentu
             )
     if not training and (running_mean is None or running_var is None):
         raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
-    mean, var = _batch_stats(input) if training else (running_mean, running_var)
-    out = _batch_norm.call(input, weight, bias, mean, var, training, eps)
-    if training and running_mean is not None and shape[0]:
-        count = math.prod(shape) // shape[1]
-        _move(running_mean, mean._data, momentum)
-        _move(running_var, var._data * (count / max(count - 1, 1)), momentum)
-    return out
+    mean, var = running_mean, running_var
+    if training:
+        mean, var = _batch_stats(input, running_mean, running_var, momentum)
+    return _batch_norm.call(input, weight, bias, mean, var, training, eps)
 
 
-def _batch_stats(input):
-    """(mean, biased variance) per channel, in float32 for 16-bit types."""
-    a = input._data
-    xp = namespace_of(a)
-    mean, var = xp.channel_stats(_by_channel(xp, a.astype(F32) if a.itemsize == 2 else a))
-    return wrap(mean), wrap(var)
-
-
-def _move(running, batch, momentum):
-    """running = (1 − momentum)·running + momentum·batch, in place."""
-    running._data *= 1 - momentum
-    running._data += momentum * batch
-    share_version(running)[0] += 1
+def _batch_stats(input, running_mean=None, running_var=None, momentum=0.0):
+    """(mean, biased variance) per channel, in float32 for 16-bit types. The running statistics,
+    where given, move towards them in place."""
+    a, xp = input._data, namespace_of(input._data)
+    running = [None if t is None else t._data for t in (running_mean, running_var)]
+    stats = xp.batch_stats(a, *running, momentum)
+    for t in (running_mean, running_var):
+        if t is not None and a.shape[0]:
+            share_version(t)[0] += 1
+    return tuple(map(wrap, stats))
 
 
 def instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps,
@@ -156,6 +143,10 @@ def instance_norm(input, weight, bias, running_mean, running_var, use_input_stat
                 running._data[...] = new._data.reshape(n, c).mean(axis=0)
                 share_version(running)[0] += 1
     return REGISTRY["reshape"].call(out, shape)
+
+
+def _by_channel(xp, a):
+    return xp.ascontiguousarray(a).reshape(*a.shape[:2], math.prod(a.shape[2:]))
 
 
 @op(tensors=("input", "weight", "bias"), optional=("weight", "bias"), method=False, aux=True,

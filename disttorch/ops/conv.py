@@ -48,7 +48,7 @@ def _weight_grad_cases(m):
             for g in _GEOMETRIES if g[0][0]]
 
 
-@op(tensors=("input", "weight", "bias"), optional=("bias",), method=False,
+@op(tensors=("input", "weight", "bias"), optional=("bias",), method=False, fused=True,
     node_name="Convolution", samples=_conv_cases)
 def conv_nd(xp, input, weight, bias, stride, padding, dilation, groups):
     """N×C×S with O×(C/G)×K: N×O×P, cross-correlation."""
@@ -78,7 +78,7 @@ def _(F, g):
     return F.sum(g, (0, *range(2, g.ndim)))
 
 
-@op(tensors=("grad", "weight"), method=False, node_name="ConvolutionTransposed",
+@op(tensors=("grad", "weight"), method=False, fused=True, node_name="ConvolutionTransposed",
     samples=_input_grad_cases)
 def conv_input_grad(xp, grad, weight, size, stride, padding, dilation, groups):
     """The adjoint of ``conv_nd`` in its input: N×O×P with O×(C/G)×K: N×C×S, S = ``size``."""
@@ -96,7 +96,7 @@ def _(F, g, grad, weight_shape, stride, padding, dilation, groups):
     return F.conv_weight_grad(g, F.conj(grad), kernel, stride, padding, dilation, groups)
 
 
-@op(tensors=("input", "grad"), method=False, samples=_weight_grad_cases)
+@op(tensors=("input", "grad"), method=False, fused=True, samples=_weight_grad_cases)
 def conv_weight_grad(xp, input, grad, kernel, stride, padding, dilation, groups):
     """The adjoint of ``conv_nd`` in its weight: N×C×S with N×O×P: O×(C/G)×K, K = ``kernel``."""
     return xp.conv_weight_grad(input, grad, kernel, stride, padding, dilation, groups)
