@@ -13,11 +13,12 @@ from . import (
     batchnorm_kernels,
     bessel_kernels,
     conv_kernels,
-    cupy_scatter,
     devices,
     gamma_kernels,
+    matmul_kernels,
     optim_kernels,
     optim_kernels_more,
+    plain_copies,
     plain_kernels,
     pool_kernels,
     resample_kernels,
@@ -25,6 +26,7 @@ from . import (
     storage,
     stride_kernels,
 )
+from .gpu import copies, elementwise, gemm, graphs, memory, scatter, transfers
 from .gpu import random as gpu_random
 from .numpy_backend import CPU, bind_kernels
 
@@ -44,6 +46,7 @@ def _cupy():
         raise RuntimeError(
             "No CUDA GPUs are available: CuPy is installed, but it finds no driver or no device"
         )
+    memory.install(cupy)
     return cupy
 
 
@@ -103,6 +106,7 @@ class CupyNamespace:
     name = "cupy"
     widens_half = True  # the ops that no kernel of ``gpu/`` computes in one go (``Op(fused=True)``)
     fused_half = True
+    outside = None  # where kernels note indices out of range: see gpu/scatter.py
 
     def __init__(self, index: int):
         self.cupy = _cupy()
@@ -115,10 +119,11 @@ class CupyNamespace:
         self.ndarray = self.cupy.ndarray
         self.array_types = (self.cupy.ndarray,)
         self.linalg = _Linalg(self.cupy)
-        bind_kernels(self, plain_kernels, optim_kernels, optim_kernels_more, storage,
+        self.fused = elementwise.Fused(self.cupy)
+        bind_kernels(self, plain_kernels, plain_copies, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels, cupy_scatter, gpu_random)
+                     batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm, copies)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)
@@ -173,22 +178,29 @@ class CupyNamespace:
     def device_of(array) -> devices.device:
         return devices.device("cuda", array.device.id)
 
-    def from_host(self, array):
-        """A copy of a NumPy array on this device."""
-        with self.device:
-            return self.cupy.asarray(array)
+    def from_host(self, array, non_blocking=False):
+        """A copy of a NumPy array on this device; see ``gpu.transfers``."""
+        return transfers.from_host(self, array, non_blocking)
 
-    @staticmethod
-    def to_host(array):
-        """A copy of the array in host memory (waits for it)."""
-        return array.get()
+    def to_host(self, array, non_blocking=False):
+        """A copy of the array in host memory (waits for it, unless ``non_blocking``)."""
+        found = transfers.to_host(self, array, non_blocking)
+        scatter.raise_outside(self)
+        return found
+
+    def copy_into(self, target, source, non_blocking):
+        """Copy between host and this device into memory that is there; False if that needs a detour."""
+        return transfers.copy_into(self, target, source, non_blocking)
 
     def make_generator(self, seed: int) -> gpu_random.GpuGenerator:
         return gpu_random.GpuGenerator(seed, self)
 
     def synchronize(self) -> None:
         """Wait until the device has done all work given to it."""
+        graphs.refuse("waiting for the GPU")
         self.device.synchronize()
+        memory.release_done()
+        scatter.raise_outside(self)
 
 
 @functools.cache

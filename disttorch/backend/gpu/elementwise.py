@@ -1,0 +1,303 @@
+"""Elementwise operations of the GPU: one launch each, broadcasting and casts included.
+
+``xp.fused`` has a function for every line of ``expressions.TABLE``: it takes arrays and numbers and
+returns arrays, or NotImplemented for operands that no kernel takes (complex numbers, mixed dtypes, more
+than six axes that do not join); the caller then goes by CuPy's functions. 16-bit floats are widened in
+the kernel and rounded once.
+
+The frequent calls (one array, two alike, an array and a number; contiguous) find their launch in a
+dictionary by dtype; everything else goes through ``layout.plan_for``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+
+from ..dtypes import bfloat16
+from .expressions import TABLE, Expression
+from .kernel import kernel
+from .layout import plan_for
+
+BLOCK, STEPS = 256, 2  # as in csrc/elementwise.cu
+_BOOL = np.dtype(np.bool_)
+
+# dtype: what it is computed as
+_VALUES = {np.dtype(k): v for k, v in {
+    "bool": "bool", "uint8": "i32", "int8": "i32", "int16": "i32", "int32": "i32", "int64": "i64",
+    "float16": "float", "float32": "float", "float64": "double"}.items()} | {bfloat16.np: "float"}
+_LETTERS = {d: "f" if v in ("float", "double") else "b" if v == "bool" else "i"
+            for d, v in _VALUES.items()}
+_FLOATS = frozenset(d for d, letter in _LETTERS.items() if letter == "f")
+_OPERAND = re.compile(r"\b[xyzw]\b")
+
+
+class Fused:
+    """The elementwise functions of one device: ``fused.tanh(array)``, ``fused.add(array, 2.5)``, …"""
+
+    def __init__(self, cupy):
+        self.cupy = cupy
+        for name, spec in TABLE.items():
+            setattr(self, name, Function(self, name, spec).call)
+        mover = Mover(self)
+        self.cast, self.contiguous, self.assign, self.fill = (
+            mover.cast, mover.contiguous, mover.assign, mover.fill)
+        self.pow = _power(self)
+
+    def launch_of(self, results, value, arrays, result, numbers, plan):
+        """The prepared launch of some expressions, and how many elements a block of it computes.
+
+        Args:
+            results: the expressions, with their operands named a, b, c, p, q.
+            value: the computing type; ``result``: the results' dtype; ``arrays``: the operands' dtypes.
+            numbers: how many numbers there are.
+        """
+        width = 16 // max(d.itemsize for d in (*arrays, result))
+        names = {"VALUE": value, "RESULT": result.name, "NUMBERS": numbers, "NDIM": plan.axes}
+        names |= dict(zip(("FIRST", "SECOND", "THIRD"), [d.name for d in arrays]))
+        names |= dict(zip(("EXPR", "EXPR1"), results))
+        function, per_thread = "elementwise", width * STEPS
+        if plan.axes > 1:
+            per_thread = width if plan.inner % width == 0 else 1
+            function = "elementwise" if plan.inner % width == 0 else "elementwise_single"
+            names["INDEX"] = "u32" if plan.size < 1 << 31 else "i64"
+        made = kernel(self.cupy, "elementwise", function, **names)
+        number = float if value in ("float", "double") else int
+        types = ((self.cupy.ndarray,) * (len(arrays) + len(results)) + (int,) * (1 + len(plan.numbers))
+                 + (number,) * numbers)
+        return made.prepared(BLOCK, types), per_thread * BLOCK
+
+
+class Function:
+    """One line of the table on one device; ``call`` is what users get."""
+
+    def __init__(self, fused: Fused, name: str, spec: Expression):
+        self.fused, self.name, self.spec = fused, name, spec
+        self.array = fused.cupy.ndarray
+        self.launches: dict = {}
+        self.alike: dict = {}  # launches for one array, or two alike; by dtype
+        self.beside: dict = {}  # launches for an array and a number on its right
+        simple = len(spec.results) == 1
+        if simple and len(spec.operands) == 1:
+            self.call = self._unary()
+        elif simple and spec.operands in ("ee", "aa", "ae"):
+            self.call = self._binary()
+        else:
+            self.call = self.general
+
+    def _unary(self):
+        array, alike, general = self.array, self.alike, self.general
+
+        def call(x, out=None):
+            found = alike.get(x.dtype)
+            if found is None or out is not None or not x._c_contiguous:
+                return general(x, out=out)
+            launch, tile, dtype = found
+            out, n = array(x.shape, dtype), x.size
+            if n:
+                launch(-(-n // tile), x, out, n)
+            return out
+
+        return call if hasattr(array, "_c_contiguous") else lambda x, out=None: general(x, out=out)
+
+    def _binary(self):
+        array, alike, beside, general = self.array, self.alike, self.beside, self.general
+
+        def call(x, y, out=None):
+            if x.__class__ is not array or not x._c_contiguous:
+                return general(x, y, out=out)
+            shape = x.shape
+            if y.__class__ is array:
+                found = alike.get(x.dtype)
+                if found is None or y.dtype is not x.dtype or not y._c_contiguous or y.shape != shape:
+                    return general(x, y, out=out)
+            else:
+                found = beside.get(x.dtype)
+                if found is None or y.__class__ is not float and y.__class__ is not int:
+                    return general(x, y, out=out)
+            launch, tile, dtype = found
+            if out is None:
+                out = array(shape, dtype)
+            elif out.dtype is not dtype or not out._c_contiguous or out.shape != shape:
+                return general(x, y, out=out)
+            n = x.size
+            if n:
+                if y.__class__ is array:
+                    launch(-(-n // tile), x, y, out, n)
+                else:
+                    launch(-(-n // tile), x, out, n, float(y))
+            return out
+
+        return call if hasattr(array, "_c_contiguous") else (
+            lambda x, y, out=None: general(x, y, out=out))
+
+    def general(self, *operands, out=None, needs=None):
+        """Any call. ``needs``: which of several results are wanted; the others are None."""
+        taken = self._take(operands)
+        if taken is None:
+            return NotImplemented
+        dtype, arrays, numbers, names = taken
+        plan = plan_for(arrays, out)
+        if plan is None:
+            return NotImplemented
+        dtypes = tuple([a.dtype for a in arrays])
+        result = _BOOL if self.spec.result == "bool" else dtype
+        if out is not None and out.dtype != result:
+            return NotImplemented
+        count = len(self.spec.results) if needs is None else sum(needs)
+        outs = [out] if out is not None else [
+            new_array(self.fused.cupy, plan, arrays, result) for _ in range(count)]
+        if plan.size:
+            key = (dtypes, names, needs, plan.axes > 1 and _variant(plan))
+            found = self.launches.get(key)
+            if found is None:
+                found = self.launches[key] = self._prepare(dtype, dtypes, names, needs, result, plan)
+                if needs is None and plan.axes == 1 and all(d == dtype for d in dtypes):
+                    if names in ("a", "ab"):
+                        self.alike[dtype] = (*found, result)
+                    elif names == "ap" and dtype in _FLOATS:
+                        self.beside[dtype] = (*found, result)
+            launch, tile = found
+            launch(-(-plan.size // tile), *arrays, *outs, plan.size, *plan.numbers, *numbers)
+        if needs is not None:
+            made = iter(outs)
+            return tuple([next(made) if n else None for n in needs])
+        return outs[0] if count == 1 else tuple(outs)
+
+    def _take(self, operands):
+        """(dtype, arrays, numbers, the variable of each operand), or None if there is no kernel."""
+        dtype, arrays, numbers, names, array = None, [], [], "", self.array
+        for kind, x in zip(self.spec.operands, operands, strict=True):
+            if x.__class__ is array:
+                if kind in "nlh" or len(arrays) == 3:
+                    return None
+                if kind == "c":
+                    if x.dtype != _BOOL:
+                        return None
+                elif dtype is None:
+                    dtype = x.dtype
+                elif x.dtype != dtype:
+                    return None
+                names += "abc"[len(arrays)]
+                arrays.append(x)
+                continue
+            if kind in "ac" or len(numbers) == 2:
+                return None
+            if kind in "lh":
+                x = (-math.inf if kind == "l" else math.inf) if x is None else x
+                if x != x:
+                    return None  # limits that are no numbers make everything such
+            if isinstance(x, np.generic):
+                x = x.item()
+            names += "pq"[len(numbers)]
+            numbers.append(x)
+        letter = _LETTERS.get(dtype)
+        if letter is None or letter not in self.spec.types:
+            return None
+        for i, x in enumerate(numbers):
+            if not isinstance(x, (int, float) if letter == "f" else int):
+                return None
+            numbers[i] = float(x) if letter == "f" else int(x)
+        return dtype, arrays, numbers, names
+
+    def _prepare(self, dtype, dtypes, names, needs, result, plan):
+        variables = dict(zip("xyzw", names))
+        results = [
+            _OPERAND.sub(lambda m: variables[m[0]], text)
+            for i, text in enumerate(self.spec.results) if needs is None or needs[i]]
+        numbers = sum(n in "pq" for n in names)
+        return self.fused.launch_of(results, _VALUES[dtype], dtypes, result, numbers, plan)
+
+
+def _variant(plan):
+    """What of a plan with several axes its kernel is compiled or chosen for."""
+    return plan.axes, plan.inner & 15, plan.size < 1 << 31
+
+
+def new_array(cupy, plan, arrays, dtype):
+    """An array for a plan's result, its axes in the order that the plan says."""
+    if plan.like is None:
+        return cupy.ndarray(plan.shape, dtype)
+    return cupy.empty_like(arrays[plan.like], dtype)
+
+
+def _power(fused):
+    """``pow`` of arrays and numbers: squares and roots have kernels of their own."""
+    general, of_number, square, root = fused.pow, fused.pow_of_number, fused.square, fused.sqrt
+
+    def pow(x, y):
+        if y.__class__ is float or y.__class__ is int:
+            if y == 2:
+                return square(x)
+            if y == 0.5:
+                return root(x)
+        return general(x, y) if x.__class__ is fused.cupy.ndarray else of_number(x, y)
+
+    return pow
+
+
+# ---------------------------------------------------------------- moving elements
+_BITS = {1: np.dtype("u1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("i8")}
+
+
+class Mover:
+    """Copies, casts and fills on one device; its methods return NotImplemented where no kernel fits."""
+
+    def __init__(self, fused: Fused):
+        self.fused, self.launches = fused, {}
+
+    def cast(self, source, dtype):
+        """A copy in another dtype; rounded once, integers wrap around, anything but 0 is True."""
+        return self._move(source, None, dtype)
+
+    def contiguous(self, source):
+        """A row-major copy."""
+        return self._move(source, None, source.dtype, row_major=True)
+
+    def assign(self, out, source):
+        """``out[...] = source`` for an array, broadcast and cast."""
+        return self._move(source, out, out.dtype)
+
+    def fill(self, out, value):
+        """``out[...] = value`` for a number."""
+        value = value.item() if isinstance(value, np.generic) else value
+        kind = _VALUES.get(out.dtype)
+        number = float if kind in ("float", "double") else int
+        if kind is None or not isinstance(value, (int, float) if number is float else int):
+            return NotImplemented
+        if number is int and not -(1 << 63) <= value < 1 << 63:
+            return NotImplemented
+        plan = plan_for((), out)
+        if plan is None:
+            return NotImplemented
+        self._launch(plan, (), out, ("p",), kind, (), out.dtype, (number(value),))
+        return out
+
+    def _move(self, source, out, dtype, row_major=False):
+        have = source.dtype
+        if have == dtype and have.itemsize in _BITS:
+            have = dtype_as = _BITS[have.itemsize]  # bits, whatever they mean
+        elif have in _VALUES and dtype in _VALUES:
+            dtype_as = dtype
+        else:
+            return NotImplemented
+        plan = plan_for((source,), out, row_major)
+        if plan is None:
+            return NotImplemented
+        if out is None:
+            out = new_array(self.fused.cupy, plan, (source,), dtype)
+        self._launch(plan, (source,), out, ("a",), _VALUES[have], (have,), dtype_as, ())
+        return out
+
+    def _launch(self, plan, arrays, out, results, value, dtypes, result, numbers):
+        if not plan.size:
+            return
+        key = (value, dtypes, result, plan.axes > 1 and _variant(plan))
+        found = self.launches.get(key)
+        if found is None:
+            found = self.launches[key] = self.fused.launch_of(
+                results, value, dtypes, result, len(numbers), plan)
+        launch, tile = found
+        launch(-(-plan.size // tile), *arrays, out, plan.size, *plan.numbers, *numbers)
