@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-
 from . import cupy_backend
+from .gpu import graphs, memory, transfers
 
 
 def cupy():
@@ -22,7 +21,9 @@ def set_device(index: int) -> None:
 
 
 def synchronize(index: int) -> None:
+    graphs.refuse("torch.cuda.synchronize()")
     cupy().cuda.Device(index).synchronize()
+    memory.release_done()
 
 
 def properties(index: int) -> dict:
@@ -38,88 +39,55 @@ def free_and_total(index: int) -> tuple[int, int]:
         return tuple(cupy().cuda.runtime.memGetInfo())
 
 
-def pool_bytes(index: int) -> tuple[int, int]:
-    """Bytes handed out by the memory pool, bytes that it holds."""
-    with cupy().cuda.Device(index):
-        pool = cupy().get_default_memory_pool()
-        return pool.used_bytes(), pool.total_bytes()
-
-
-def free_pool() -> None:
-    cupy().get_default_memory_pool().free_all_blocks()
-    cupy().get_default_pinned_memory_pool().free_all_blocks()
-
-
-@functools.cache
-def _peak_hook():
-    """Notes the most bytes that were handed out at once, on each device.
-
-    CuPy's pool keeps no such figure. The hook costs a Python call per allocation, so it starts when
-    the peak is first asked for.
-    """
-    module = cupy()
-
-    class Peak(module.cuda.MemoryHook):
-        name = "disttorch-peak"
-
-        def __init__(self):
-            self.peaks = {}
-
-        def malloc_postprocess(self, device_id, size, mem_size, mem_ptr, pmem_id):
-            used = module.get_default_memory_pool().used_bytes()
-            if used > self.peaks.get(device_id, 0):
-                self.peaks[device_id] = used
-
-    hook = Peak()
-    hook.__enter__()
-    return hook
-
-
-def peak_bytes(index: int) -> int:
-    """The most bytes handed out at once since counting began, or was reset."""
-    return max(_peak_hook().peaks.get(index, 0), pool_bytes(index)[0])
-
-
-def reset_peak(index: int) -> None:
-    _peak_hook().peaks.pop(index, None)
-
-
 def pinned_copy(array):
     """A NumPy array of equal values in page-locked host memory."""
-    cupy()
-    import cupyx
-
-    out = cupyx.empty_pinned(array.shape, array.dtype)
-    out[...] = array
-    return out
+    return transfers.pinned_copy(cupy(), array)
 
 
 def is_pinned(array) -> bool:
     """Whether a NumPy array lies in page-locked memory that CuPy allocated."""
-    root = array
-    while getattr(root, "base", None) is not None:
-        root = root.base
-    return type(root).__name__ == "PinnedMemoryPointer" or type(
-        getattr(root, "obj", None)).__name__ == "PinnedMemoryPointer"
+    return transfers.is_pinned(array)
 
 
-def make_stream(priority: int, pointer: int | None = None):
+def make_stream(index: int, priority: int, pointer: int | None = None):
+    """A new stream of a device, or CuPy's object for one that another library made."""
     module = cupy().cuda
-    if pointer is not None:
-        return module.ExternalStream(pointer)
-    return module.Stream(non_blocking=True, priority=priority)
+    with module.Device(index):
+        if pointer is None:
+            return module.Stream(non_blocking=True, priority=priority)
+        return module.Stream.from_external(_External(pointer))
+
+
+class _External:
+    """A stream's address, in the form of the CUDA stream protocol."""
+
+    def __init__(self, pointer: int):
+        self.pointer = pointer
+
+    def __cuda_stream__(self):
+        return 0, self.pointer
 
 
 def null_stream():
     return cupy().cuda.Stream.null
 
 
-def current_stream():
-    return cupy().cuda.get_current_stream()
+def current_stream(index: int | None = None):
+    """This thread's current stream on a device (default the current one)."""
+    return cupy().cuda.get_current_stream(-1 if index is None else index)
 
 
-def make_event(blocking: bool, timing: bool):
-    return cupy().cuda.Event(block=blocking, disable_timing=not timing)
+def use_stream(index: int, stream) -> None:
+    """Make a device and one of its streams this thread's current ones."""
+    module = cupy().cuda
+    module.Device(index).use()
+    stream.use()
+
+
+def make_event(index: int, blocking: bool, timing: bool):
+    module = cupy().cuda
+    with module.Device(index):
+        return module.Event(block=blocking, disable_timing=not timing)
 
 
 def elapsed_ms(start, end) -> float:
@@ -130,17 +98,22 @@ def cuda_version() -> int:
     return cupy().cuda.runtime.runtimeGetVersion()
 
 
+def can_access_peer(index: int, peer: int) -> bool:
+    """Whether a device can read another's memory."""
+    return bool(cupy().cuda.runtime.deviceCanAccessPeer(index, peer))
+
+
+def nvtx():
+    """CuPy's binding of NVIDIA's Tools Extension."""
+    cupy()
+    from cupy.cuda import nvtx as found  # loaded only when asked for
+
+    return found
+
+
 def nccl_version() -> int:
     """22809 is 2.28.9."""
     cupy()
     from cupy.cuda import nccl  # loaded only when asked for
 
     return nccl.get_version()
-
-
-def out_of_memory_error() -> type | None:
-    """CuPy's exception, if CuPy can be imported."""
-    try:
-        return cupy().cuda.memory.OutOfMemoryError
-    except RuntimeError:
-        return None

@@ -6,11 +6,22 @@ memory are 0), seeding does nothing, and what needs a GPU raises.
 
 from __future__ import annotations
 
+import uuid
+
 from ..backend import cupy_backend, devices, gpu_runtime
 from ..ops.random import _checked_seed, default_generator
 from ..tensor import Tensor
+from .graphs import (
+    CUDAGraph,
+    graph,
+    graph_pool_handle,
+    make_graphed_callables,
+)
 from .memory import (
+    OutOfMemoryError,
+    device_memory_used,
     empty_cache,
+    get_per_process_memory_fraction,
     ipc_collect,
     max_memory_allocated,
     max_memory_cached,
@@ -20,11 +31,13 @@ from .memory import (
     memory_cached,
     memory_reserved,
     memory_stats,
+    memory_stats_as_nested_dict,
     memory_summary,
     reset_accumulated_memory_stats,
     reset_max_memory_allocated,
     reset_max_memory_cached,
     reset_peak_memory_stats,
+    set_per_process_memory_fraction,
 )
 from .streams import (
     Event,
@@ -33,13 +46,12 @@ from .streams import (
     StreamContext,
     current_stream,
     default_stream,
+    get_stream_from_external,
     is_current_stream_capturing,
     set_stream,
     stream,
 )
 from .which import current_device, device_number, device_of_number, is_available, require
-
-OutOfMemoryError = MemoryError
 
 
 def device_count() -> int:
@@ -95,6 +107,10 @@ def synchronize(device=None) -> None:
     gpu_runtime.synchronize(device_number(device))
 
 
+def _uuid(found):
+    return None if found is None else uuid.UUID(bytes=bytes(found)[:16].ljust(16, b"\0"))
+
+
 class _Properties:
     """What ``get_device_properties`` tells."""
 
@@ -105,7 +121,17 @@ class _Properties:
         self.multi_processor_count = found["multiProcessorCount"]
         self.warp_size = found["warpSize"]
         self.max_threads_per_multi_processor = found["maxThreadsPerMultiProcessor"]
+        self.max_threads_per_block = found.get("maxThreadsPerBlock", 0)
         self.L2_cache_size = found.get("l2CacheSize", 0)
+        self.shared_memory_per_block = found.get("sharedMemPerBlock", 0)
+        self.shared_memory_per_block_optin = found.get("sharedMemPerBlockOptin", 0)
+        self.shared_memory_per_multiprocessor = found.get("sharedMemPerMultiprocessor", 0)
+        self.regs_per_multiprocessor = found.get("regsPerMultiprocessor", 0)
+        self.is_integrated, self.is_multi_gpu_board = (
+            int(bool(found.get(k, 0))) for k in ("integrated", "isMultiGpuBoard"))
+        self.pci_bus_id, self.pci_device_id, self.pci_domain_id = (
+            found.get(k, 0) for k in ("pciBusID", "pciDeviceID", "pciDomainID"))
+        self.uuid = _uuid(found.get("uuid"))
 
     def __repr__(self):
         return (
@@ -133,10 +159,17 @@ def get_device_capability(device=None) -> tuple[int, int]:
 
 
 def can_device_access_peer(device, peer_device) -> bool:
-    """Whether one GPU can read another's memory."""
+    """Whether one GPU can read another's memory; of itself, no.
+
+    Raises:
+        AssertionError: for a device that is not there.
+    """
     require()
-    runtime = gpu_runtime.cupy().cuda.runtime
-    return bool(runtime.deviceCanAccessPeer(device_number(device), device_number(peer_device)))
+    own, other = device_number(device), device_number(peer_device)
+    for number in (own, other):
+        if not 0 <= number < device_count():
+            raise AssertionError(f"Invalid device id {number}: {device_count()} device(s) are visible")
+    return own != other and gpu_runtime.can_access_peer(own, other)
 
 
 def get_arch_list() -> list[str]:
@@ -221,7 +254,7 @@ def __getattr__(name):
         found = tensor_type(name, "cuda")
         if found is not None:
             return found
-    if name in ("amp", "nccl"):
+    if name in ("amp", "nccl", "nvtx"):
         import importlib
 
         try:
@@ -233,15 +266,18 @@ def __getattr__(name):
 
 
 __all__ = [
-    "Event", "ExternalStream", "OutOfMemoryError", "Stream", "StreamContext",
+    "CUDAGraph", "Event", "ExternalStream", "OutOfMemoryError", "Stream", "StreamContext",
     "can_device_access_peer", "current_device", "current_stream", "default_stream", "device",
-    "device_count", "device_of", "empty_cache", "get_arch_list", "get_device_capability",
-    "get_device_name", "get_device_properties", "get_rng_state", "get_rng_state_all", "init",
-    "initial_seed", "ipc_collect", "is_available", "is_bf16_supported",
-    "is_current_stream_capturing", "is_initialized", "is_tf32_supported", "manual_seed",
-    "manual_seed_all", "max_memory_allocated", "max_memory_cached", "max_memory_reserved",
-    "mem_get_info", "memory_allocated", "memory_cached", "memory_reserved", "memory_stats",
-    "memory_summary", "reset_accumulated_memory_stats", "reset_max_memory_allocated",
-    "reset_max_memory_cached", "reset_peak_memory_stats", "seed", "seed_all", "set_device",
-    "set_rng_state", "set_rng_state_all", "set_stream", "stream", "synchronize",
+    "device_count", "device_memory_used", "device_of", "empty_cache", "get_arch_list",
+    "get_device_capability", "get_device_name", "get_device_properties",
+    "get_per_process_memory_fraction", "get_rng_state", "get_rng_state_all",
+    "get_stream_from_external", "graph", "graph_pool_handle", "init", "initial_seed", "ipc_collect",
+    "is_available", "is_bf16_supported", "is_current_stream_capturing", "is_initialized",
+    "is_tf32_supported", "make_graphed_callables", "manual_seed", "manual_seed_all",
+    "max_memory_allocated", "max_memory_cached", "max_memory_reserved", "mem_get_info",
+    "memory_allocated", "memory_cached", "memory_reserved", "memory_stats",
+    "memory_stats_as_nested_dict", "memory_summary", "reset_accumulated_memory_stats",
+    "reset_max_memory_allocated", "reset_max_memory_cached", "reset_peak_memory_stats", "seed",
+    "seed_all", "set_device", "set_per_process_memory_fraction", "set_rng_state",
+    "set_rng_state_all", "set_stream", "stream", "synchronize",
 ]

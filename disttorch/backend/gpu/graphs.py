@@ -1,0 +1,290 @@
+"""CUDA graphs: a sequence of launches recorded once and replayed as one.
+
+**Memory.** The kernels of a graph read and write fixed addresses, so nothing that they touch may be used
+for something else as long as the graph lives:
+
+- What is allocated during a capture comes from a pool of the graph's own (`memory.PrivatePool`). What
+  ends during the capture goes back to that pool, where a later part of the same graph may take it: in a
+  replay the two follow each other as they did here. After the capture nobody allocates from the pool but
+  other graphs that were given it, and these must be replayed in the order in which they were captured.
+- What was allocated before, and ends during the capture (a gradient of the last warm-up step, say), was
+  perhaps read by what has been captured so far. Back in the common pool it would be handed to somebody
+  else, whose values the replays would read. So what this thread frees meanwhile is kept by the graph
+  (`memory.keep_for`), and so are the host arrays of captured copies and whatever was recorded for
+  another stream.
+- What the caller reads and writes between replays (inputs, outputs, parameters) is the caller's to keep.
+- `reset` lets go of all that once the streams of the replays have got there.
+
+**What cannot be captured** is what the host would have to wait for: reading a value, copies from or to
+ordinary memory, ``synchronize``. CUDA is told to be lenient (mode "relaxed"), because the pool must be
+able to ask the driver for memory in a capture and a kernel to be loaded at its first use; the functions
+here refuse the rest before CUDA sees it, and what CUDA refuses ends as one sentence (`explain`).
+
+**Random numbers** go on from replay to replay: see `random`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import memory
+
+MODES = ("global", "thread_local", "relaxed")
+_capturing: dict[int, Graph] = {}  # thread -> the graph it captures
+_PACKAGE = str(Path(__file__).parents[2])
+_STANDARD = str(Path(threading.__file__).parent)
+_OURS = (f"{_PACKAGE}/", str(Path(_PACKAGE).parent / "collectives"), "<", f"{_STANDARD}/")
+_LIBRARIES = ("/cupy/", "/cupyx/", "/cupy_backends/", "/nccl/")
+
+# What CUDA's errors in a capture (of the runtime and of the driver) come from
+_CAUSES = {
+    900: "it makes the host wait for the GPU or copies from or to ordinary memory",
+    901: "something before it could not be captured",
+    902: "it joins two captures that are independent of each other",
+    903: "the capture was begun in another stream",
+    904: "work given to another stream was not joined: let the capturing stream wait for that stream "
+         "(wait_stream) before the capture ends",
+    905: "it depends on work outside of the capture: let that end before the capture begins",
+    906: "it would make the default stream wait for the capture: use another stream",
+    907: "it asks for an event that was recorded in the capture",
+    908: "it was called by another thread than the one that began the capture",
+}  # fmt: skip
+
+
+class GraphError(RuntimeError):
+    """A capture that cannot be made, or a graph that is not ready for what is asked of it."""
+
+
+class Graph:
+    """Launches that are captured once and replayed.
+
+    Args:
+        cupy: the module.
+    """
+
+    def __init__(self, cupy) -> None:
+        self._cupy = cupy
+        self._graph: Any = None
+        self._stack: ExitStack | None = None
+        self._kept: list = []
+        self._random: list[tuple[Any, Any]] = []  # (generator, its capture)
+        self._streams: dict[int, Any] = {}  # of the replays
+        self.pool: memory.PrivatePool | None = None
+
+    @property
+    def captured(self) -> bool:
+        return self._graph is not None
+
+    def begin(self, pool: memory.PrivatePool | None, generators: Sequence[Any]) -> None:
+        """Capture what this thread puts into its current stream from now on.
+
+        Args:
+            pool: memory that it shares with other graphs; None for its own.
+            generators: random streams that the captured calls may draw from.
+
+        Raises:
+            GraphError: in the default stream, in a capture, or for a graph that has been captured.
+        """
+        cuda, thread = self._cupy.cuda, threading.get_ident()
+        stream = cuda.get_current_stream()
+        if self._graph is not None:
+            raise GraphError("this CUDA graph has been captured already: call reset() first")
+        if thread in _capturing or stream.is_capturing():
+            raise GraphError("a CUDA graph is being captured already: end that capture first")
+        if stream.ptr in (0, 1, 2):
+            raise GraphError(
+                "CUDA graphs cannot be captured in the default stream: use torch.cuda.graph(g), or a "
+                "torch.cuda.Stream through torch.cuda.stream(s)"
+            )
+        self.device, self._stream = cuda.runtime.getDevice(), stream
+        self.pool = memory.PrivatePool(self._cupy) if pool is None else pool
+        with ExitStack() as stack:
+            for generator in generators:
+                self._random.append((generator, generator.begin_capture()))
+                stack.callback(generator.end_capture)
+            stack.callback(_capturing.pop, thread, None)
+            _capturing[thread] = self
+            stack.enter_context(memory.keep_for(self._kept))
+            stack.enter_context(cuda.using_allocator(self.pool.allocate))
+            stream.begin_capture(cuda.runtime.streamCaptureModeRelaxed)
+            self._stack = stack.pop_all()
+
+    def end(self) -> None:
+        """End the capture; the graph can be replayed.
+
+        Raises:
+            GraphError: no capture was begun here by this thread, or it has failed.
+        """
+        if self._stack is None or _capturing.get(threading.get_ident()) is not self:
+            raise GraphError("no capture of this CUDA graph is under way in this thread: begin one")
+        stack, self._stack = self._stack, None
+        try:
+            graph = self._stream.end_capture()
+        except Exception as error:
+            self._drop()
+            raise explain(error, None) or error from error
+        finally:
+            stack.close()
+        self._graph = graph
+
+    def abandon(self) -> None:
+        """End a capture under way and drop what was captured; nothing if there is none."""
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            try:
+                self._stream.end_capture()
+            except Exception as error:
+                if status_of(error) is None:
+                    raise
+            finally:
+                stack.close()
+                self._drop()
+
+    def launch(self) -> None:
+        """Put a replay into the current stream.
+
+        Raises:
+            GraphError: nothing was captured.
+        """
+        if self._graph is None:
+            raise GraphError("this CUDA graph has not been captured: nothing to replay")
+        with self._cupy.cuda.Device(self.device):
+            stream = self._cupy.cuda.get_current_stream()
+            if stream.ptr not in self._streams:
+                self._streams[stream.ptr] = stream
+            for generator, capture in self._random:
+                generator.before_replay(capture)
+            self._graph.launch(stream)
+
+    def reset(self) -> None:
+        """Let go of the graph and its memory, once its replays have ended."""
+        if self._stack is not None:
+            raise GraphError("this CUDA graph is being captured: end the capture before reset()")
+        if self._graph is not None and self._streams:
+            memory.keep_until_done(
+                list(self._streams.values()), (self._graph, self._kept, self._random, self.pool)
+            )
+        self._graph = None
+        self._drop()
+
+    def _drop(self) -> None:
+        self._kept, self._random, self._streams, self.pool = [], [], {}, None
+
+    def dot(self) -> str:
+        """The graph as text in the language of Graphviz.
+
+        Raises:
+            GraphError: nothing was captured.
+        """
+        if self._graph is None:
+            raise GraphError("this CUDA graph has not been captured: nothing to print")
+        return self._graph.debug_dot_str()
+
+
+def keep(thing) -> bool:
+    """Let the graph that this thread captures hold a thing; False if it captures none."""
+    graph = _capturing.get(threading.get_ident())
+    if graph is None:
+        return False
+    graph._kept.append(thing)
+    return True
+
+
+def is_capturing() -> bool:
+    """Whether this thread captures a graph."""
+    return threading.get_ident() in _capturing
+
+
+def refuse(what: str) -> None:
+    """Raise if this thread captures a graph: ``what`` cannot be part of one.
+
+    Raises:
+        GraphError: with the caller's line.
+    """
+    if _capturing and is_capturing():
+        raise GraphError(_sentence(what, "the host would have to wait for the GPU", _line_of_stack()))
+
+
+@contextmanager
+def uncaptured(cupy) -> Iterator[None]:
+    """Inside, work is done at once and memory is common: for tables that are made when first needed and
+    then stay, which must not become part of the graph whose capture happens to need them first."""
+    if not is_capturing():
+        yield
+        return
+    thread = threading.get_ident()
+    graph, kept = _capturing.pop(thread), memory._kept.pop(thread)
+    try:
+        with cupy.cuda.using_allocator(memory.common_allocator(cupy)):
+            stream = cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                yield
+            stream.synchronize()
+    finally:
+        _capturing[thread], memory._kept[thread] = graph, kept
+
+
+# ---- errors ----------------------------------------------------------------------------------------
+
+
+def status_of(error: BaseException) -> int | None:
+    """CUDA's number of an error of a capture, None for any other exception."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status in _CAUSES:
+        return status
+    if isinstance(error, (NotImplementedError, RuntimeError)) and "stream capture" in str(error):
+        return 900
+    return None
+
+
+def explain(error: BaseException, traceback) -> GraphError | None:
+    """CUDA's error in a capture as one sentence with the user's line; None for any other exception.
+
+    Args:
+        traceback: of the exception; None where the capture as a whole has failed.
+    """
+    status = status_of(error)
+    if status is None:
+        return None
+    why = _CAUSES[status] if "cuBLAS" not in str(error) else "it calls cuBLAS through CuPy"
+    if traceback is None:
+        return GraphError(f"the capture of this CUDA graph has failed: {why} ({error})")
+    return GraphError(f"{_sentence('this call', why, _line_of(traceback))} ({error})")
+
+
+def _sentence(what: str, why: str, line: str) -> str:
+    return (
+        f"{what} cannot be captured in a CUDA graph{line}, since {why}: do it before the capture or "
+        "between replays; the capture has ended, and its stream can be used again"
+    )
+
+
+def _is_users(path: str) -> bool:
+    return not path.startswith(_OURS) and not any(name in path for name in _LIBRARIES)
+
+
+def _line_of(traceback) -> str:
+    """Where the innermost of the user's frames of a traceback stands."""
+    found = ""
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if _is_users(code.co_filename):
+            found = f" at {code.co_filename}:{traceback.tb_lineno} (in {code.co_name})"
+        traceback = traceback.tb_next
+    return found
+
+
+def _line_of_stack() -> str:
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if _is_users(code.co_filename):
+            return f" at {code.co_filename}:{frame.f_lineno} (in {code.co_name})"
+        frame = frame.f_back
+    return ""
+
