@@ -11,6 +11,7 @@ queries and keys, V of values.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,16 +25,25 @@ _DELTA_ROWS = 8  # of one block of attention_delta
 _MOST = 1 << 31
 
 
-class _Tiles:
-    """Rows of tiles for one padded width, as the sources define them, and their shared memory."""
+class _Tiles(NamedTuple):
+    """Rows of tiles for one padded width, as the sources define them."""
 
-    def __init__(self, width: int, queries: int, keys: int, own_keys: int, seen: int, own_queries: int,
-                 step: int):
-        row = 2 * (width + 8)  # bytes
-        self.width, self.queries, self.own_keys, self.own_queries = width, queries, own_keys, own_queries
-        self.forward = (queries + 4 * keys) * row
-        self.by_keys = (2 * own_keys + 4 * seen) * row + 4 * 4 * seen
-        self.by_queries = (2 * own_queries + 4 * step) * row
+    width: int
+    queries: int
+    keys: int
+    own_keys: int
+    seen: int
+    own_queries: int
+    step: int
+
+    def shared(self, name: str) -> int:
+        """Bytes of dynamic shared memory of a kernel."""
+        row = 2 * (self.width + 8)
+        return {
+            "attention_forward": (self.queries + 4 * self.keys) * row,
+            "attention_keys": (2 * self.own_keys + 4 * self.seen) * row + 16 * self.seen,
+            "attention_queries": (2 * self.own_queries + 4 * self.step) * row,
+        }.get(name, 0)
 
 
 _TILES = {
@@ -41,7 +51,6 @@ _TILES = {
     for t in (_Tiles(32, 128, 64, 128, 32, 128, 32), _Tiles(64, 128, 64, 128, 32, 128, 32),
               _Tiles(96, 128, 48, 64, 64, 64, 64), _Tiles(128, 128, 32, 64, 48, 64, 48))
 }
-_ASKED = {"attention_forward": "forward", "attention_keys": "by_keys", "attention_queries": "by_queries"}
 _ready: dict = {}
 
 
@@ -52,7 +61,7 @@ def _kernel(xp, name: str, dtype: str, width: int, extras: bool):
     if found is None:
         family = "attention" if name == "attention_forward" else "attention_backward"
         made = kernel(xp.cupy, family, name, ELEMENT=dtype, WIDTH=width, EXTRAS=int(extras))
-        size = getattr(_TILES[width], _ASKED[name]) if name in _ASKED else 0
+        size = _TILES[width].shared(name)
         if size > 48 << 10:
             made.allow_shared(size)
         found = _ready[key] = made, size
