@@ -278,6 +278,19 @@ def is_pinned(self, device=None) -> bool:
     return self.is_cpu and gpu_runtime.is_pinned(self._data)
 
 
+def record_stream(self, stream) -> None:
+    """Note that a stream uses this tensor: once it is gone, its memory is used for something else only
+    after the stream has done what it was given by then.
+
+    Needed for a tensor that was made in one stream and is used in another, unless the first waits for
+    the second before the tensor is dropped. Nothing happens to a tensor on the CPU.
+    """
+    if self.is_cuda:
+        from .backend.gpu import memory
+
+        memory.record_stream(self._data, stream.raw)
+
+
 def get_device(self) -> int:
     """The number of its GPU; −1 for a CPU tensor."""
     return self.device.index or 0 if self.is_cuda else -1
@@ -285,6 +298,7 @@ def get_device(self) -> int:
 
 METHODS = {
     "pin_memory": pin_memory, "is_pinned": is_pinned, "get_device": get_device,
+    "record_stream": record_stream,
     "untyped_storage": untyped_storage, "storage": typed_storage, "is_set_to": is_set_to,
     "is_shared": is_shared, "share_memory_": share_memory_,
 }

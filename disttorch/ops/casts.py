@@ -129,10 +129,10 @@ def to(input, *args, **kwargs) -> Tensor:
     Call as ``to(dtype)``, ``to(device)``, ``to(device, dtype)`` or ``to(other)``, with
     ``non_blocking``, ``copy`` and ``memory_format`` as keywords.
     """
-    device, dtype, copy = parse_to(args, kwargs)
+    device, dtype, copy, non_blocking = parse_to(args, kwargs)
     result = input
     if device is not None and not _on(input._data, device):
-        result = to_device.call(result, device)
+        result = to_device.call(result, device, non_blocking)
     if dtype is not None and dtype.np != result._data.dtype:
         result = to_dtype.call(result, dtype)
     if copy and result is input:
@@ -141,11 +141,11 @@ def to(input, *args, **kwargs) -> Tensor:
 
 
 def parse_to(args, kwargs):
-    """(device, dtype, copy) from the arguments of ``Tensor.to`` and ``Module.to``."""
+    """(device, dtype, copy, non_blocking) from the arguments of ``Tensor.to`` and ``Module.to``."""
     kwargs = dict(kwargs)
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
-    copy = kwargs.pop("copy", False)
-    kwargs.pop("non_blocking", None), kwargs.pop("memory_format", None)
+    copy, non_blocking = kwargs.pop("copy", False), kwargs.pop("non_blocking", False)
+    kwargs.pop("memory_format", None)
     if "other" in kwargs:
         args = (kwargs.pop("other"), *args)
     if kwargs:
@@ -162,13 +162,13 @@ def parse_to(args, kwargs):
             device = a
         elif a is not None:
             raise TypeError(f"to() received an invalid argument of type {type(a).__name__}: {a!r}")
-    if len(flags) > 1:  # positional non_blocking, copy
-        copy = flags[1]
+    if flags:  # positional non_blocking, copy
+        non_blocking, copy = flags[0], flags[1] if len(flags) > 1 else copy
     if device is not None:
         device = devices.device(device)
     if dtype is not None and not isinstance(dtype, dtypes.dtype):
         raise TypeError(f"to(): argument 'dtype' must be torch.dtype, not {type(dtype).__name__}")
-    return device, dtype, copy
+    return device, dtype, copy, bool(non_blocking)
 
 
 def _on(array, device) -> bool:
@@ -177,9 +177,9 @@ def _on(array, device) -> bool:
 
 
 @op(method=False, moves=True, node_name="ToCopy")
-def to_device(xp, input, device):
-    """A copy on another device."""
-    return namespace_for(device).from_host(xp.to_host(input))
+def to_device(xp, input, device, non_blocking=False):
+    """A copy on another device; with ``non_blocking`` and pinned memory nobody waits for it."""
+    return namespace_for(device).from_host(xp.to_host(input, non_blocking), non_blocking)
 
 
 def _finish_elsewhere(xp, args, mask, out, aux):
@@ -216,7 +216,7 @@ METHODS |= {
     "type_as": type_as,
     "cpu": lambda input, memory_format=None: to(input, "cpu"),
     "cuda": lambda input, device=None, non_blocking=False, memory_format=None: to(
-        input, "cuda" if device is None else device
+        input, "cuda" if device is None else device, non_blocking=non_blocking
     ),
 }
 COMPOSITES = {"detach": detach}

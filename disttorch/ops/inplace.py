@@ -8,7 +8,7 @@ view's own node is rebuilt from the base when it is next needed.
 
 from __future__ import annotations
 
-from ..autograd.graph import Node, PackedNode, edge_to, next_seq, share_version
+from ..autograd.graph import Node, PackedNode, bump_version, edge_to, next_seq, share_version
 from ..autograd.modes import state
 from ..backend import CPU, namespace_of, ndarray
 from ..backend.storage import is_writeable
@@ -302,12 +302,28 @@ def _(F, g, src_shape):
     return F.sum_to(g, src_shape)
 
 
+def _copied_straight(input: Tensor, src: Tensor, non_blocking: bool) -> bool:
+    """Copy between the CPU and a GPU right into the memory of ``input``, where nothing is recorded."""
+    if state.enabled and (input.requires_grad or src.requires_grad):
+        return False
+    xp = namespace_of((input if input.is_cuda else src)._data)
+    if not hasattr(xp, "copy_into"):
+        return False  # the meta device
+    check_inplace(input, "copy_")
+    if not xp.copy_into(input._data, src._data, non_blocking):
+        return False
+    bump_version(input)
+    return True
+
+
 def copy_(input: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     """Fill this tensor with the values of ``src``, broadcast and cast; returns self."""
     if not isinstance(src, Tensor):
         raise TypeError(f"copy_(): argument 'other' must be Tensor, not {type(src).__name__}")
     if src._data.__class__ is not input._data.__class__:
-        src = REGISTRY["to_device"].call(src, input.device)
+        if _copied_straight(input, src, non_blocking):
+            return input
+        src = REGISTRY["to_device"].call(src, input.device, non_blocking)
     return apply_inplace(copy, (input, src))
 
 
