@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from operator import attrgetter
 
-from ..backend import namespace_of, ndarray
+from ..backend import namespace_of, ndarray, side_streams
 from ..backend.storage import is_writeable
 from ..tensor import Tensor, current_node, wrap
 from .graph import PackedTensor, bump_version
@@ -415,6 +415,9 @@ def _run(execution: _Execution) -> dict:
     if _running.execution is not None:  # a hook or a rule started a backward of its own
         return execution.run()
     _running.execution, _running.callbacks = execution, []
+    several = bool(side_streams.used)
+    if several:
+        side_streams.before_backward()
     try:
         found = execution.run()
         for callback in _running.callbacks:  # one callback may queue another
@@ -422,6 +425,8 @@ def _run(execution: _Execution) -> dict:
         return found
     finally:
         _running.execution, _running.callbacks = None, []
+        if several:
+            side_streams.after_backward()
 
 
 def queue_callback(callback) -> None:
