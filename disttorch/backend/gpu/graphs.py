@@ -41,18 +41,19 @@ _STANDARD = str(Path(threading.__file__).parent)
 _OURS = (f"{_PACKAGE}/", str(Path(_PACKAGE).parent / "collectives"), "<", f"{_STANDARD}/")
 _LIBRARIES = ("/cupy/", "/cupyx/", "/cupy_backends/", "/nccl/")
 
-# What CUDA's errors in a capture (of the runtime and of the driver) come from
+# What CUDA's errors in a capture come from, by the ends of their names in the runtime and the driver
 _CAUSES = {
-    900: "it makes the host wait for the GPU or copies from or to ordinary memory",
-    901: "something before it could not be captured",
-    902: "it joins two captures that are independent of each other",
-    903: "the capture was begun in another stream",
-    904: "work given to another stream was not joined: let the capturing stream wait for that stream "
-         "(wait_stream) before the capture ends",
-    905: "it depends on work outside of the capture: let that end before the capture begins",
-    906: "it would make the default stream wait for the capture: use another stream",
-    907: "it asks for an event that was recorded in the capture",
-    908: "it was called by another thread than the one that began the capture",
+    "streamcaptureunsupported": "it makes the host wait for the GPU or copies from ordinary memory",
+    "streamcaptureinvalidated": "something before it could not be captured",
+    "streamcapturemerge": "it joins two captures that are independent of each other",
+    "streamcaptureunmatched": "the capture was begun in another stream",
+    "streamcaptureunjoined": "work given to another stream was not joined: let the capturing stream "
+                             "wait for that stream (wait_stream) before the capture ends",
+    "streamcaptureisolation": "it depends on work outside of the capture: let that end before",
+    "streamcaptureimplicit": "it would make the default stream wait for the capture: use another stream",
+    "capturedevent": "it asks for an event that was recorded in the capture",
+    "streamcapturewrongthread": "it was called by another thread than the one that began the capture",
+    "during stream capture": "it uses a library through CuPy that CuPy does not let take part",
 }  # fmt: skip
 
 
@@ -139,7 +140,7 @@ class Graph:
             try:
                 self._stream.end_capture()
             except Exception as error:
-                if status_of(error) is None:
+                if _cause_of(error) is None:
                     raise
             finally:
                 stack.close()
@@ -232,14 +233,12 @@ def uncaptured(cupy) -> Iterator[None]:
 # ---- errors ----------------------------------------------------------------------------------------
 
 
-def status_of(error: BaseException) -> int | None:
-    """CUDA's number of an error of a capture, None for any other exception."""
-    status = getattr(error, "status", None)
-    if isinstance(status, int) and status in _CAUSES:
-        return status
-    if isinstance(error, (NotImplementedError, RuntimeError)) and "stream capture" in str(error):
-        return 900
-    return None
+def _cause_of(error: BaseException) -> str | None:
+    """What an error of a capture comes from, None for any other exception."""
+    if not isinstance(error, RuntimeError):  # CuPy's errors of CUDA, and its NotImplementedErrors, are
+        return None
+    text = str(error).lower().replace("_", "")
+    return next((why for name, why in _CAUSES.items() if name in text), None)
 
 
 def explain(error: BaseException, traceback) -> GraphError | None:
@@ -248,10 +247,9 @@ def explain(error: BaseException, traceback) -> GraphError | None:
     Args:
         traceback: of the exception; None where the capture as a whole has failed.
     """
-    status = status_of(error)
-    if status is None:
+    why = None if isinstance(error, GraphError) else _cause_of(error)
+    if why is None:
         return None
-    why = _CAUSES[status] if "cuBLAS" not in str(error) else "it calls cuBLAS through CuPy"
     if traceback is None:
         return GraphError(f"the capture of this CUDA graph has failed: {why} ({error})")
     return GraphError(f"{_sentence('this call', why, _line_of(traceback))} ({error})")
