@@ -12,6 +12,8 @@ from ...backend.devices import cpu
 from .collate import default_collate, default_convert
 from .dataset import IterableDataset
 from .fetch import Fetcher
+from .pinning import device_for
+from .pinning import pin_memory as pin_batch
 from .sampler import (
     BatchSampler,
     RandomSampler,
@@ -49,6 +51,9 @@ class DataLoader(Generic[T_co]):
         generator: draws the order and the workers' seeds.
         prefetch_factor: batches asked of each worker in advance; 2 by default.
         persistent_workers: keep the workers for the next pass.
+        pin_memory: batches in page-locked memory, which ``to("cuda", non_blocking=True)`` copies beside
+            other work; those of workers are pinned by a thread. pin_memory_device: for another GPU than
+            the current one.
         in_order: False gives batches as they arrive.
 
     Batches of workers come through shared memory. An exception of a worker is raised here with its
@@ -113,6 +118,7 @@ class DataLoader(Generic[T_co]):
         self.persistent_workers = persistent_workers
         self._reported_length: int | None = None
         self._kept: WorkersIterator | None = None  # workers for the next pass
+        self._pin_for: int | None = None  # the GPU that batches of the present pass are pinned for
         self._resume: dict | None = None  # the state that the next pass goes on from
         self._progress: _Progress | None = None  # of the latest pass, until its end
         self._initialized = True
@@ -189,12 +195,7 @@ class DataLoader(Generic[T_co]):
         super().__setattr__(name, value)
 
     def __iter__(self):
-        if self.pin_memory:
-            warnings.warn(
-                "'pin_memory' argument is set as true but page-locked batches are not built: "
-                "batches stay in ordinary memory.",
-                stacklevel=2,
-            )
+        self._pin_for = device_for(self.pin_memory, self.pin_memory_device)
         workers = self._kept if self._kept is not None and self._kept.running else None
         iterator = _Iterator(self, workers)
         if self.persistent_workers:
@@ -209,6 +210,7 @@ class DataLoader(Generic[T_co]):
         return WorkersIterator(
             self.multiprocessing_context, plan, prefetch=self.prefetch_factor,
             timeout=self.timeout, in_order=self.in_order, keep=self.persistent_workers,
+            pin_for=self._pin_for,
         )
 
     # ---------------------------------------------------------------- saving a pass
@@ -323,7 +325,8 @@ class _Iterator:
         if self._workers is not None:
             return self._workers.next_batch()
         index, indices = next(self._order)
-        return index, self._fetch(indices)
+        batch = self._fetch(indices)
+        return index, batch if self._loader._pin_for is None else pin_batch(batch)
 
     def __next__(self):
         try:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import wait
 
 from .channel import Channel
+from .pinning import Pinner, pinned
 from .worker import Plan, StreamEnd, WorkerError, worker_main
 
 _PATIENCE = 5.0  # seconds that a worker has to end by itself
@@ -110,13 +111,16 @@ class WorkersIterator:
         timeout: seconds to wait for a batch; 0 waits as long as its worker lives.
         in_order: give batches in the order of the sampler, not in that of their arrival.
         keep: keep the workers at the end of a pass; ``begin`` starts another.
+        pin_for: number of the GPU for which a thread pins batches as they come in; None: none does.
     """
 
-    def __init__(self, context, plan, *, prefetch: int, timeout: float, in_order: bool, keep: bool):
+    def __init__(self, context, plan, *, prefetch: int, timeout: float, in_order: bool, keep: bool,
+                 pin_for: int | None = None):
         if context is None:
             context = multiprocessing.get_context()
         self._prefetch, self._timeout = prefetch, timeout
         self._in_order, self._keep = in_order, keep
+        self._pinner = None if pin_for is None else Pinner(pin_for)
         self._workers: list[_Worker] = []
         # also ends them when this object is collected, or the interpreter exits
         self._end = weakref.finalize(self, end_workers, self._workers, os.getpid())
@@ -132,6 +136,8 @@ class WorkersIterator:
         """End the workers; the iterator gives nothing more."""
         if self._end.detach() is not None:
             end_workers(self._workers, os.getpid(), patience)
+        if self._pinner is not None:
+            self._pinner.close()
         self._order: Iterator = iter(())
         self._pending: dict = {}  # index of a batch -> its worker
         self._ready: dict = {}  # index -> answer that came before its turn
@@ -183,6 +189,9 @@ class WorkersIterator:
         try:
             index, answer = self._next_answer()
             self._ask()
+            if self._pinner is not None:
+                self._receive_what_is_there()  # so that the thread has something to do meanwhile
+            answer = pinned(answer)
         except StopIteration:
             if not self._keep:
                 self.shut_down()
@@ -212,6 +221,13 @@ class WorkersIterator:
             )
         raise StopIteration
 
+    def _receive_what_is_there(self) -> None:
+        """File the answers that have come in; a worker's end shows when it is waited for."""
+        by_connection = {w.channel.connection: w for w in set(self._pending.values())}
+        for connection in wait(list(by_connection), 0) if by_connection else ():
+            with contextlib.suppress(EOFError, OSError):
+                self._file(by_connection[connection])
+
     def _receive(self, workers, deadline) -> None:
         """Wait for one answer of these workers and file it."""
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -225,18 +241,24 @@ class WorkersIterator:
             if worker is None:
                 continue
             try:
-                number, index, answer = worker.channel.receive()
+                self._file(worker)
             except (EOFError, OSError):
                 raise worker.error() from None
-            if number != self._number:
-                return  # of a pass that was left early
-            worker.owes -= 1
-            del self._pending[index]
-            self._ready[index] = answer
-            if isinstance(answer, StreamEnd):
-                worker.active = False
             return
         raise by_sentinel[found[0]].error()
+
+    def _file(self, worker) -> None:
+        """Receive one answer of a worker."""
+        number, index, answer = worker.channel.receive()
+        if number != self._number:
+            return  # of a pass that was left early
+        worker.owes -= 1
+        del self._pending[index]
+        if isinstance(answer, StreamEnd):
+            worker.active = False
+        elif self._pinner is not None and not isinstance(answer, WorkerError):
+            answer = self._pinner.begin(answer)
+        self._ready[index] = answer
 
 
 __all__ = ["WorkersIterator", "end_workers"]
