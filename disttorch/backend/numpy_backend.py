@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from . import (
+    attention_kernels,
     batchnorm_kernels,
     bessel_kernels,
     conv_kernels,
@@ -21,6 +22,7 @@ from . import (
     plain_copies,
     pool_kernels,
     resample_kernels,
+    row_kernels,
     special_kernels,
     storage,
     stride_kernels,
@@ -70,7 +72,8 @@ class NumpyNamespace:
         bind_kernels(self, kernels, plain_copies, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels, matmul_kernels)
+                     batchnorm_kernels, resample_kernels, matmul_kernels, attention_kernels,
+                     row_kernels)
 
     def __getattr__(self, name):
         value = getattr(np, name)  # raises an AttributeError that names numpy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..backend import dtypes
+from ..backend import dtypes, namespace_of
 from ..tensor import Tensor
 from .core import REGISTRY, op, wrap_dim
 from .samples import case
@@ -13,7 +13,7 @@ _SOFTMAX_CASES = lambda m: [  # noqa: E731
     case(m(3, 4), 1), case(m(2, 3, 4), 0), case(m(5), -1), case(m(), 0), case(m(0, 3), 1)]
 
 
-@op(method=False, samples=_SOFTMAX_CASES, name="softmax_over", node_name="Softmax")
+@op(method=False, fused=True, samples=_SOFTMAX_CASES, name="softmax_over", node_name="Softmax")
 def _softmax(xp, input, dim):
     return xp.softmax(input, wrap_dim(dim, input.ndim))
 
@@ -28,7 +28,8 @@ def _(F, g, needs, out, dim):
     return (F.xp.softmax_backward(g, out, dim),)
 
 
-@op(method=False, samples=_SOFTMAX_CASES, name="log_softmax_over", node_name="LogSoftmax")
+@op(method=False, fused=True, samples=_SOFTMAX_CASES, name="log_softmax_over",
+    node_name="LogSoftmax")
 def _log_softmax(xp, input, dim):
     return xp.log_softmax(input, wrap_dim(dim, input.ndim))
 
@@ -78,7 +79,7 @@ def _implicit_dim(input, dim):
 
 # ---------------------------------------------------------------- layer norm
 @op(tensors=("input", "weight", "bias"), optional=("weight", "bias"), method=False, aux=True,
-    name="native_layer_norm", node_name="NativeLayerNorm", samples=lambda m: [
+    fused=True, name="native_layer_norm", node_name="NativeLayerNorm", samples=lambda m: [
         case(m(3, 4), m(4), m(4), 1, 1e-5), case(m(2, 3, 4), m(3, 4), None, 2, 1e-5),
         case(m(2, 5), None, None, 1, 1e-3), case(m(0, 4), m(4), m(4), 1, 1e-5),
     ])
@@ -135,18 +136,68 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Ten
     return _layer_norm.call(input, weight, bias, len(shape), eps)
 
 
+@op(tensors=("input", "weight"), optional=("weight",), method=False, aux=True, fused=True,
+    name="native_rms_norm", node_name="RmsNorm", samples=lambda m: [
+        case(m(3, 4), m(4), 1, 1e-5), case(m(2, 3, 4), m(3, 4), 2, 1e-5),
+        case(m(2, 5), None, 1, 1e-3), case(m(0, 4), m(4), 1, 1e-5),
+    ])
+def _rms_norm(xp, input, weight, ndim, eps):
+    width = math.prod(input.shape[-ndim:])
+    rows = xp.ascontiguousarray(input).reshape(-1, width)
+    out, rstd = xp.rms_norm(rows, None if weight is None else weight.reshape(-1), eps)
+    return out.reshape(input.shape), (rstd,)
+
+
+@_rms_norm.fast_grad("input", "weight")
+def _(F, g, needs, input, weight, aux, ndim):
+    xp, shape = F.xp, input.shape[-ndim:]
+    width = math.prod(shape)
+    rows = [xp.ascontiguousarray(a).reshape(-1, width) for a in (g, input)]
+    flat = None if weight is None else weight.reshape(-1)
+    gx, gw = xp.rms_norm_backward(*rows, flat, *aux, needs[1])
+    return gx.reshape(input.shape), None if gw is None else gw.reshape(shape)
+
+
+@_rms_norm.compose
+def _(input, weight, ndim, eps):
+    dims = tuple(range(-ndim, 0))
+    scale = REGISTRY["rsqrt"].call(REGISTRY["mean"].call(input * input, dims, True) + eps)
+    return input * scale if weight is None else input * scale * weight
+
+
 def rms_norm(input, normalized_shape, weight=None, eps=None) -> Tensor:
-    """input / sqrt(mean(input²) + eps) over the last dims, then scaled (arXiv:1910.07467)."""
-    dims = tuple(range(-len(tuple(normalized_shape)), 0))
+    """input / sqrt(mean(input²) + eps) over the last dims, then scaled (arXiv:1910.07467).
+
+    Args:
+        normalized_shape: of the last dims, which ``weight`` has, too.
+        eps: by default the distance from 1 to the next number of the input's type.
+    """
+    shape = tuple(normalized_shape)
+    if not shape or input._data.shape[-len(shape):] != shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(shape)}, expected input with shape "
+            f"[*, {', '.join(map(str, shape))}], but got input of size{list(input._data.shape)}"
+        )
+    if weight is not None and weight._data.shape != shape:
+        raise RuntimeError(
+            f"Expected weight to be of same shape as normalized_shape, but got weight of shape "
+            f"{list(weight._data.shape)} and normalized_shape = {list(shape)}"
+        )
     if eps is None:
         eps = dtypes.finfo(input.dtype).eps
-    scale = REGISTRY["rsqrt"].call(REGISTRY["mean"].call(input * input, dims, True) + eps)
-    out = input * scale
-    return out if weight is None else out * weight
+    return _rms_norm.call(input, weight, len(shape), eps)
 
 
 # ---------------------------------------------------------------- losses
 _REDUCTIONS = ("none", "mean", "sum")
+
+
+def _check_class_weight(weight, classes):
+    if weight is not None and weight.shape != (classes,):
+        raise RuntimeError(
+            f"weight tensor should be defined either for all {classes} classes or no classes but got "
+            f"weight tensor of shape: {list(weight.shape)}"
+        )
 
 
 @op(tensors=("input", "target", "weight"), optional=("weight",), method=False, aux=True,
@@ -159,11 +210,7 @@ _REDUCTIONS = ("none", "mean", "sum")
 def _nll(xp, input, target, weight, ignore_index, reduction, smoothing):
     """Loss of log-probabilities N×C at the targets N; aux holds weights of rows and their sum."""
     classes = input.shape[1]
-    if weight is not None and weight.shape != (classes,):
-        raise RuntimeError(
-            f"weight tensor should be defined either for all {classes} classes or no classes but got "
-            f"weight tensor of shape: {list(weight.shape)}"
-        )
+    _check_class_weight(weight, classes)
     counted = target != ignore_index
     safe = xp.where(counted, target, 0)
     if safe.size and (safe.min() < 0 or safe.max() >= classes):
@@ -218,17 +265,49 @@ def _(F, g, needs, input, weight, aux, reduction, smoothing):
     return (grad,)
 
 
+@op(tensors=("input", "target", "weight"), optional=("weight",), method=False, aux=True,
+    fused=True, name="cross_entropy_rows", node_name="NllLoss", samples=lambda m: [
+        case(m(4, 3), m.index(3, 4), None, -100, "mean", 0.0),
+        case(m(4, 3), m.index(3, 4), m.constant(3, low=0.5), 1, "sum", 0.0),
+        case(m(4, 3), m.index(3, 4), None, 2, "none", 0.0),
+        case(m(4, 3), m.index(3, 4), None, 2, "none", 0.1),
+        case(m(4, 3), m.index(3, 4), m.constant(3, low=0.5), -100, "mean", 0.1),
+    ])
+def _cross_entropy(xp, input, target, weight, ignore_index, reduction, smoothing, wide=False):
+    """Loss of logits N×C at the targets N in one go, without their logarithmic softmax in memory.
+
+    ``wide``: a float32 loss of 16-bit logits, where the namespace has kernels that take them.
+    """
+    _check_class_weight(weight, input.shape[1])
+    return xp.cross_entropy(input, target, weight, ignore_index, reduction, smoothing, wide)
+
+
+@_cross_entropy.fast_grad("input")
+def _(F, g, needs, input, target, weight, aux, ignore_index, reduction, smoothing):
+    return (F.xp.cross_entropy_backward(g, input, target, weight, aux, ignore_index, reduction,
+                                        smoothing),)
+
+
+@_cross_entropy.compose
+def _(input, target, weight, ignore_index, reduction, smoothing, wide=False):
+    if wide:
+        input = REGISTRY["to_dtype"].call(input, dtypes.float32)
+    return _nll.call(_log_softmax.call(input, 1), target, weight, ignore_index, reduction, smoothing)
+
+
 def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None,
              reduction="mean", _smoothing=0.0) -> Tensor:
     """Negative log likelihood of log-probabilities ``input`` (N×C×…) at class ``target`` (N×…)."""
     reduction = legacy_reduction(size_average, reduce, reduction)
-    return _class_loss("nll_loss", input, target, weight, ignore_index, reduction, _smoothing)
+    rest = (weight, ignore_index, reduction, _smoothing)
+    return _class_loss("nll_loss", _nll.call, input, target, reduction, rest)
 
 
-def _class_loss(name, input, target, weight, ignore_index, reduction, smoothing):
+def _class_loss(name, call, input, target, reduction, rest):
+    """``call`` (rows N×C, targets N, *rest) for inputs C, N×C and N×C×…."""
     if input.ndim == 1:
         rows, flat = REGISTRY["unsqueeze"].call(input, 0), REGISTRY["reshape"].call(target, (1,))
-        loss = _nll.call(rows, flat, weight, ignore_index, reduction, smoothing)
+        loss = call(rows, flat, *rest)
         return REGISTRY["reshape"].call(loss, ()) if reduction == "none" else loss
     want = input._data.shape[:1] + input._data.shape[2:]
     if target._data.shape != want:
@@ -248,7 +327,7 @@ def _class_loss(name, input, target, weight, ignore_index, reduction, smoothing)
         classes = input._data.shape[1]
         input = REGISTRY["reshape"].call(REGISTRY["permute"].call(input, axes), (-1, classes))
     flat = REGISTRY["reshape"].call(target, (-1,))
-    loss = _nll.call(input, flat, weight, ignore_index, reduction, smoothing)
+    loss = call(input, flat, *rest)
     return REGISTRY["reshape"].call(loss, want) if reduction == "none" else loss
 
 
@@ -271,10 +350,12 @@ def cross_entropy(input, target, weight=None, size_average=None, ignore_index=-1
         )
     if input._data.shape == target._data.shape and target.dtype.category >= dtypes.FLOAT:
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
-    classes_dim = 0 if input.ndim == 1 else 1
-    logp = log_softmax(input, classes_dim)
-    return _class_loss("cross_entropy", logp, target, weight, ignore_index, reduction,
-                       label_smoothing)
+    rest = (weight, ignore_index, reduction, label_smoothing)
+    if namespace_of(input._data).fused_half and input.ndim:  # kernels that need no logarithm in memory
+        input = _in_dtype("log_softmax_lastdim", input, None)
+        return _class_loss("cross_entropy", _cross_entropy.call, input, target, reduction, rest)
+    logp = log_softmax(input, 0 if input.ndim == 1 else 1)
+    return _class_loss("cross_entropy", _nll.call, logp, target, reduction, rest)
 
 
 def _soft_cross_entropy(input, target, weight, reduction, smoothing):

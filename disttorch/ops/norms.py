@@ -6,14 +6,14 @@ import math
 
 from ..backend import dtypes, namespace_of
 from ..tensor import Tensor, wrap
-from .core import REGISTRY, op, type_name, wrap_dim, wrap_dims, write_out
+from .core import F32, HALF, REGISTRY, op, type_name, wrap_dim, wrap_dims, write_out
 from .factorizations import linalg_svd
 from .linalg import check_matrix, linalg_inv
 from .reduce import spread
 from .samples import case
 
 
-@op(tensors=("x",), method=False, out=False, samples=lambda m: [
+@op(tensors=("x",), method=False, out=False, fused=True, samples=lambda m: [
     case(m(3, 4, avoid=(0.0,)), order, dim, keep)
     for order, dim, keep in ((2, None, False), (1, 1, False), (3.0, (0, 1), True), (0.5, 0, False),
                              (1.5, -1, True), (0, 1, False), (math.inf, 1, False),
@@ -26,9 +26,10 @@ def vector_norm(xp, x, ord=2, dim=None, keepdim=False):
     if x.ndim == 0:
         size = xp.absolute(x)
         return (size != 0).astype(size.dtype) if p == 0 else size
-    if p == 2 and x.dtype.kind == "f" and len(axes) == x.ndim and not keepdim:
-        flat = x.reshape(-1)
-        return xp.sqrt(xp.dot(flat, flat))
+    if p == 2:
+        return xp.euclidean_norm(x, axes, keepdim)
+    if x.dtype in HALF:  # the others have no kernel of their own, and 16 bits are too few for sums
+        return vector_norm.forward(xp, x.astype(F32), ord, dim, keepdim).astype(x.dtype)
     size = xp.absolute(x)
     if abs(p) == math.inf:
         if any(x.shape[a] == 0 for a in axes):
@@ -41,8 +42,6 @@ def vector_norm(xp, x, ord=2, dim=None, keepdim=False):
         return xp.sum(size != 0, axis=axes, keepdims=keepdim).astype(size.dtype)
     if p == 1:
         return xp.sum(size, axis=axes, keepdims=keepdim)
-    if p == 2:
-        return xp.sqrt(xp.sum(size * size, axis=axes, keepdims=keepdim))
     return xp.sum(size**p, axis=axes, keepdims=keepdim) ** (1 / p)
 
 

@@ -24,10 +24,10 @@ def _widened_sum(xp, input, dim, keepdim):
         return input.copy()
     if input.dtype.kind == "b" or (input.dtype.kind in "iu" and input.dtype.itemsize < 8):
         return input.sum(axis=axes, keepdims=keepdim, dtype=dtypes.int64.np)
-    return input.sum(axis=axes, keepdims=keepdim)
+    return xp.sum(input, axis=axes, keepdims=keepdim)
 
 
-@op(samples=_DIM_CASES, method=False, name="sum", node_name="Sum")
+@op(samples=_DIM_CASES, method=False, fused=True, name="sum", node_name="Sum")
 def _sum(xp, input, dim=None, keepdim=False):
     return _widened_sum(xp, input, dim, keepdim)
 
@@ -46,15 +46,14 @@ def spread(F, g, shape, dim, keepdim):
     return F.expand(g, shape)
 
 
-@op(samples=_DIM_CASES, method=False, name="mean", node_name="Mean")
+@op(samples=_DIM_CASES, method=False, fused=True, name="mean", node_name="Mean")
 def _mean(xp, input, dim=None, keepdim=False):
     axes = wrap_dims(dim, input.ndim)
     if input.ndim == 0:
         return input.copy()
     if input.size == 0:
         return xp.full_like(xp.sum(input, axis=axes, keepdims=keepdim), math.nan)
-    total = xp.sum(input, axis=axes, keepdims=keepdim)
-    return total / total.dtype.type(math.prod(input.shape[a] for a in axes))
+    return xp.mean_over(input, axes, keepdim)
 
 
 @_mean.grad("input")
@@ -252,17 +251,6 @@ _VAR_CASES = lambda m: [  # noqa: E731
 ]
 
 
-def _variance(xp, input, dim, correction, keepdim):
-    axes = wrap_dims(dim, input.ndim) or None
-    count = input.size if axes is None else math.prod(input.shape[a] for a in axes)
-    mean = xp.sum(input, axis=axes, keepdims=True) / input.dtype.type(count or math.nan)
-    centred = input - mean
-    squares = centred.real**2 + centred.imag**2 if input.dtype.kind == "c" else centred * centred
-    total = xp.sum(squares, axis=axes, keepdims=keepdim)
-    left = builtins.max(count - correction, 0)
-    return total / squares.dtype.type(left)
-
-
 def _centred(F, input, dim):
     axes = wrap_dims(dim, input.ndim) or None
     return input - F.mean(input, axes, True)
@@ -272,9 +260,9 @@ def _left(input, dim, correction):
     return math.prod(input.shape[a] for a in wrap_dims(dim, input.ndim)) - correction
 
 
-@op(method=False, name="variance", node_name="Var", samples=_VAR_CASES)
+@op(method=False, fused=True, name="variance", node_name="Var", samples=_VAR_CASES)
 def _var(xp, input, dim=None, correction=1, keepdim=False):
-    return _variance(xp, input, dim, correction, keepdim)
+    return xp.variance(input, wrap_dims(dim, input.ndim) or None, correction, keepdim)
 
 
 @_var.grad("input")
@@ -284,9 +272,9 @@ def _(F, g, input, dim, correction, keepdim):
     return spread(F, g * scale, input.shape, dim, keepdim) * _centred(F, input, dim)
 
 
-@op(method=False, name="deviation", node_name="Std", samples=_VAR_CASES)
+@op(method=False, fused=True, name="deviation", node_name="Std", samples=_VAR_CASES)
 def _std(xp, input, dim=None, correction=1, keepdim=False):
-    return xp.sqrt(_variance(xp, input, dim, correction, keepdim))
+    return xp.variance(input, wrap_dims(dim, input.ndim) or None, correction, keepdim, root=True)
 
 
 @_std.grad("input")
@@ -373,15 +361,11 @@ def _amax(input, dim, keepdim, largest):
     return REGISTRY["amax" if largest else "amin"].call(input, dims, keepdim)
 
 
-@op(method=False, samples=lambda m: [
+@op(method=False, fused=True, samples=lambda m: [
     case(m(3, 4)), case(m(3, 4), 1), case(m(2, 3, 4), (0, 2), True)])
 def norm2(xp, input, dim=None, keepdim=False):
     """The Euclidean norm over ``dim``."""
-    axes = wrap_dims(dim, input.ndim)
-    if len(axes) == input.ndim and not keepdim:
-        flat = input.reshape(-1)
-        return xp.sqrt(xp.vdot(flat, flat).real)
-    return xp.sqrt(xp.sum((input * input.conj()).real, axis=axes, keepdims=keepdim))
+    return xp.euclidean_norm(input, wrap_dims(dim, input.ndim), keepdim)
 
 
 @norm2.grad("input")

@@ -1,0 +1,227 @@
+// Sums, sums of squares and extremes over the middle axis of outer×n×inner, each element read once.
+// The order of additions depends on the shape only, so results repeat bit by bit.
+//
+// Where n is long it is cut into strips of `chunk`; out is then outer×strips×inner, which a second
+// launch reduces. The last launch divides by `divisor`, and takes the root if `root`.
+// variants: ELEMENT=float RESULT=float,half_t,bf16_t
+// variants: ELEMENT=double RESULT=double
+// variants: ELEMENT=half_t RESULT=half_t,float
+// variants: ELEMENT=bf16_t RESULT=bf16_t,float
+#include "rows.cuh"
+
+typedef ELEMENT T;
+typedef RESULT R;
+typedef Acc<T>::type A;
+#define V PACK(T)
+#define BATCH 4  // loads of a thread before the first is used
+
+// What is done to an element (c: its centre) and to two results, and what leaves a result as it is.
+struct Sum {
+    static __device__ __forceinline__ A of(A x, A) { return x; }
+    static __device__ __forceinline__ A neutral() { return 0; }
+    __device__ __forceinline__ A operator()(A a, A b) const { return a + b; }
+};
+struct Squares : Sum {
+    static __device__ __forceinline__ A of(A x, A c) { return (x - c) * (x - c); }
+};
+struct Largest {
+    static __device__ __forceinline__ A of(A x, A) { return x; }
+    static __device__ __forceinline__ A neutral() { return (A)-INFINITY_; }
+    __device__ __forceinline__ A operator()(A a, A b) const { return Max()(a, b); }
+};
+struct Smallest {
+    static __device__ __forceinline__ A of(A x, A) { return x; }
+    static __device__ __forceinline__ A neutral() { return (A)INFINITY_; }
+    __device__ __forceinline__ A operator()(A a, A b) const { return a < b || a != a ? a : b; }
+};
+
+__device__ __forceinline__ R finish(A value, double divisor, i64 root) {
+    if (divisor != 1) value = value / (A)divisor;
+    if (root) value = sqrt(value);
+    return down<R>((decltype(up(R())))value);
+}
+
+// ---- inner = 1 -------------------------------------------------------------------------------------
+
+template <class F, bool BLOCK>
+__device__ __forceinline__ void reduce_rows(const T* __restrict__ x, const A* centre, R* out, i64 outer,
+                                            i64 n, i64 strips, i64 chunk, double divisor, i64 root) {
+    __shared__ A scratch[WARP];
+    Team<BLOCK> team;
+    if (team.row >= outer * strips) return;
+    i64 o = team.row / strips, begin = (team.row - o * strips) * chunk;
+    i64 width = begin + chunk < n ? chunk : n - begin;
+    x += o * n + begin;
+    A c = centre ? centre[o] : (A)0;
+    int phase = phase_of(x);
+    A sums[V];
+#pragma unroll
+    for (int j = 0; j < V; j++) sums[j] = F::neutral();
+    i64 step = (i64)team.size * V;
+    for (i64 i = (i64)team.lane * V - phase; i < width; i += BATCH * step) {
+        Pack<T, V> pack[BATCH];
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) pack[k] = load_pack(x, i + k * step, width, true, T());
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            i64 first = i + k * step;
+            if (first >= 0 && first + V <= width) {
+#pragma unroll
+                for (int j = 0; j < V; j++) sums[j] = F()(sums[j], F::of(up(pack[k].v[j]), c));
+            } else {
+#pragma unroll
+                for (int j = 0; j < V; j++) {
+                    if (first + j >= 0 && first + j < width) {
+                        sums[j] = F()(sums[j], F::of(up(pack[k].v[j]), c));
+                    }
+                }
+            }
+        }
+    }
+    A sum = sums[0];
+#pragma unroll
+    for (int j = 1; j < V; j++) sum = F()(sum, sums[j]);
+    sum = team_reduce<BLOCK>(sum, F(), scratch, F::neutral());
+    if (team.lane == 0) out[team.row] = finish(sum, divisor, root);
+}
+
+// ---- inner > 1 -------------------------------------------------------------------------------------
+
+// A block of blockDim.x·N columns by blockDim.y rows at a time (256 threads); blockIdx.y is the strip.
+// N > 1: inner is a multiple of N, and x lies on 16 bytes.
+template <class F, int N>
+__device__ __forceinline__ void reduce_columns(const T* __restrict__ x, const A* centre, R* out, i64 outer,
+                                               i64 n, i64 inner, i64 chunk, double divisor, i64 root) {
+    __shared__ A shared[256 * N];
+    int at = threadIdx.y * blockDim.x + threadIdx.x, rows = blockDim.y;
+    i64 column = (blockIdx.x * (i64)blockDim.x + threadIdx.x) * N;
+    i64 begin = blockIdx.y * chunk, end = begin + chunk < n ? begin + chunk : n;
+    for (i64 o = blockIdx.z; o < outer; o += gridDim.z) {
+        A sums[N], c[N];
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            sums[j] = F::neutral();
+            c[j] = centre && column < inner ? centre[o * inner + column + j] : (A)0;
+        }
+        const T* from = x + o * n * inner + column;
+        for (i64 i = begin + threadIdx.y; column < inner && i < end; i += BATCH * rows) {
+            Pack<T, N> pack[BATCH];
+#pragma unroll
+            for (int k = 0; k < BATCH; k++) {
+                i64 row = i + k * rows;
+                if (row < end) pack[k] = *reinterpret_cast<const Pack<T, N>*>(from + row * inner);
+            }
+#pragma unroll
+            for (int k = 0; k < BATCH; k++) {
+                if (i + k * rows < end) {
+#pragma unroll
+                    for (int j = 0; j < N; j++) sums[j] = F()(sums[j], F::of(up(pack[k].v[j]), c[j]));
+                }
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++) shared[j * 256 + at] = sums[j];
+        __syncthreads();
+        for (int half = rows / 2; half; half /= 2) {
+            if (threadIdx.y < half) {
+#pragma unroll
+                for (int j = 0; j < N; j++) {
+                    int here = j * 256 + at;
+                    shared[here] = F()(shared[here], shared[here + half * blockDim.x]);
+                }
+            }
+            __syncthreads();
+        }
+        if (threadIdx.y == 0 && column < inner) {
+            R* to = out + (o * gridDim.y + blockIdx.y) * inner + column;
+#pragma unroll
+            for (int j = 0; j < N; j++) to[j] = finish(shared[j * 256 + at], divisor, root);
+        }
+    }
+}
+
+// ---- the kernels ------------------------------------------------------------------------------------
+
+extern "C" __global__ void __launch_bounds__(128)
+warps_sum(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
+          double divisor, i64 root) {
+    reduce_rows<Sum, false>(x, centre, out, outer, n, strips, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(512)
+rows_sum(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
+         double divisor, i64 root) {
+    reduce_rows<Sum, true>(x, centre, out, outer, n, strips, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(256)
+packs_sum(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
+          double divisor, i64 root) {
+    reduce_columns<Sum, V>(x, centre, out, outer, n, inner, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(256)
+columns_sum(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
+            double divisor, i64 root) {
+    reduce_columns<Sum, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+warps_squares(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
+              double divisor, i64 root) {
+    reduce_rows<Squares, false>(x, centre, out, outer, n, strips, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(512)
+rows_squares(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
+             double divisor, i64 root) {
+    reduce_rows<Squares, true>(x, centre, out, outer, n, strips, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(256)
+packs_squares(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
+              double divisor, i64 root) {
+    reduce_columns<Squares, V>(x, centre, out, outer, n, inner, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(256)
+columns_squares(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
+                double divisor, i64 root) {
+    reduce_columns<Squares, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+warps_largest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
+              double divisor, i64 root) {
+    reduce_rows<Largest, false>(x, centre, out, outer, n, strips, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(512)
+rows_largest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
+             double divisor, i64 root) {
+    reduce_rows<Largest, true>(x, centre, out, outer, n, strips, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(256)
+packs_largest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
+              double divisor, i64 root) {
+    reduce_columns<Largest, V>(x, centre, out, outer, n, inner, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(256)
+columns_largest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
+                double divisor, i64 root) {
+    reduce_columns<Largest, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+warps_smallest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
+               double divisor, i64 root) {
+    reduce_rows<Smallest, false>(x, centre, out, outer, n, strips, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(512)
+rows_smallest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
+              double divisor, i64 root) {
+    reduce_rows<Smallest, true>(x, centre, out, outer, n, strips, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(256)
+packs_smallest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
+               double divisor, i64 root) {
+    reduce_columns<Smallest, V>(x, centre, out, outer, n, inner, chunk, divisor, root);
+}
+extern "C" __global__ void __launch_bounds__(256)
+columns_smallest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
+                 double divisor, i64 root) {
+    reduce_columns<Smallest, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);
+}

@@ -1,0 +1,202 @@
+"""Reductions of float arrays: each element read once, 16-bit ones added up in float32.
+
+An array is seen as groups of neighbouring axes that are kept or reduced; one launch reduces one group,
+two where that group is long and few blocks would share the work. What is no float array is CuPy's.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import math
+
+from .. import plain_kernels, row_kernels
+from .kernel import WARP, kernel
+from .rows import F32, FLOATS, aligned, warps, wider
+
+_BLOCKS = 1024  # blocks that keep every multiprocessor busy
+_PIECE = 16384  # elements of a row that are worth a block of its own
+_ROWS = 64  # rows of a column that are worth a block of its own
+_SECOND = {"sum": "sum", "squares": "sum", "largest": "largest", "smallest": "smallest"}
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _launch(xp, x, outer, n, inner, what, dtype, strips, divisor, root, centre):
+    """One launch over outer×n×inner: an array of outer·strips·inner elements of ``dtype``."""
+    out = xp.empty(outer * strips * inner, dtype)
+    chunk = -(-n // strips)
+    find = functools.partial(kernel, xp.cupy, "reductions", ELEMENT=x.dtype.name, RESULT=dtype.name)
+    if inner == 1:
+        if n <= 1024 and strips == 1:
+            name, (grid, block) = "warps_", warps(outer)
+        else:
+            threads = builtins.min(512, -(-n * x.dtype.itemsize // (64 * WARP)) * WARP)
+            name, grid, block = "rows_", (outer * strips,), (threads,)
+        find(name + what)(grid, block, (x, centre, out, outer, n, strips, chunk, divisor, root))
+        return out
+    each = 16 // x.dtype.itemsize
+    name, each = ("packs_", each) if inner % each == 0 else ("columns_", 1)
+    wide = builtins.min(32, _power_of_2(inner // each))
+    if n > 64 and strips * outer * inner < 128 * 32 * each:  # few blocks: deeper ones make more
+        wide = builtins.min(wide, 8)
+    grid = (-(-inner // (wide * each)), strips, builtins.min(outer, 65535))
+    find(name + what)(
+        grid, (wide, 256 // wide), (x, centre, out, outer, n, inner, chunk, divisor, root))
+    return out
+
+
+def _strips(outer, n, inner, itemsize):
+    """Into how many parts the reduced axis is cut, so that there are blocks enough."""
+    if inner == 1:
+        return builtins.max(1, builtins.min(_BLOCKS // outer, n // _PIECE))
+    each = 16 // itemsize if inner % (16 // itemsize) == 0 else 1
+    columns = -(-inner // (32 * each))
+    return builtins.max(1, builtins.min(_BLOCKS // (columns * outer), n // _ROWS))
+
+
+def reduce_middle(xp, x, outer, n, inner, what, dtype, divisor=1.0, root=0, centre=None):
+    """The middle axis of an aligned array, seen as outer×n×inner, reduced: outer·inner elements."""
+    strips = _strips(outer, n, inner, x.dtype.itemsize)
+    if strips > 1:
+        strips = -(-n // -(-n // strips))  # none of them empty
+        x = _launch(xp, x, outer, n, inner, what, wider(x.dtype), strips, 1.0, 0, centre)
+        n, what, centre = strips, _SECOND[what], None
+    return _launch(xp, x, outer, n, inner, what, dtype, 1, divisor, root, centre)
+
+
+def _groups(shape, axes):
+    """[(size, whether reduced)] of neighbouring axes alike; sizes of 1 left out."""
+    groups: list[tuple[int, bool]] = []
+    for i, size in enumerate(shape):
+        if size == 1:
+            continue
+        reduced = i in axes
+        if groups and groups[-1][1] == reduced:
+            groups[-1] = groups[-1][0] * size, reduced
+        else:
+            groups.append((size, reduced))
+    return groups
+
+
+def _in_memory_order(xp, a, axes):
+    """(an aligned array, its axes in order of strides, which of those are ``axes``)."""
+    order = tuple(range(a.ndim))
+    if not a.flags.c_contiguous:
+        by_stride = tuple(sorted(order, key=lambda i: -a.strides[i]))
+        moved = a.transpose(by_stride)
+        if moved.flags.c_contiguous:  # a transposed view: reduced as it lies
+            return aligned(xp, moved), by_stride, {i for i, d in enumerate(by_stride) if d in axes}
+    return aligned(xp, a), order, set(axes)
+
+
+def _over(xp, a, axes, keepdims, what, dtype=None, divisor=1.0, root=0):
+    """Reduce the axes (a tuple, not negative) of a float array that is not empty."""
+    dtype, kept = dtype or a.dtype, tuple(1 if i in axes else s for i, s in enumerate(a.shape))
+    x, order, reduced = _in_memory_order(xp, a, axes)
+    groups = _groups(x.shape, reduced)
+    left = builtins.sum(g[1] for g in groups)
+    if left == 0:  # only axes of size 1
+        groups, left = [*groups, (1, True)], 1
+    while left:  # the last reduced group first
+        at = builtins.max(i for i, g in enumerate(groups) if g[1])
+        outer, n = math.prod(g[0] for g in groups[:at]), groups[at][0]
+        inner = math.prod(g[0] for g in groups[at + 1 :])
+        left -= 1
+        last = not left
+        x = reduce_middle(xp, x, outer, n, inner, what, dtype if last else wider(x.dtype),
+                    divisor if last else 1.0, root if last else 0)
+        what = _SECOND[what]
+        del groups[at]
+    if order == tuple(range(a.ndim)):
+        return x.reshape(kept if keepdims else [s for i, s in enumerate(a.shape) if i not in axes])
+    back = sorted(range(a.ndim), key=order.__getitem__)
+    x = x.reshape([kept[d] for d in order]).transpose(back)
+    return x if keepdims else x.squeeze(axes)
+
+
+# ---------------------------------------------------------------- what the namespace has
+def _axes(a, axis):
+    """The axes as a tuple, none negative; None stands for all."""
+    if axis is None:
+        return tuple(range(a.ndim))
+    return tuple(d % a.ndim for d in (axis if isinstance(axis, tuple) else (axis,)))
+
+
+def _ours(a):
+    return a.dtype in FLOATS and a.size
+
+
+def sum(xp, a, axis=None, keepdims=False, dtype=None):
+    """``numpy.sum``; 16-bit floats add up in float32 and are rounded once (or not: ``dtype``)."""
+    if not _ours(a) or dtype not in (None, a.dtype) and (dtype != F32 or a.dtype.itemsize == 8):
+        return xp.cupy.sum(a, axis=axis, dtype=dtype, keepdims=keepdims)
+    return _over(xp, a, _axes(a, axis), keepdims, "sum", dtype and xp.dtype(dtype))
+
+
+def max(xp, a, axis=None, keepdims=False):
+    """``numpy.max``: NaN where there is one."""
+    if not _ours(a):
+        return xp.cupy.max(a, axis=axis, keepdims=keepdims)
+    return _over(xp, a, _axes(a, axis), keepdims, "largest")
+
+
+def min(xp, a, axis=None, keepdims=False):
+    """``numpy.min``: NaN where there is one."""
+    if not _ours(a):
+        return xp.cupy.min(a, axis=axis, keepdims=keepdims)
+    return _over(xp, a, _axes(a, axis), keepdims, "smallest")
+
+
+def mean_over(xp, a, axes, keepdims):
+    """The mean over ``axes`` (a tuple) of an array that is not empty."""
+    if not _ours(a):
+        return row_kernels.mean_over(xp, a, axes, keepdims)
+    count = math.prod(a.shape[d] for d in axes)
+    return _over(xp, a, axes, keepdims, "sum", divisor=float(count))
+
+
+def euclidean_norm(xp, a, axes, keepdims):
+    """√Σa² over ``axes`` (a tuple); of complex numbers by the plain formula."""
+    if a.dtype not in FLOATS:
+        return row_kernels.euclidean_norm(xp, a, axes, keepdims)
+    if a.size == 0:
+        return sum(xp, a, axes, keepdims)
+    return _over(xp, a, axes, keepdims, "squares", root=1)
+
+
+def variance(xp, a, axes, correction, keepdims, root=False):
+    """Σ (a − mean)² / (n − correction) over ``axes`` (None: all), n elements each; or its root.
+
+    Two passes: the mean, then the squares. Complex numbers, empty arrays, and axes that do not lie
+    together in memory (16-bit floats then widened) take the plain formula.
+    """
+    if a.dtype not in FLOATS:
+        return row_kernels.variance(xp, a, axes, correction, keepdims, root)
+    axes = _axes(a, axes)
+    x, order, reduced = _in_memory_order(xp, a, axes)
+    groups = _groups(x.shape, reduced)
+    at = [i for i, g in enumerate(groups) if g[1]]
+    if a.size == 0 or len(at) != 1 or order != tuple(range(a.ndim)):
+        out = row_kernels.variance(xp, a.astype(wider(a.dtype), copy=False), axes, correction, keepdims, root)
+        return out.astype(a.dtype, copy=False)
+    n = groups[at[0]][0]
+    outer = math.prod(g[0] for g in groups[: at[0]])
+    inner = math.prod(g[0] for g in groups[at[0] + 1 :])
+    mean = reduce_middle(xp, x, outer, n, inner, "sum", wider(a.dtype), float(n))
+    left = builtins.max(float(n - correction), 0.0)
+    out = reduce_middle(xp, x, outer, n, inner, "squares", a.dtype, left, int(root), mean)
+    kept = [1 if i in axes else s for i, s in enumerate(a.shape)]
+    return out.reshape(kept if keepdims else [s for i, s in enumerate(a.shape) if i not in axes])
+
+
+def sum_rows_to(xp, g, shape):
+    """Sum ``g`` down to ``shape``, the shape it was broadcast from (bias gradients: R×C to C)."""
+    if not _ours(g):
+        return plain_kernels.sum_rows_to(xp, g, shape)
+    lead = g.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(
+        i + lead for i, s in enumerate(shape) if s == 1 and g.shape[i + lead] != 1)
+    return _over(xp, g, axes, True, "sum").reshape(shape)
