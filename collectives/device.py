@@ -141,6 +141,11 @@ class Gpu:
         with self._cupy.cuda.Device(self.index):
             (stream if stream is not None else self._cupy.cuda.get_current_stream()).wait_event(event)
 
+    def capturing(self) -> bool:
+        """Whether the thread's current stream is being captured into a CUDA graph."""
+        stream = self._cupy.cuda.get_current_stream()
+        return stream.ptr != 0 and bool(stream.is_capturing())
+
     def done(self, event: Any) -> bool:
         """Whether all before the mark has been done."""
         return event.done

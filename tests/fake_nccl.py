@@ -143,6 +143,9 @@ class FakeGpu:
     def wait(self, event, stream=None):
         (stream or self.current).wait_for(event)
 
+    def capturing(self):
+        return False
+
     def done(self, event):
         return event.flag.is_set()
 

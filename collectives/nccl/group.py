@@ -17,6 +17,11 @@ one for messages to higher ranks and one for those to lower: two ranks that send
 before they receive do not block each other. Tags tell nothing apart: messages between two ranks
 arrive in the order in which they were sent.
 
+CUDA graphs. In a stream under capture a call becomes part of the graph: the group's stream joins the
+capture by the event and is joined by `wait`, which every captured call needs. Replays are launches on
+the GPU like any other; the ranks compared their calls at the capture, and nobody watches over the
+replays. A graph must be gone before its group is closed.
+
 Ranks that share a GPU: NCCL refuses them before 2.30, and allows it later where
 NCCL_MULTI_RANK_GPU_ENABLE=1. Otherwise `cuda_ipc` carries out NCCL's calls between the processes, and
 where that is closed, too, arrays go over the control group, through host memory.
@@ -45,7 +50,7 @@ from . import binding as bindings
 from . import cuda_ipc
 from .binding import IN_PROGRESS, SUCCESS, Binding, NcclError
 from .calls import NcclCalls
-from .work import Overseer, StreamWork
+from .work import CapturedWork, Overseer, StreamWork
 
 # NCCL has no 16-bit integers; in 32 bits their results wrap around alike.
 _WIDER = {"int16": np.dtype(np.int32), "uint16": np.dtype(np.uint32)}
@@ -107,6 +112,7 @@ class NCCLGroup(NcclCalls, Group):
         self.largest_tag = control.largest_tag
         self._lanes: list[Lane] = []
         self._batch: list[tuple[Lane, Callable[[], None], StreamWork]] | None = None
+        self._captured: set[CapturedWork] = set()  # calls of a graph that nobody has waited for
         self._failure: BaseException | None = None
         self._lock = threading.Lock()  # held while NCCL is called
         self._failing = threading.Lock()
@@ -246,7 +252,9 @@ class NCCLGroup(NcclCalls, Group):
     def _launch(self, call: Call, job: Job, ready: Any) -> StreamWork:
         """Put a collective into the group's stream, behind the event `ready`."""
         self._check_alive(call)
+        captured = self._capturing(call)
         try:
+            # In a capture the ranks compare their calls once, for all replays
             self._control._agree(call)
         except (RankFailedError, CollectiveTimeout) as error:
             self._fail(error)
@@ -259,9 +267,31 @@ class NCCLGroup(NcclCalls, Group):
         except (RankFailedError, CollectiveTimeout) as error:
             self._fail(error)
             raise
-        work = StreamWork(call, self._gpu, self._gpu.record(lane.stream), job)
-        self._overseer.add(work)
+        return self._under_way(call, self._gpu.record(lane.stream), job, None, captured)
+
+    def _under_way(self, call: Call, done: Any, keep: Any, finish: Any, captured: bool) -> StreamWork:
+        """The handle of a call: one that is looked after, or one of a graph. ``done`` may come later."""
+        if captured:
+            return CapturedWork(call, self._gpu, done, keep, finish, self._captured)
+        work = StreamWork(call, self._gpu, done, keep, finish)
+        if done is not None:
+            self._overseer.add(work)
         return work
+
+    def _capturing(self, call: Call) -> bool:
+        """Whether the call becomes part of a CUDA graph.
+
+        Raises:
+            RuntimeError: if its way from GPU to GPU leads through the host.
+        """
+        if not self._gpu.capturing():
+            return False
+        if self._binding.meets:
+            raise RuntimeError(
+                f"{call} of group {self.name!r} cannot be captured in a CUDA graph: ranks that share a "
+                "GPU meet on the host; start one rank per GPU"
+            )
+        return True
 
     def _enqueue(self, call: Call, lane: Lane, issues: Sequence[Callable[[], None]]) -> None:
         """Call NCCL: several operations as one group."""
@@ -377,7 +407,7 @@ class NCCLGroup(NcclCalls, Group):
     ) -> StreamWork:
         lane, size, count = self._lanes[1 if up else 2], bindings.TYPES["uint8"], buffer.nbytes
         self._gpu.wait(self._gpu.record(), lane.stream)
-        work = StreamWork(call, self._gpu, None, buffer, finish)
+        work = self._under_way(call, None, buffer, finish, self._capturing(call))
         pointer = self._gpu.pointer(buffer)
 
         def issue() -> None:
@@ -396,7 +426,8 @@ class NCCLGroup(NcclCalls, Group):
             self._settle(lane, call)
         for lane, _, work in batch:
             work.started(self._gpu.record(lane.stream))
-            self._overseer.add(work)
+            if not isinstance(work, CapturedWork):
+                self._overseer.add(work)
 
     # ---- what goes wrong ----------------------------------------------------------------------
 

@@ -112,6 +112,38 @@ class StreamWork(Work):
             self.source = finish()
 
 
+class CapturedWork(StreamWork):
+    """A call that became part of a CUDA graph: each replay does it again.
+
+    Its event is a node of the graph, which nobody may ask, so its end is never seen and nobody watches
+    over it. `wait` orders the streams inside the graph, whatever the time limit; until then it is held
+    by `waited_for`, and with it the memory that the call uses.
+
+    Args:
+        waited_for: the calls of the group that nobody has waited for yet.
+    """
+
+    def __init__(self, call: Call, gpu: Any, done: Any, keep: Any, finish: Any, waited_for: set) -> None:
+        super().__init__(call, gpu, done, keep, finish)
+        self._waited_for = waited_for
+        waited_for.add(self)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        super().wait(None)
+        self._keep = None
+        self._waited_for.discard(self)
+        return True
+
+    def block(self) -> None:
+        raise RuntimeError(
+            f"{self.call} is part of a CUDA graph that is being captured: the host cannot wait for it; "
+            "call wait() without a time limit in the capture, and synchronize after the replay"
+        )
+
+    def poll(self) -> bool:
+        return False
+
+
 class Overseer:
     """Looks after the calls under way, in a thread that exists while there are any.
 
