@@ -19,6 +19,22 @@ def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:
     return False
 
 
+def attention_room(xp) -> int:
+    """Scores (elements, all heads together) that may lie in memory at once because it is large; 0 for
+    no opinion."""
+    return 0
+
+
+def softmax_or_zero(xp, scores):
+    """Softmax over the last axis; a row of nothing but −∞ gets zeros."""
+    weights = xp.softmax(scores, scores.ndim - 1)
+    if scores.size:
+        blind = xp.isneginf(scores.max(axis=-1, keepdims=True))
+        if blind.any():
+            weights = xp.where(blind, weights.dtype.type(0), weights)
+    return weights
+
+
 def attention_forward(xp, query, key, value, mask, is_causal, scale, dropout_p, random):
     """softmax(query·keyᵀ·scale + mask)·value.
 

@@ -10,6 +10,7 @@ import functools
 import numpy as np
 
 from . import (
+    attention_kernels,
     batchnorm_kernels,
     bessel_kernels,
     conv_kernels,
@@ -26,7 +27,8 @@ from . import (
     storage,
     stride_kernels,
 )
-from .gpu import copies, elementwise, gemm, graphs, memory, scatter, transfers
+from .gpu import attention as gpu_attention
+from .gpu import batchnorm, convolution, copies, elementwise, gemm, graphs, memory, scatter, transfers
 from .gpu import random as gpu_random
 from .numpy_backend import CPU, bind_kernels
 
@@ -106,6 +108,7 @@ class CupyNamespace:
     name = "cupy"
     widens_half = True  # the ops that no kernel of ``gpu/`` computes in one go (``Op(fused=True)``)
     fused_half = True
+    steps_on_device = True  # where optimizers are asked to (fused, capturable)
     outside = None  # where kernels note indices out of range: see gpu/scatter.py
 
     def __init__(self, index: int):
@@ -123,7 +126,8 @@ class CupyNamespace:
         bind_kernels(self, plain_kernels, plain_copies, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm, copies)
+                     batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm, copies,
+                     convolution, batchnorm, attention_kernels, gpu_attention)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)
@@ -185,7 +189,8 @@ class CupyNamespace:
     def to_host(self, array, non_blocking=False):
         """A copy of the array in host memory (waits for it, unless ``non_blocking``)."""
         found = transfers.to_host(self, array, non_blocking)
-        scatter.raise_outside(self)
+        if not non_blocking:
+            scatter.raise_outside(self)
         return found
 
     def copy_into(self, target, source, non_blocking):
@@ -219,4 +224,14 @@ def gpu(device: devices.device | None = None) -> CupyNamespace:
     return _namespace(device.index)
 
 
-__all__ = ["CPU", "CupyNamespace", "device_count", "gpu", "is_available"]
+@functools.cache
+def _get_device():
+    return _cupy().cuda.runtime.getDevice
+
+
+def current() -> CupyNamespace:
+    """The namespace of the current GPU, with few steps: ops ask for it at every call."""
+    return _namespace(_get_device()())
+
+
+__all__ = ["CPU", "CupyNamespace", "current", "device_count", "gpu", "is_available"]

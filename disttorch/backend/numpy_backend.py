@@ -65,6 +65,7 @@ class NumpyNamespace:
     array_types = (np.ndarray, np.generic)
     # NumPy computes 16-bit floats one conversion at a time: ops widen them to float32 first
     widens_half = True
+    steps_on_device = False  # optimizers count on the host anyway
     fused_half = False  # no kernels that take them as they are
     fused = None  # nor elementwise functions of one launch; see ``gpu/elementwise.py``
 

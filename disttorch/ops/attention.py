@@ -1,6 +1,8 @@
-"""Scaled dot product attention: one op that keeps its weights, one that computes them anew.
+"""Scaled dot product attention: one op for kernels of its own, one that keeps its weights, one that
+computes them anew.
 
-Attention weights take L×S numbers a head. Up to a size they are kept for backward; above it, both
+Attention weights take L×S numbers a head. Where the namespace has kernels that never store them
+(``xp.attention_fits``), those run. Elsewhere they are kept for backward up to a size; above it, both
 directions walk over blocks of query rows and keep one number a row, the logarithm of the softmax's
 denominator, from which backward computes the weights again (Rabe & Staats, arXiv:2112.05682;
 Dao et al., arXiv:2205.14135).
@@ -14,16 +16,62 @@ from __future__ import annotations
 import itertools
 import math
 
-from ..backend import dtypes, namespace_of
+from ..backend import META, dtypes, namespace_of
 from ..tensor import Tensor, wrap
 from .core import REGISTRY, op
 from .nn import dropout, softmax
+from .random import default_generator
 from .samples import case
 
-# Scores (elements, all heads together) up to which keeping them is faster than a second pass.
+# Scores (elements, all heads together) up to which keeping them is faster than a second pass: on the
+# CPU; a namespace may have room for more (``xp.attention_room``).
 KEPT_SCORES = 1 << 20
 _BLOCK_SCORES = 1 << 18  # of one block: with its temporaries it stays in the L2 cache
 _INF = math.inf
+
+
+# ---------------------------------------------------------------- kernels of the namespace
+@op(tensors=("query", "key", "value", "mask"), optional=("mask",), method=False, aux=True, fused=True,
+    name="attention_fused", node_name="ScaledDotProductAttention", samples=lambda m: [
+        case(m(2, 2, 5, 3), m(2, 2, 5, 3), m(2, 2, 5, 3), None, True, 0.6, 0.0, None),
+        case(m(2, 4, 5, 3), m(2, 2, 7, 3), m(2, 2, 7, 4), None, False, 0.5, 0.0, None),
+        case(m(5, 3), m(7, 3), m(7, 4), None, True, 0.5, 0.0, None),
+        case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m.bool(2, 1, 7), False, 0.5, 0.0, None),
+    ])
+def _fused(xp, query, key, value, mask, is_causal, scale, dropout_p, random):
+    """Attention by ``xp.attention_forward``, which stores no weights; a mask gets no gradient.
+
+    aux holds the logarithm of each row's denominator, …×L.
+    """
+    out, logs = xp.attention_forward(query, key, value, mask, is_causal, scale, dropout_p, random)
+    return out, (logs,)
+
+
+@_fused.fast_grad("query", "key", "value")
+def _(F, g, needs, query, key, value, mask, out, aux, is_causal, scale, dropout_p, random):
+    return F.xp.attention_backward(g, query, key, value, mask, out, aux[0], is_causal, scale, dropout_p,
+                                   random)
+
+
+@_fused.compose
+def _(query, key, value, mask, is_causal, scale, dropout_p, random):
+    def drop(weights):
+        a = weights._data
+        xp = namespace_of(a)
+        return weights * wrap(xp.attention_factors(a.shape, a.dtype, dropout_p, random))
+
+    q, k = query._data.shape, key._data.shape
+    if len(q) > 2 and q[-3] != k[-3]:
+        key, value = (_repeated(t, q[-3] // k[-3]) for t in (key, value))
+    return _composed(query, key, value, mask, is_causal, scale, drop if dropout_p else None)
+
+
+def _repeated(t, group):
+    """Each head for a group of queries' heads, …×H×S×E to …×H·group×S×E, as a copy."""
+    *lead, heads, rows, width = t._data.shape
+    reshape, expand, unsqueeze = (REGISTRY[n].call for n in ("reshape", "expand", "unsqueeze"))
+    t = expand(unsqueeze(t, -3), (*lead, heads, group, rows, width))
+    return reshape(t, (*lead, heads * group, rows, width))
 
 
 # ---------------------------------------------------------------- weights kept
@@ -48,12 +96,7 @@ def _masked_softmax(xp, scores, mask):
     """Softmax over the last axis; a row that may look at nothing gets weights 0."""
     if mask is None:
         return xp.softmax(scores, scores.ndim - 1)
-    scores = _with_mask(xp, scores, mask)
-    weights = xp.softmax(scores, scores.ndim - 1)
-    blind = xp.isneginf(scores.max(axis=-1, keepdims=True)) if scores.size else None
-    if blind is not None and blind.any():
-        weights = xp.where(blind, weights.dtype.type(0), weights)
-    return weights
+    return xp.softmax_or_zero(_with_mask(xp, scores, mask))
 
 
 def _with_mask(xp, scores, mask):
@@ -67,7 +110,7 @@ _causal_cache: dict = {}
 
 def _causal_bias(xp, rows, columns, dtype):
     """0 on and below the diagonal, −inf above, kept between calls."""
-    key = (xp.name, rows, columns, dtype)
+    key = (xp.name, getattr(xp, "index", 0), rows, columns, dtype)
     bias = _causal_cache.get(key)
     if bias is None:
         if len(_causal_cache) > 8:
@@ -114,19 +157,33 @@ def _composed(query, key, value, mask, is_causal, scale, drop=None):
 
 # ---------------------------------------------------------------- weights computed anew
 def _blocks(shape, rows):
-    """(index of the leading dims, slice of query rows, number of the block) of scores …×L×S."""
-    starts = range(0, shape[-2], rows)
-    places = itertools.product(*map(range, shape[:-2]))
-    for number, (place, start) in enumerate(itertools.product(places, starts)):
-        yield place, slice(start, min(start + rows, shape[-2])), number
+    """(index of leading dims, slice of query rows, number of the block) of scores …×L×S: ``rows`` query
+    rows at once, or as many whole heads as have no more rows."""
+    *lead, length, _ = shape
+    if rows < length or not lead:
+        starts = range(0, length, rows)
+        places = itertools.product(*map(range, lead))
+        for number, (place, start) in enumerate(itertools.product(places, starts)):
+            yield place, slice(start, min(start + rows, length)), number
+        return
+    left, axis = max(rows // max(length, 1), 1), len(lead)
+    while axis and lead[axis - 1] <= left:  # dims that are taken whole
+        axis -= 1
+        left //= max(lead[axis], 1)
+    parts = [range(n) for n in lead[:axis]]
+    if axis and left > 1:
+        parts[-1] = [slice(i, i + left) for i in range(0, lead[axis - 1], left)]
+    for number, place in enumerate(itertools.product(*parts)):
+        yield place, slice(0, length), number
 
 
 def _mask_part(mask, place, rows, columns):
     """The part of a mask (as many dims as the scores, some of them 1) at a block; a view."""
     sizes = mask.shape
-    place = tuple(0 if n == 1 else i for i, n in zip(place, sizes))
+    place = tuple(i if n > 1 else slice(None) if isinstance(i, slice) else 0
+                  for i, n in zip(place, sizes))
     rows = slice(None) if sizes[-2] == 1 else rows
-    return mask[place][rows, slice(None) if sizes[-1] == 1 else slice(columns)]
+    return mask[place][..., rows, slice(None) if sizes[-1] == 1 else slice(columns)]
 
 
 def _kept_after_dropout(xp, seed, number, dropout_p, shape, dtype):
@@ -138,12 +195,12 @@ def _kept_after_dropout(xp, seed, number, dropout_p, shape, dtype):
 
 
 def _block_scores(xp, query, key, mask, place, rows, is_causal):
-    """Scores of the query rows of one block (R×C): a causal block needs no later keys."""
+    """Scores of the query rows of one block (…×R×C): a causal block needs no later keys."""
     columns = min(key.shape[-2], rows.stop) if is_causal else key.shape[-2]
-    scores = xp.matmul(query[place][rows], key[place][:columns].T)
+    scores = xp.matmul(query[place][..., rows, :], key[place][..., :columns, :].swapaxes(-1, -2))
     if is_causal:
         late = xp.arange(rows.start, rows.stop)[:, None] < xp.arange(columns)[None, :]
-        scores[late] = -_INF
+        scores = xp.where(late, scores.dtype.type(-_INF), scores)
     if mask is not None:
         scores = _with_mask(xp, scores, _mask_part(mask, place, rows, columns))
     return scores
@@ -162,7 +219,7 @@ def _full_mask(mask, ndim):
         case(m(2, 5, 3), m(2, 7, 3), m(2, 7, 4), m(2, 5, 1), False, 0.5, 4, 0.0, 0),
     ])
 def _anew(xp, query, key, value, mask, is_causal, scale, rows, dropout_p, seed):
-    """As ``attention_kept``, in blocks of ``rows`` query rows, with dropout.
+    """As ``attention_kept``, in blocks of ``rows`` query rows of all heads, with dropout.
 
     aux holds the logarithm of each row's denominator, …×L. ``seed`` makes the dropout.
     """
@@ -172,17 +229,17 @@ def _anew(xp, query, key, value, mask, is_causal, scale, rows, dropout_p, seed):
     mask, query = _full_mask(mask, query.ndim), query * query.dtype.type(scale)
     for place, r, number in _blocks((*lead, query.shape[-2], key.shape[-2]), rows):
         weights = _block_scores(xp, query, key, mask, place, r, is_causal)
-        top = weights.max(axis=1, keepdims=True)
+        top = weights.max(axis=-1, keepdims=True)
         blind = xp.isneginf(top)
         weights -= xp.where(blind, top.dtype.type(0), top)
         xp.exp(weights, out=weights)
-        total = weights.sum(axis=1, keepdims=True)
-        logs[place][r] = xp.where(blind, top.dtype.type(_INF), top + xp.log(total))[:, 0]
+        total = weights.sum(axis=-1, keepdims=True)
+        logs[place][..., r] = xp.where(blind, top.dtype.type(_INF), top + xp.log(total))[..., 0]
         if dropout_p:
             weights *= _kept_after_dropout(xp, seed, number, dropout_p, weights.shape,
                                            weights.dtype)
-        part = xp.matmul(weights, value[place][: weights.shape[1]])
-        out[place][r] = part / xp.where(blind, total.dtype.type(1), total)
+        part = xp.matmul(weights, value[place][..., : weights.shape[-1], :])
+        out[place][..., r, :] = part / xp.where(blind, total.dtype.type(1), total)
     return out, (logs,)
 
 
@@ -196,23 +253,24 @@ def _(F, g, needs, query, key, value, mask, out, aux, is_causal, scale, rows, dr
     query = query * query.dtype.type(scale)
     for place, r, number in _blocks((*query.shape[:-1], key.shape[-2]), rows):
         weights = _block_scores(xp, query, key, masks[0], place, r, is_causal)
-        weights -= logs[place][r][:, None]
+        weights -= logs[place][..., r, None]
         xp.exp(weights, out=weights)
-        c = weights.shape[1]
-        grad_weights = xp.matmul(g[place][r], value[place][:c].T)
+        c = weights.shape[-1]
+        slopes = g[place][..., r, :]
+        grad_weights = xp.matmul(slopes, value[place][..., :c, :].swapaxes(-1, -2))
         dropped = weights
         if dropout_p:
             factors = _kept_after_dropout(xp, seed, number, dropout_p, weights.shape, weights.dtype)
             grad_weights *= factors
             dropped = weights * factors
-        grads[2][place][:c] += xp.matmul(dropped.T, g[place][r])
-        grad_weights -= through[place][r][:, None]
+        grads[2][place][..., :c, :] += xp.matmul(dropped.swapaxes(-1, -2), slopes)
+        grad_weights -= through[place][..., r, None]
         grad_weights *= weights  # the gradient of the scores, from here
         if grad_mask is not None:
             part = _mask_part(masks[1], place, r, c)
             part += F.sum_to(grad_weights, part.shape)
-        grads[1][place][:c] += xp.matmul(grad_weights.T, query[place][r])
-        grads[0][place][r] = xp.matmul(grad_weights, key[place][:c])
+        grads[1][place][..., :c, :] += xp.matmul(grad_weights.swapaxes(-1, -2), query[place][..., r, :])
+        grads[0][place][..., r, :] = xp.matmul(grad_weights, key[place][..., :c, :])
     grads[0] *= grads[0].dtype.type(scale)
     return *grads, grad_mask
 
@@ -223,9 +281,9 @@ def _(query, key, value, mask, is_causal, scale, rows, dropout_p, seed):
         a = weights._data
         xp, factors = namespace_of(a), namespace_of(a).zeros_like(a)
         for place, r, number in _blocks(a.shape, rows):
-            part = factors[place][r]
+            part = factors[place][..., r, :]
             if is_causal:
-                part = part[:, : min(a.shape[-1], r.stop)]
+                part = part[..., : min(a.shape[-1], r.stop)]
             part[...] = _kept_after_dropout(xp, seed, number, dropout_p, part.shape, a.dtype)
         return weights * wrap(factors)
 
@@ -260,9 +318,38 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         _check_mask(query, attn_mask)
     if scale is None:
         scale = 1 / math.sqrt(query._data.shape[-1])
+    if _has_kernels(query, key, value, attn_mask, dropout_p, scale, enable_gqa):
+        random = default_generator(query.device).source.philox_state(1) if dropout_p else None
+        return _fused.call(query, key, value, attn_mask, is_causal, scale, dropout_p, random)
     if enable_gqa and query._data.shape[-3] != key._data.shape[-3]:
         return _grouped(query, key, value, attn_mask, dropout_p, is_causal, scale)
     return _attend(query, key, value, attn_mask, dropout_p, is_causal, scale)
+
+
+def _has_kernels(query, key, value, mask, dropout_p, scale, enable_gqa) -> bool:
+    """Whether kernels of the namespace compute this: sizes that fit, and a mask without gradient."""
+    xp = namespace_of(query._data)
+    if not xp.fused_half or xp is META or mask is not None and mask.requires_grad:
+        return False
+    q, k, v = (t._data.shape for t in (query, key, value))
+    if not len(q) == len(k) == len(v) >= 2:
+        return False
+    shared = enable_gqa and len(q) > 2 and k[-3] and not q[-3] % k[-3]
+    lead = (*q[:-3], k[-3]) if shared else q[:-2]
+    return _sizes_fit(q, (*lead, *k[-2:]), (*lead, *v[-2:]), mask) and k[:-2] == v[:-2] == lead and (
+        xp.attention_fits(query._data, key._data, value._data, None if mask is None else mask._data,
+                          dropout_p, scale))
+
+
+def _sizes_fit(q, k, v, mask) -> bool:
+    """Whether widths and lengths agree, and a mask broadcasts to the scores."""
+    if q[-1] != k[-1] or k[-2] != v[-2]:
+        return False
+    if mask is None:
+        return True
+    m = mask._data.shape
+    return 2 <= len(m) <= len(q) and all(
+        a in (1, b) for a, b in zip(m, (*q[:-1], k[-2])[len(q) - len(m):]))
 
 
 def _check_mask(query, mask):
@@ -275,13 +362,11 @@ def _check_mask(query, mask):
 
 def _attend(query, key, value, mask, dropout_p, is_causal, scale):
     q, k, v = (t._data.shape for t in (query, key, value))
-    fits = q[:-2] == k[:-2] == v[:-2] and q[-1] == k[-1] and k[-2] == v[-2]
-    if mask is not None:
-        ndim = mask.ndim
-        fits = fits and 2 <= ndim <= len(q) and all(
-            m in (1, n) for m, n in zip(mask._data.shape, (*q[:-1], k[-2])[len(q) - ndim:]))
-    if fits and math.prod(q[:-1]) * k[-2] > KEPT_SCORES:
-        rows = max(16, _BLOCK_SCORES // k[-2])
+    fits = q[:-2] == k[:-2] == v[:-2] and _sizes_fit(q, k, v, mask)
+    xp = namespace_of(query._data)
+    room = 0 if xp is META else xp.attention_room()
+    if fits and math.prod(q[:-1]) * k[-2] > max(KEPT_SCORES, room):
+        rows = max(16, max(_BLOCK_SCORES, room // 4) // k[-2])
         seed = _draw_seed(query) if dropout_p else 0
         return _anew.call(query, key, value, mask, is_causal, scale, rows, dropout_p, seed)
     if fits and not dropout_p:
@@ -291,8 +376,6 @@ def _attend(query, key, value, mask, dropout_p, is_causal, scale):
 
 
 def _draw_seed(t) -> int:
-    from .random import default_generator
-
     return int(default_generator(t.device).source.integers(0, 1 << 62, ()))
 
 

@@ -59,8 +59,8 @@ FORMULAS = {
     "matmul": _matmul, "linear": _matmul, "add_matmul": lambda args, out: _matmul(args[1:], out),
     "linear_gelu_linear": _two_layers, "conv_nd": _conv, "conv_input_grad": _conv_input_grad,
     "conv_weight_grad": _conv_weight_grad, "attention_kept": _attention,
-    "attention_anew": _attention, "rnn_layer": _recurrent(2, 3), "gru_layer": _recurrent(2, 3),
-    "lstm_layer": _recurrent(3, 4, 7),
+    "attention_anew": _attention, "attention_fused": _attention, "rnn_layer": _recurrent(2, 3),
+    "gru_layer": _recurrent(2, 3), "lstm_layer": _recurrent(3, 4, 7),
 }
 
 

@@ -52,6 +52,8 @@ COUNTERPART = {
     "log_softmax_over": torch.log_softmax, "native_layer_norm": _layer_norm, "nll_rows": _nll,
     "attention_kept": lambda q, k, v, m, c, s: F.scaled_dot_product_attention(
         q, k, v, m, is_causal=c, scale=s),
+    "attention_fused": lambda q, k, v, m, c, s, p, r: F.scaled_dot_product_attention(
+        q, k, v, m, p, c, scale=s, enable_gqa=q.ndim > 3),
     "conjugate": torch.conj_physical, "linear": F.linear,
     "add_matmul": lambda c, a, b, beta=1, alpha=1: (torch.addmm if a.ndim == 2 else torch.baddbmm)(
         c, a, b, beta=beta, alpha=alpha),

@@ -153,6 +153,20 @@ def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:
     return math.prod(q[:-1]) < _MOST
 
 
+def attention_room(xp) -> int:
+    """Scores that may lie in memory at once: 1 GiB of float32."""
+    return 1 << 28
+
+
+def softmax_or_zero(xp, scores):
+    """Softmax over the last axis; a row of nothing but −∞ gets zeros. Nothing is read back."""
+    weights = xp.softmax(scores, scores.ndim - 1)
+    if not scores.size:
+        return weights
+    blind = xp.isneginf(scores.max(axis=-1, keepdims=True))
+    return xp.where(blind, weights.dtype.type(0), weights)
+
+
 # ---------------------------------------------------------------- launches
 def attention_forward(xp, query, key, value, mask, is_causal, scale, dropout_p, random):
     """softmax(query·keyᵀ·scale + mask)·value.
