@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from operator import attrgetter
 
-from ..backend import namespace_of, ndarray, side_streams
+from ..backend import namespace_of, ndarray, on_gpu, side_streams
 from ..backend.storage import is_writeable
 from ..tensor import Tensor, current_node, wrap
 from .graph import PackedTensor, bump_version
@@ -135,7 +135,7 @@ class _Execution:
 
     @staticmethod
     def _is_fresh(d, grads) -> bool:
-        if d.__class__ is not ndarray:
+        if d.__class__ is not ndarray and not on_gpu(d):
             return False
         return d.base is None and (len(grads) == 1 or sum(x is d for x in grads) == 1)
 
@@ -161,7 +161,7 @@ class _Execution:
             if d._data.shape != shape or d._data.dtype != dtype:
                 d = self.ops.fit_gradient(d, shape, dtype)
         elif d.__class__ is not ndarray or d.shape != shape or d.dtype != dtype:
-            d, fresh = _fit_array(d, shape, dtype), False
+            d, fresh = _fit_array(d, shape, dtype, fresh)
         pending = self.pending
         if key is not target or metas is None:
             before = pending.get(key)
@@ -180,8 +180,7 @@ class _Execution:
         if self.create_graph:
             return self.ops.plain_add(a, b)
         if may_change_a:
-            a += b
-            return a
+            return _add_to(a, b)
         if a.dtype.itemsize == 2:
             return raw_ops(a).plain_add(a, b)
         return _as_array(a + b, a)
@@ -217,8 +216,7 @@ class _Execution:
                 g = namespace_of(g).contiguous_copy(g)
             leaf._grad = wrap(g)
         elif is_writeable(grad._data):
-            xp = namespace_of(g)
-            xp.add(grad._data, g, out=grad._data)
+            grad._data = _add_to(grad._data, g)
             bump_version(grad)
         else:
             leaf._grad = wrap(grad._data + g)
@@ -327,17 +325,33 @@ def _as_array(value, like):
     return value if value.__class__ is like.__class__ else namespace_of(like).asarray(value)
 
 
-def _fit_array(d, shape, dtype):
-    """Undo broadcasting by summing; a real value takes the real part of a complex gradient."""
+def _add_to(a, b):
+    """``a += b`` in one step; returns ``a``."""
+    if a.__class__ is not ndarray:
+        fused = namespace_of(a).fused
+        if fused is not None and fused.add(a, b, out=a) is not NotImplemented:
+            return a
+    a += b
+    return a
+
+
+def _fit_array(d, shape, dtype, fresh=False):
+    """Undo broadcasting by summing; a real value takes the real part of a complex gradient.
+
+    Returns:
+        the array, and whether it is still ours alone (see ``_deliver``).
+    """
     xp = namespace_of(d)
+    if d.__class__ is xp.ndarray and d.shape == shape and d.dtype == dtype:
+        return d, fresh
     d = xp.asarray(d)
     if d.shape != shape:
         d = xp.sum_rows_to(d, shape)
     if d.dtype != dtype:
         if d.dtype.kind == "c" and dtype.kind != "c":
             d = d.real
-        d = d.astype(dtype)
-    return d
+        d = xp.cast(d, dtype)
+    return d, False
 
 
 def _check_nan(node, grads):

@@ -13,7 +13,10 @@ from . import devices, dtypes
 from .meta_backend import META, MetaArray
 from .numpy_backend import CPU
 
-__all__ = ["CPU", "device_of", "devices", "dtypes", "namespace_for", "namespace_of", "ndarray"]
+__all__ = ["CPU", "device_of", "devices", "dtypes", "namespace_for", "namespace_of", "ndarray", "on_gpu"]
+
+
+_gpu: dict = {}  # class of arrays: what finds their namespace
 
 
 def namespace_of(array):
@@ -22,13 +25,22 @@ def namespace_of(array):
     Raises:
         TypeError: if it is neither a NumPy nor a CuPy array.
     """
+    if array.__class__ in _gpu:
+        return _gpu[array.__class__]()
     if isinstance(array, CPU.array_types):
         return META if array.__class__ is MetaArray else CPU
     if type(array).__module__.split(".")[0] == "cupy":
-        from .cupy_backend import gpu
+        from .cupy_backend import current
 
-        return gpu()
+        if array.__class__ is current().ndarray:
+            _gpu[array.__class__] = current  # next time without a look at names
+        return current()
     raise TypeError(f"a tensor holds a NumPy or CuPy array, not {type(array).__name__}")
+
+
+def on_gpu(value) -> bool:
+    """Whether a value is an array that a GPU holds."""
+    return value.__class__ in _gpu
 
 
 def namespace_for(device: devices.device):

@@ -23,12 +23,28 @@ from . import (
     plain_kernels,
     pool_kernels,
     resample_kernels,
+    row_kernels,
     special_kernels,
     storage,
     stride_kernels,
 )
 from .gpu import attention as gpu_attention
-from .gpu import batchnorm, convolution, copies, elementwise, gemm, graphs, memory, scatter, transfers
+from .gpu import (
+    batchnorm,
+    convolution,
+    copies,
+    elementwise,
+    gemm,
+    graphs,
+    losses,
+    memory,
+    norms,
+    reductions,
+    rotary,
+    rows,
+    scatter,
+    transfers,
+)
 from .gpu import random as gpu_random
 from .numpy_backend import CPU, bind_kernels
 
@@ -127,7 +143,8 @@ class CupyNamespace:
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
                      batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm, copies,
-                     convolution, batchnorm, attention_kernels, gpu_attention)
+                     convolution, batchnorm, attention_kernels, gpu_attention, row_kernels, rows, norms,
+                     reductions, losses, rotary)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

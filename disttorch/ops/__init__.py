@@ -109,10 +109,12 @@ class _TensorOps:
 class _RawOps:
     """Every registered op as an attribute, on arrays of one namespace: ordinary backward."""
 
-    raw = True
+    raw: bool | str = True  # "fused" where backward asks ``xp.fused`` before a rule
 
     def __init__(self, xp):
         self.xp = xp
+        if xp.fused is not None:
+            self.raw = "fused"
 
     @staticmethod
     def conj(value):
@@ -145,7 +147,8 @@ def _raw_ops_for(array) -> _RawOps:
     xp = namespace_of(array)
     if xp is CPU:
         return _cpu_ops
-    return _raw_ops.setdefault(id(xp), _RawOps(xp))
+    found = _raw_ops.get(id(xp))
+    return _raw_ops.setdefault(id(xp), _RawOps(xp)) if found is None else found
 
 
 engine.register_ops(TENSOR_OPS, _raw_ops_for, _cpu_ops)

@@ -20,7 +20,8 @@ def is_complex(value) -> bool:
     return array.dtype.kind == "c" if hasattr(array, "dtype") else isinstance(array, complex)
 
 
-@binary(ufunc="add", samples=binary_cases(), method=False, node_name="Add", name="plain_add")
+@binary(ufunc="add", kernel="add", samples=binary_cases(), method=False, node_name="Add",
+        name="plain_add")
 def _add(xp, input, other):
     return xp.add(input, other)
 
@@ -36,7 +37,7 @@ _NO_BOOL_SUB = (
 )
 
 
-@binary(ufunc="subtract", samples=binary_cases(), method=False, node_name="Sub",
+@binary(ufunc="subtract", kernel="sub", samples=binary_cases(), method=False, node_name="Sub",
         name="plain_sub", refuses_bool=_NO_BOOL_SUB)
 def _sub(xp, input, other):
     return xp.subtract(input, other)
@@ -52,7 +53,10 @@ def _(F, g):
     return -g
 
 
-@binary(ufunc="multiply", samples=binary_cases(), inplace=True)
+_sub.fused_grad("other", "neg")
+
+
+@binary(ufunc="multiply", kernel="mul", samples=binary_cases(), inplace=True)
 def mul(xp, input, other):
     """input × other, elementwise with broadcasting."""
     return xp.multiply(input, other)
@@ -68,7 +72,12 @@ def _(F, g, input):
     return g * F.conj(input)
 
 
-@binary(ufunc="true_divide", kind="float", node_name="Div", method=False,
+mul.fused_grad("input", "mul")
+mul.fused_grad("other", "mul")
+mul.fused_grads(("input", "other"), "mul_backward", ("input", "other"))
+
+
+@binary(ufunc="true_divide", kernel="true_divide", kind="float", node_name="Div", method=False,
         samples=binary_cases(low=0.5), name="true_divide")
 def _true_divide(xp, input, other):
     return xp.true_divide(input, other)
@@ -84,13 +93,18 @@ def _(F, g, out, other):
     return -g * F.conj(out / other)
 
 
+_true_divide.fused_grad("input", "true_divide")
+_true_divide.fused_grad("other", "divisor_backward")
+_true_divide.fused_grads(("input", "other"), "div_backward", ("out", "other"))
+
+
 def _refuse_zero(xp, divisor):
     """An integer division by zero is an error, not a number."""
     if getattr(divisor, "dtype", dtypes.float32.np).kind in "iu" and not xp.all(divisor):
         raise RuntimeError("ZeroDivisionError")
 
 
-@binary(samples=binary_cases(low=0.5, numbers=(2, 0.7)), inplace=True, lacks="bc")
+@binary(kernel="floor_divide", samples=binary_cases(low=0.5, numbers=(2, 0.7)), inplace=True, lacks="bc")
 def floor_divide(xp, input, other):
     """floor(input / other).
 
@@ -170,7 +184,7 @@ def _pow(xp, input, exponent):
 
 
 pow = _PowOp(_pow, name="pow", tensors=("input", "exponent"), samples=_pow_samples, inplace=True,
-             lacks="b")
+             lacks="b", kernel="pow")
 
 
 @pow.grad("input")
@@ -196,7 +210,18 @@ def _(F, g, input, exponent, out):
     return g * F.where(F.eq(input, 0), F.zeros_like(out), F.conj(out * F.log(safe)))
 
 
-@unary(ufunc="negative", samples=unary_cases(), inplace=True)
+def _power_backward(fused, g, input, exponent):
+    if exponent.__class__ is not float and exponent.__class__ is not int or exponent == 0:
+        return NotImplemented
+    if exponent == 2:
+        return fused.square_backward(g, input)
+    return fused.pow_backward(g, input, exponent)
+
+
+pow.fused_grad("input", _power_backward)
+
+
+@unary(ufunc="negative", kernel="neg", samples=unary_cases(), inplace=True)
 def neg(xp, input):
     """−input."""
     if input.dtype.kind == "b":
@@ -212,7 +237,10 @@ def _(F, g):
     return -g
 
 
-@unary(ufunc="absolute", samples=unary_cases(avoid=(0.0,)), lacks="b")
+neg.fused_grad("input", "neg")
+
+
+@unary(ufunc="absolute", kernel="abs", samples=unary_cases(avoid=(0.0,)), lacks="b")
 def abs(xp, input):
     """|input|."""
     return xp.absolute(input)
@@ -221,6 +249,9 @@ def abs(xp, input):
 @abs.grad("input")
 def _(F, g, input):
     return g * F.sgn(input)
+
+
+abs.fused_grad("input", "abs_backward")
 
 
 @unary(samples=unary_cases(avoid=(0.0,)), inplace=True)
@@ -265,7 +296,7 @@ def _rounding(name, function, doc):
 
     forward.__name__, forward.__doc__ = name, doc
     made = unary(samples=unary_cases(avoid=(-1.5, -1, -0.5, 0, 0.5, 1, 1.5)), inplace=True,
-                 lacks="bc")(forward)
+                 kernel=name, lacks="bc")(forward)
     made.grad("input")(lambda F, g: F.zeros_like(g))
     return made
 
@@ -282,7 +313,7 @@ def _extreme(name, function, compare, doc):
         return getattr(xp, function)(input, other)
 
     forward.__name__, forward.__doc__ = name, doc
-    made = binary(ufunc=function, samples=binary_cases(numbers=()),
+    made = binary(ufunc=function, kernel=name, samples=binary_cases(numbers=()),
                   tensor_only=("input", "other"))(forward)
 
     def rule_for(mine, theirs):
@@ -297,6 +328,7 @@ def _extreme(name, function, compare, doc):
 
     made.grad("input")(rule_for("input", "other"))
     made.grad("other")(rule_for("other", "input"))
+    made.fused_grads(("input", "other"), name + "_backward", ("input", "other"))
     return made
 
 
@@ -305,7 +337,7 @@ minimum = _extreme("minimum", "minimum", "lt", "The smaller of two elements; NaN
 
 
 @elementwise(
-    ("input", "min", "max"), optional=("min", "max"), inplace=True, lacks="bc",
+    ("input", "min", "max"), optional=("min", "max"), inplace=True, lacks="bc", kernel="clamp",
     tensor_only=("input",),
     samples=lambda m: [
         case(m(3, 4, avoid=(-1, 1)), -1.0, 1.0), case(m(5, avoid=(0.5,)), max=0.5),
@@ -331,6 +363,9 @@ def clamp(xp, input, min=None, max=None):
 def _(F, g, input, min, max):
     inside = _inside(F, input, min, max)
     return F.where(inside, g, F.zeros_like(g))
+
+
+clamp.fused_grad("input", "clamp_backward")
 
 
 @clamp.grad("min")

@@ -15,7 +15,7 @@ def to_dtype(xp, input, dtype):
     """A copy in another dtype."""
     if input.dtype.kind == "c" and dtype.category < dtypes.COMPLEX:
         input = input.real
-    return input.astype(dtype.np)
+    return xp.cast(input, dtype.np)
 
 
 def _record_float_casts(*call):

@@ -13,7 +13,7 @@ def _comparison(name, function, doc, numbers=(2.5,), lacks=""):
 
     forward.__name__, forward.__doc__ = name, doc
     only = ("input",) if numbers else ("input", "other")
-    return binary(ufunc=function, kind="compare", samples=binary_cases(numbers=numbers),
+    return binary(ufunc=function, kind="compare", kernel=name, samples=binary_cases(numbers=numbers),
                   inplace=True, lacks=lacks, tensor_only=only)(forward)
 
 
@@ -33,7 +33,7 @@ def _predicate(name, doc):
         return getattr(xp, name)(input)
 
     forward.__name__, forward.__doc__ = name, doc
-    return unary(kind="compare", samples=lambda m: [case(m(3, 4)), case(m())],
+    return unary(kind="compare", kernel=name, samples=lambda m: [case(m(3, 4)), case(m())],
                  inplace=name == "logical_not")(forward)
 
 
@@ -48,7 +48,7 @@ def _bitwise(name, function, doc):
         return getattr(xp, function)(input, other)
 
     forward.__name__, forward.__doc__ = name, doc
-    return binary(inplace=True, lacks="fc", samples=lambda m: [
+    return binary(inplace=True, lacks="fc", kernel=name, samples=lambda m: [
         case(m.int(3, 4), m.int(4)), case(m.int(3, 4), 5), case(m.bool(5), m.bool(5))
     ])(forward)
 
@@ -64,7 +64,8 @@ def bitwise_not(xp, input):
     return xp.invert(input)
 
 
-@elementwise(("condition", "input", "other"), free=("condition",), method=False, samples=lambda m: [
+@elementwise(("condition", "input", "other"), free=("condition",), method=False, kernel="where",
+             samples=lambda m: [
     case(m.bool(3, 4), m(3, 4), m(3, 4)), case(m.bool(3, 1), m(3, 4), m(4)),
     case(m.bool(4), m(2, 4), m(1)), case(m.bool(3), m(3), 0.5), case(m.bool(3), 1.0, m(2, 3)),
 ])
@@ -90,9 +91,14 @@ def _(F, g, condition):
     return F.where(condition, F.zeros_like(g), g)
 
 
+where.fused_grad("input", lambda fused, g, condition: fused.where(condition, g, 0))
+where.fused_grad("other", lambda fused, g, condition: fused.where(condition, 0, g))
+where.fused_grads(("input", "other"), "where_backward", ("condition",))
+
+
 @op(tensors=("input", "mask", "value"), inplace=True, samples=lambda m: [
     case(m(3, 4), m.bool(3, 4), 1.5), case(m(3, 4), m.bool(4), m()), case(m(4), m.bool(2, 4), 0),
-], numbers=("value",))
+], numbers=("value",), kernel="masked_fill")
 def masked_fill(xp, input, mask, value):
     """input with ``value`` (a number or a 0-dim tensor) where mask is True."""
     if mask.dtype.kind != "b":
@@ -113,6 +119,9 @@ def masked_fill(xp, input, mask, value):
 @masked_fill.grad("input")
 def _(F, g, mask):
     return F.where(mask, F.zeros_like(g), g)
+
+
+masked_fill.fused_grad("input", lambda fused, g, mask: fused.where(mask, 0, g))
 
 
 @masked_fill.grad("value")

@@ -40,6 +40,7 @@ from ..autograd.modes import state
 from ..backend import CPU, dtypes, namespace_of, ndarray
 from ..tensor import Tensor, wrap
 from .checks import check_castable, type_name, wrap_dim, wrap_dims  # noqa: F401
+from .fused import compile_fused
 
 REGISTRY: dict[str, Op] = {}
 _new = object.__new__
@@ -61,6 +62,7 @@ class Op:
         moves: it only moves elements, so 16-bit types need no widening.
         fused: where the namespace has kernels of its own (``xp.fused_half``), its forward and its
             fast gradient take 16-bit floats as they are, compute wider inside and round once.
+        kernel: the function of ``xp.fused`` that computes it in one launch, where there is one.
         samples: function that yields ``(args, kwargs)`` for the tests; see ``tests/op_cases.py``.
         method: whether Tensor gets a method of this name; ``inplace``: also ``name_``.
     """
@@ -68,7 +70,7 @@ class Op:
     def __init__(
         self, forward, *, tensors=("input",), optional=(), numbers=(), nout=1, aux=False,
         view=False, moves=False, fused=False, samples=None, method=True, inplace=False, name=None,
-        node_name=None, out=True,
+        node_name=None, out=True, kernel=None,
     ):
         self.forward = forward
         self.name = name or forward.__name__
@@ -79,10 +81,11 @@ class Op:
         self.optional = frozenset(self.params.index(t) for t in optional)
         self.numbers = frozenset(self.params.index(t) for t in numbers)
         self.nout, self.aux, self.view, self.moves = nout, aux, view, moves or view
-        self.fused = fused
+        self.fused, self.kernel = fused, kernel
         self.samples, self.method, self.inplace = samples, method, inplace
         self.rules: dict[str, object] = {}
-        self.joint = self.fast = self.composed = None
+        self.joint = self.fast = self.composed = self.fused_joint = None
+        self.fused_rules: dict[str, object] = {}  # see fused.py
         self.rule_slots: tuple = ()
         self.plans: dict[int, Plan] = {}
         self.node_name = (node_name or _camel(self.name)) + "Backward0"
@@ -131,6 +134,14 @@ class Op:
 
         return register
 
+    def fused_grad(self, name, kernel):
+        """A kernel of ``xp.fused`` for the rule of one input; see ``fused.py``."""
+        self.fused_rules[name] = kernel
+
+    def fused_grads(self, names, kernel, arguments):
+        """One kernel for the rules of several inputs that all need gradients."""
+        self.fused_joint = names, kernel, arguments
+
     def compose(self, function):
         """Decorator: the same operation written with other ops, for graphs of the gradient."""
         self.composed = function
@@ -151,6 +162,10 @@ class Op:
         return result[0] if self.aux else result
 
     def _forward(self, xp, args):
+        if self.kernel is not None and xp.fused is not None:
+            out = getattr(xp.fused, self.kernel)(*args)
+            if out is not NotImplemented:
+                return out
         if xp.widens_half and not self.moves and not (self.fused and xp.fused_half):
             for i in self.slots:
                 a = args[i]
@@ -163,7 +178,7 @@ class Op:
         wide = list(args)
         for i in self.slots:
             if getattr(args[i], "dtype", None) in HALF:
-                wide[i] = args[i].astype(F32)
+                wide[i] = xp.cast(args[i], F32)
         result = self.forward(xp, *wide)
         if self.aux:
             return _narrow(xp, result[0], dtype), result[1]
@@ -316,6 +331,7 @@ class Plan:
     """
 
     keeps_nothing = False
+    run_fused = None  # made when first needed
 
     def __init__(self, op: Op, mask: int):
         self.op, self.node_name = op, op.node_name
@@ -340,6 +356,12 @@ class Plan:
         self.run_tensor = self._compile_run(tensor_calls, names)
         if self.aux_position is not None:
             self.run_tensor = _with_tensor_aux(self.run_tensor, self.aux_position)
+
+    def fused(self):
+        """The backward over arrays of a namespace with kernels of its own."""
+        if self.run_fused is None:
+            self.run_fused = compile_fused(self)
+        return self.run_fused
 
     def _calls(self, op, fast):
         """([(function, fixed args, argument names, which outputs to take)], all names)."""
@@ -409,15 +431,16 @@ def _widening(rule, fused):
         if F.xp.widens_half and not (fused and F.xp.fused_half):
             several = g.__class__ is tuple or g.__class__ is list
             if any(getattr(a, "dtype", None) in HALF for a in (g if several else (g,))):
-                g = tuple(map(_widen, g)) if several else _widen(g)
-                args = map(_widen, args)
+                cast = F.xp.cast
+                g = tuple([_widen(x, cast) for x in g]) if several else _widen(g, cast)
+                args = [_widen(a, cast) for a in args]
         return rule(F, g, needs, *args)
 
     return wrapped
 
 
-def _widen(a):
-    return a.astype(F32) if getattr(a, "dtype", None) in HALF else a
+def _widen(a, cast):
+    return cast(a, F32) if getattr(a, "dtype", None) in HALF else a
 
 
 def _with_tensor_aux(run, position):
@@ -480,7 +503,7 @@ def mark_views(op, args, result):
 def _narrow(xp, out, dtype):
     if out.__class__ is tuple or out.__class__ is list:
         return tuple(_narrow(xp, o, dtype) for o in out)
-    return out.astype(dtype) if getattr(out, "dtype", None) == F32 else out
+    return xp.cast(out, dtype) if getattr(out, "dtype", None) == F32 else out
 
 
 def _is_out(name: str) -> bool:

@@ -2,7 +2,8 @@
 
 Two tensors of the same float type, or one and a Python number, are by far the most frequent call,
 and the arithmetic of a small tensor costs less than looking at its arguments. ``BinaryOp`` therefore
-checks for exactly that case first and leaves everything else to the general path.
+checks for exactly that case first and leaves everything else to the general path. On a device whose
+namespace computes such ops in one launch (``xp.fused``) it goes there by a short path of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from .core import (
 )
 
 FAST = (dtypes.float32.np, dtypes.float64.np)
+# Floats that ``xp.fused`` has kernels for
+FUSED = frozenset({dtypes.float16.np, dtypes.bfloat16.np, *FAST})
 
 
 class ElementwiseOp(Op):
@@ -125,11 +128,12 @@ class ElementwiseOp(Op):
                     args[i] = REGISTRY["to_dtype"].apply((args[i], dtype))
                     raw[i] = args[i]._data
                 else:
-                    raw[i] = raw[i].astype(dtype.np)
+                    raw[i] = xp.cast(raw[i], dtype.np)
         for i in numbers:
             if dtype.category <= dtypes.INT:
                 # wraps around like PyTorch instead of NumPy's OverflowError
-                raw[i] = xp.asarray(raw[i]).astype(dtype.np)
+                made = CPU.asarray(raw[i]).astype(dtype.np)
+                raw[i] = xp.asarray(made) if xp.fused is None else made[()]
         return tuple(args)
 
 
@@ -149,23 +153,61 @@ class BinaryOp(ElementwiseOp):
             result = apply((input, other))
             return result if out is None else write_out(result, out, owner.name)
 
+        def fused(input, other):
+            """A tensor of another array class, and anything: one launch if there is a kernel for it."""
+            a = input._data
+            kernels = None if state.inference or autocast.on else namespace_of(a).fused
+            if kernels is None or owner.kernel is None or a.dtype not in FUSED:
+                return apply((input, other))
+            mask = 0
+            if other.__class__ is Tensor or isinstance(other, Tensor):
+                b = other._data
+                if b.__class__ is not a.__class__ or b.dtype is not a.dtype:
+                    return apply((input, other))
+                mask = 2 if other._rg or other._base is not None and other._base._rg else 0
+            elif (other.__class__ is float or other.__class__ is int) and takes_numbers:
+                b = other
+            else:
+                return apply((input, other))
+            try:
+                r = getattr(kernels, owner.kernel)(a, b)
+            except ValueError as error:
+                raise broadcast_error([a, b], error) from None
+            if r is NotImplemented:
+                return apply((input, other))
+            return recorded(input, other, mask, r)
+
+        def recorded(input, other, mask, r):
+            result = _new(Tensor)
+            result._data = r
+            if input._rg or input._base is not None and input._base._rg:
+                mask |= 1
+            if mask and state.enabled and owner.rule_slots:
+                plan = plans.get(mask)
+                if plan is None:
+                    plan = plans[mask] = Plan(owner, mask)
+                result._node = make_node(plan, (input, other), result, r, None)
+                result._rg = True
+            return result
+
         def call(input, other, *, out=None):
             if input.__class__ is not Tensor and not isinstance(input, Tensor):
                 return general(input, other, out)
             a = input._data
+            if a.__class__ is not ndarray:
+                return fused(input, other) if out is None else general(input, other, out)
             dtype = a.dtype
             if other.__class__ is Tensor or isinstance(other, Tensor):
                 b = other._data
                 if (
                     b.dtype is not dtype or dtype not in FAST or out is not None
-                    or a.__class__ is not ndarray or b.__class__ is not ndarray
+                    or b.__class__ is not ndarray
                 ):
                     return general(input, other, out)
                 mask = 2 if other._rg or other._base is not None and other._base._rg else 0
             elif (
                 (other.__class__ is float or other.__class__ is int)
-                and (dtype is F32 or dtype is F64) and out is None and a.__class__ is ndarray
-                and takes_numbers
+                and (dtype is F32 or dtype is F64) and out is None and takes_numbers
             ):
                 b, mask = other, 0
             else:
@@ -243,16 +285,24 @@ class UnaryOp(ElementwiseOp):
             if out is not None:
                 return write_out(apply((input,)), out, name)
             if (
-                function is None or not isinstance(input, Tensor) or state.inference
-                or autocast.on
+                function is None and owner.kernel is None or not isinstance(input, Tensor)
+                or state.inference or autocast.on
             ):
                 return apply((input,))
             a = input._data
-            if a.__class__ is not ndarray or a.dtype not in FAST:
-                return apply((input,))
-            r = function(a)
-            if r.__class__ is not ndarray:
-                r = _asarray(r)
+            if a.__class__ is ndarray:
+                if function is None or a.dtype not in FAST:
+                    return apply((input,))
+                r = function(a)
+                if r.__class__ is not ndarray:
+                    r = _asarray(r)
+            else:
+                kernels = namespace_of(a).fused
+                if kernels is None or owner.kernel is None or a.dtype not in FUSED:
+                    return apply((input,))
+                r = getattr(kernels, owner.kernel)(a)
+                if r is NotImplemented:
+                    return apply((input,))
             result = _new(Tensor)
             result._data = r
             if (input._rg or input._base is not None and input._base._rg) and state.enabled:

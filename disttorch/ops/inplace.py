@@ -14,7 +14,7 @@ from ..backend import CPU, namespace_of, ndarray
 from ..backend.storage import is_writeable
 from ..tensor import Tensor, wrap
 from .core import REGISTRY, Op, Plan, check_castable, make_node, op
-from .elementwise_core import FAST, ElementwiseOp, expand_error
+from .elementwise_core import FAST, FUSED, ElementwiseOp, expand_error
 from .samples import case
 
 
@@ -112,7 +112,7 @@ def _write(op, target, array):
         from ..backend import dtypes
 
         check_castable(dtypes.FROM_NP[array.dtype], target.dtype)
-    target._data[...] = array
+    namespace_of(target._data).assign(target._data, array)
     share_version(target)[0] += 1
 
 
@@ -287,7 +287,7 @@ def copy(xp, input, src):
     if src.dtype.kind == "c" and input.dtype.kind != "c":
         src = src.real
     try:
-        return xp.broadcast_to(src, input.shape).astype(input.dtype)
+        return xp.cast(xp.broadcast_to(src, input.shape), input.dtype)
     except ValueError:
         raise expand_error(src.shape, input.shape) from None
 
@@ -324,7 +324,35 @@ def copy_(input: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
         if _copied_straight(input, src, non_blocking):
             return input
         src = REGISTRY["to_device"].call(src, input.device, non_blocking)
+    if not (state.enabled and (input.requires_grad or src.requires_grad)):
+        return _copied(input, src)
     return apply_inplace(copy, (input, src))
+
+
+def _copied(input, src):
+    """``copy_`` outside the graph: one pass straight into the memory, but for shared memory."""
+    target, source = input._data, src._data
+    xp = namespace_of(target)
+    check_inplace(input, "copy_")
+    if xp.fused is None or _may_overlap(target, source):
+        return apply_inplace(copy, (input, src))
+    if source.dtype.kind == "c" and target.dtype.kind != "c":
+        source = source.real
+    try:
+        xp.assign(target, source)
+    except ValueError:
+        raise expand_error(source.shape, target.shape) from None
+    share_version(input)[0] += 1
+    return input
+
+
+def _may_overlap(a, b) -> bool:
+    """Whether writing to ``a`` may change ``b`` where it is still to be read."""
+    if a is b:
+        return False
+    roots = [x if x.base is None else x.base for x in (a, b)]
+    return roots[0] is roots[1] and (a.shape != b.shape or a.strides != b.strides
+                                     or a.data.ptr != b.data.ptr)
 
 
 @op(method=False, moves=True, samples=lambda m: [case(m(3, 4), 2.0)], node_name="Fill")
@@ -346,7 +374,13 @@ def fill_(input: Tensor, value) -> Tensor:
                 f"{value.ndim} dimensions."
             )
         return copy_(input, value)
-    return apply_inplace(fill, (input, value))
+    xp = namespace_of(input._data)
+    if xp.fused is None or state.enabled and input.requires_grad:
+        return apply_inplace(fill, (input, value))
+    check_inplace(input, "fill_")
+    xp.fill_with(input._data, value)
+    share_version(input)[0] += 1
+    return input
 
 
 def zero_(input: Tensor) -> Tensor:
@@ -417,7 +451,7 @@ def _finish_write(target, result):
             f"{list(result._data.shape)}"
         )
     check_castable(dtypes.FROM_NP[result._data.dtype], target.dtype)
-    target._data[...] = result._data
+    namespace_of(target._data).assign(target._data, result._data)
     share_version(target)[0] += 1
 
 
@@ -432,8 +466,35 @@ def quick_inplace(made, slow):
     """
     function = getattr(CPU, made.ufunc)
 
+    def elsewhere(self, other):
+        """Arrays of a namespace with kernels: the same, in one launch."""
+        a = self._data
+        fused = namespace_of(a).fused
+        if fused is None or a.dtype not in FUSED or self._inference or (
+                state.enabled and self.requires_grad):
+            return slow(self, other)
+        if isinstance(other, Tensor):
+            b = other._data
+            if (b.dtype != a.dtype or b.__class__ is not a.__class__ or _may_overlap(a, b)
+                    or state.enabled and other.requires_grad or not is_writeable(a)):
+                return slow(self, other)
+        elif other.__class__ is float or other.__class__ is int:
+            b = other
+        else:
+            return slow(self, other)
+        try:
+            done = getattr(fused, made.kernel)(a, b, out=a)
+        except ValueError:
+            return slow(self, other)  # which says what is wrong
+        if done is NotImplemented:
+            return slow(self, other)
+        share_version(self)[0] += 1
+        return self
+
     def method(self, other, **kwargs):
         a = self._data
+        if a.__class__ is not ndarray:
+            return slow(self, other, **kwargs) if kwargs else elsewhere(self, other)
         if kwargs or a.dtype not in FAST or self._inference:
             return slow(self, other, **kwargs)
         if other.__class__ is float or other.__class__ is int:
@@ -444,7 +505,7 @@ def quick_inplace(made, slow):
                 return slow(self, other)
         else:
             return slow(self, other)
-        if a.__class__ is not ndarray or state.enabled and self.requires_grad:
+        if state.enabled and self.requires_grad:
             return slow(self, other)
         try:
             function(a, b, a)

@@ -16,7 +16,7 @@ def _function(name, ufunc, rule, doc, low=-2.0, high=2.0, avoid=(), **options):
         return getattr(xp, ufunc)(input)
 
     forward.__name__, forward.__doc__ = name, doc
-    made = unary(ufunc=ufunc, kind="float", inplace=True,
+    made = unary(ufunc=ufunc, kind="float", inplace=True, kernel=name,
                  samples=unary_cases(low, high, avoid), **options)(forward)
     made.grad("input")(rule)
     return made
@@ -55,8 +55,12 @@ acosh = _function("acosh", "arccosh", lambda F, g, input: g * F.conj(F.rsqrt(inp
 atanh = _function("atanh", "arctanh", lambda F, g, input: g / F.conj(1 - input * input),
                   "Inverse hyperbolic tangent.", -0.9, 0.9)
 
+exp.fused_grad("input", "mul")
+for _made in (exp2, expm1, log, log2, log10, log1p, sqrt, sin, cos, tan, atan, sinh, cosh, tanh):
+    _made.fused_grad("input", _made.name + "_backward")
 
-@unary(kind="float", inplace=True, samples=unary_cases(0.2, 3.0))
+
+@unary(kind="float", inplace=True, kernel="rsqrt", samples=unary_cases(0.2, 3.0))
 def rsqrt(xp, input):
     """1 / sqrt(input)."""
     return 1 / xp.sqrt(input)
@@ -67,7 +71,10 @@ def _(F, g, out):
     return g * F.conj(out * out * out * -0.5)
 
 
-@unary(kind="float", lacks="c", inplace=True, samples=unary_cases())
+rsqrt.fused_grad("input", "rsqrt_backward")
+
+
+@unary(kind="float", lacks="c", inplace=True, kernel="erf", samples=unary_cases())
 def erf(xp, input):
     """The error function."""
     return xp.erf(input)
@@ -78,7 +85,10 @@ def _(F, g, input):
     return g * (F.exp(-(input * input)) * 1.1283791670955126)
 
 
-@unary(kind="float", inplace=True, samples=unary_cases(-4, 4))
+erf.fused_grad("input", "erf_backward")
+
+
+@unary(kind="float", inplace=True, kernel="sigmoid", samples=unary_cases(-4, 4))
 def sigmoid(xp, input):
     """1 / (1 + exp(−input)), without overflow."""
     if input.dtype.kind == "c":
@@ -92,7 +102,10 @@ def _(F, g, out):
     return g * F.conj(out * (1 - out))
 
 
-@unary(kind="float", lacks="bic", samples=unary_cases(-4, 4))
+sigmoid.fused_grad("input", "sigmoid_backward")
+
+
+@unary(kind="float", lacks="bic", kernel="log_sigmoid", samples=unary_cases(-4, 4))
 def log_sigmoid(xp, input):
     """log(sigmoid(input)) = min(input, 0) − log1p(exp(−|input|))."""
     return xp.minimum(input, 0) - xp.log1p(xp.exp(-xp.absolute(input)))
@@ -103,7 +116,10 @@ def _(F, g, input):
     return g * F.sigmoid(-input)
 
 
-@unary(inplace=True, lacks="c", samples=unary_cases(avoid=(0.0,)))
+log_sigmoid.fused_grad("input", "log_sigmoid_backward")
+
+
+@unary(inplace=True, lacks="c", kernel="relu", samples=unary_cases(avoid=(0.0,)))
 def relu(xp, input):
     """max(input, 0)."""
     if input.dtype.kind == "b":
@@ -118,7 +134,10 @@ def _(F, g, out):
     return g * F.gt(out, 0)
 
 
-@unary(kind="float", lacks="bi", inplace=True, samples=unary_cases(-4, 4))
+relu.fused_grad("input", "relu_backward")
+
+
+@unary(kind="float", lacks="bi", inplace=True, kernel="silu", samples=unary_cases(-4, 4))
 def silu(xp, input):
     """input·sigmoid(input) (swish)."""
     half = input.dtype.type(0.5)
@@ -133,7 +152,10 @@ def _(F, g, input):
     return g * (s * (1 + input * (1 - s)))
 
 
-@elementwise(kind="float", lacks="bic", samples=lambda m: [
+silu.fused_grad("input", "silu_backward")
+
+
+@elementwise(kind="float", lacks="bic", fused=True, samples=lambda m: [
     case(m(3, 4)), case(m(5), approximate="tanh"), case(m()), case(m(0, 3)), case(m(70, 3)),
 ])
 def gelu(xp, input, approximate="none"):
@@ -159,7 +181,7 @@ def _(input, approximate="none"):
     return input * 0.5 * (1 + tanh.call(inner))
 
 
-@elementwise(inplace=True, lacks="bic", samples=lambda m: [
+@elementwise(inplace=True, lacks="bic", kernel="leaky_relu", samples=lambda m: [
     case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.2)])
 def leaky_relu(xp, input, negative_slope=0.01):
     """input where positive, else negative_slope·input."""
@@ -171,7 +193,10 @@ def _(F, g, input, negative_slope):
     return F.where(F.gt(input, 0), g, g * negative_slope)
 
 
-@elementwise(inplace=True, kind="float", lacks="bic", samples=lambda m: [
+leaky_relu.fused_grad("input", "leaky_relu_backward")
+
+
+@elementwise(inplace=True, kind="float", lacks="bic", kernel="elu", samples=lambda m: [
     case(m(3, 4, avoid=(0,))), case(m(5, avoid=(0,)), 0.7)])
 def elu(xp, input, alpha=1.0):
     """input where positive, else alpha·(exp(input) − 1)."""
@@ -184,7 +209,10 @@ def _(F, g, input, alpha):
     return F.where(F.gt(input, 0), g, g * negative)
 
 
-@elementwise(kind="float", lacks="bic", samples=lambda m: [
+elu.fused_grad("input", "elu_backward")
+
+
+@elementwise(kind="float", lacks="bic", kernel="softplus", samples=lambda m: [
     case(m(3, 4)), case(m(5), 2.0, 1.0), case(m(5, low=-30, high=30))])
 def softplus(xp, input, beta=1.0, threshold=20.0):
     """log(1 + exp(beta·input)) / beta; linear where beta·input exceeds the threshold."""
@@ -197,6 +225,9 @@ def softplus(xp, input, beta=1.0, threshold=20.0):
 def _(F, g, input, beta, threshold):
     z = input * beta
     return F.where(F.gt(z, threshold), g, g * F.sigmoid(z))
+
+
+softplus.fused_grad("input", "softplus_backward")
 
 
 @unary(method=False, samples=unary_cases())

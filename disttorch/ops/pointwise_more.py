@@ -46,7 +46,7 @@ def _lerp(xp, input, end, weight):
 
 
 lerp = _OneDtypeOp(
-    _lerp, name="lerp", tensors=("input", "end", "weight"), inplace=True, lacks="bi",
+    _lerp, name="lerp", kernel="lerp", tensors=("input", "end", "weight"), inplace=True, lacks="bi",
     tensor_only=("input", "end"), samples=lambda m: [
         case(m(3, 4), m(3, 4), 0.3), case(m(3, 4), m(4), m(3, 1)), case(m(), m(2), 0.7),
         case(m(0, 2), m(2), 0.5)],
@@ -82,7 +82,7 @@ _TRIPLES = lambda m: [  # noqa: E731
 
 
 @elementwise(("input", "tensor1", "tensor2"), inplace=True, lacks="b", samples=_TRIPLES,
-             tensor_only=("input", "tensor1", "tensor2"))
+             tensor_only=("input", "tensor1", "tensor2"), kernel="addcmul")
 def addcmul(xp, input, tensor1, tensor2, value=1):
     """input + value·tensor1·tensor2."""
     return input + _check_value("addcmul", input, value) * tensor1 * tensor2
@@ -104,7 +104,7 @@ def _(F, g, tensor1, value):
 
 
 @elementwise(("input", "tensor1", "tensor2"), inplace=True, samples=_TRIPLES,
-             tensor_only=("input", "tensor1", "tensor2"))
+             tensor_only=("input", "tensor1", "tensor2"), kernel="addcdiv")
 def addcdiv(xp, input, tensor1, tensor2, value=1):
     """input + value·tensor1 / tensor2."""
     if input.dtype.kind in "biu":
@@ -131,7 +131,7 @@ def _(F, g, tensor1, tensor2, value):
 
 
 # ---------------------------------------------------------------- two operands
-@binary(kind="float", lacks="c", inplace=True, tensor_only=_BOTH,
+@binary(kind="float", lacks="c", inplace=True, tensor_only=_BOTH, kernel="atan2",
         samples=binary_cases(low=0.3, numbers=()))
 def atan2(xp, input, other):
     """The angle of the point (other, input), in (−π, π]."""
@@ -148,7 +148,7 @@ def _(F, g, input, other):
     return -g * input / (input * input + other * other)
 
 
-@binary(lacks="bic", inplace=True, tensor_only=_BOTH,
+@binary(lacks="bic", inplace=True, tensor_only=_BOTH, kernel="hypot",
         samples=binary_cases(low=0.3, numbers=()))
 def hypot(xp, input, other):
     """√(input² + other²) without overflow."""
@@ -340,7 +340,7 @@ def _(F, g):
     return F.zeros_like(g)
 
 
-@unary(lacks="bic", inplace=True, samples=unary_cases(avoid=(-1, 0, 1)))
+@unary(lacks="bic", inplace=True, kernel="frac", samples=unary_cases(avoid=(-1, 0, 1)))
 def frac(xp, input):
     """The part after the point, with the sign of the input."""
     return input - xp.trunc(input)
@@ -381,7 +381,7 @@ deg2rad = _angle_unit("deg2rad", math.pi / 180, "Degrees to radians.")
 rad2deg = _angle_unit("rad2deg", 180 / math.pi, "Radians to degrees.")
 
 
-@elementwise(method=False, lacks="bc", samples=lambda m: [
+@elementwise(method=False, lacks="bc", kernel="threshold", samples=lambda m: [
     case(m(3, 4, avoid=(0.2,)), 0.2, -1.0), case(m(5, avoid=(0.0,)), 0.0, 3.5)])
 def threshold(xp, input, threshold, value):
     """input where it exceeds the threshold (or is NaN), else ``value``."""
@@ -391,6 +391,9 @@ def threshold(xp, input, threshold, value):
 @threshold.grad("input")
 def _(F, g, input, threshold):
     return F.where(F.le(input, threshold), F.zeros_like(g), g)
+
+
+threshold.fused_grad("input", "threshold_backward")
 
 
 @op(nout=2, aux=True, method=False, samples=lambda m: [
