@@ -29,17 +29,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from . import memory
 
 MODES = ("global", "thread_local", "relaxed")
 _capturing: dict[int, Graph] = {}  # thread -> the graph it captures
-_PACKAGE = str(Path(__file__).parents[2])
-_STANDARD = str(Path(threading.__file__).parent)
-_OURS = (f"{_PACKAGE}/", str(Path(_PACKAGE).parent / "collectives"), "<", f"{_STANDARD}/")
-_LIBRARIES = ("/cupy/", "/cupyx/", "/cupy_backends/", "/nccl/")
+# Frames of these are not the user's: this library's, those of CuPy and NCCL, the standard library's
+_PACKAGES = ("disttorch", "collectives", "cupy", "nccl", "contextlib", "threading")
 
 # What CUDA's errors in a capture come from, by the ends of their names in the runtime and the driver
 _CAUSES = {
@@ -262,17 +259,21 @@ def _sentence(what: str, why: str, line: str) -> str:
     )
 
 
-def _is_users(path: str) -> bool:
-    return not path.startswith(_OURS) and not any(name in path for name in _LIBRARIES)
+def _is_users(frame) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    return not name.startswith(_PACKAGES)
+
+
+def _place(frame, line: int) -> str:
+    return f" at {frame.f_code.co_filename}:{line} (in {frame.f_code.co_name})"
 
 
 def _line_of(traceback) -> str:
     """Where the innermost of the user's frames of a traceback stands."""
     found = ""
     while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if _is_users(code.co_filename):
-            found = f" at {code.co_filename}:{traceback.tb_lineno} (in {code.co_name})"
+        if _is_users(traceback.tb_frame):
+            found = _place(traceback.tb_frame, traceback.tb_lineno)
         traceback = traceback.tb_next
     return found
 
@@ -280,9 +281,7 @@ def _line_of(traceback) -> str:
 def _line_of_stack() -> str:
     frame: Any = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        if _is_users(code.co_filename):
-            return f" at {code.co_filename}:{frame.f_lineno} (in {code.co_name})"
+        if _is_users(frame):
+            return _place(frame, frame.f_lineno)
         frame = frame.f_back
     return ""
-
