@@ -142,9 +142,9 @@ class CupyNamespace:
         bind_kernels(self, plain_kernels, plain_copies, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
-                     batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm, copies,
-                     convolution, batchnorm, attention_kernels, gpu_attention, row_kernels, rows, norms,
-                     reductions, losses, rotary)
+                     batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm,
+                     copies, convolution, batchnorm, attention_kernels, gpu_attention, row_kernels,
+                     rows, norms, reductions, losses, rotary)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

@@ -6,6 +6,7 @@ import math
 
 from ..backend import dtypes, namespace_of
 from ..tensor import Tensor
+from . import rotary  # noqa: F401  (registers its ops)
 from .core import REGISTRY, op, wrap_dim
 from .samples import case
 

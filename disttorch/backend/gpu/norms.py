@@ -72,8 +72,8 @@ def _backward_in_registers(xp, g, x, weight, read, means, scales, grad, count, a
         (block,) = teams(rows, count, held)[1]
         blocks = min(_BLOCKS if block > 128 else 2 * _BLOCKS, rows)
     parts = xp.empty((2, blocks, width), wide) if affine else None
-    _find(xp, x, read, name)((blocks,), (block,), (g, x, weight, means, scales, grad, parts, rows, width),
-                             shared=shared)
+    args = (g, x, weight, means, scales, grad, parts, rows, width)
+    _find(xp, x, read, name)((blocks,), (block,), args, shared=shared)
     return parts
 
 

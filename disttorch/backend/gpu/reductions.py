@@ -180,7 +180,8 @@ def variance(xp, a, axes, correction, keepdims, root=False):
     groups = _groups(x.shape, reduced)
     at = [i for i, g in enumerate(groups) if g[1]]
     if a.size == 0 or len(at) != 1 or order != tuple(range(a.ndim)):
-        out = row_kernels.variance(xp, a.astype(wider(a.dtype), copy=False), axes, correction, keepdims, root)
+        a_wide = a.astype(wider(a.dtype), copy=False)
+        out = row_kernels.variance(xp, a_wide, axes, correction, keepdims, root)
         return out.astype(a.dtype, copy=False)
     n = groups[at[0]][0]
     outer = math.prod(g[0] for g in groups[: at[0]])

@@ -60,7 +60,8 @@ def _launch(xp, name, arrays, axis, logs):
         kind, (grid, block) = "_block", teams(rows, count, held)
     else:
         kind, (grid, block) = "_long", teams(rows, count, 4)
-    kernel(xp.cupy, "softmax", name + kind, ELEMENT=dtype.name)(grid, block, (*arrays, rows, width, logs))
+    kernel(xp.cupy, "softmax", name + kind, ELEMENT=dtype.name)(
+        grid, block, (*arrays, rows, width, logs))
 
 
 def _forward(xp, x, axis, logs):
@@ -88,7 +89,7 @@ def _backward(xp, g, out, axis, logs):
 
 
 def softmax(xp, x, axis):
-    """exp(x − max) / sum along ``axis``: x of any float type, read once where a row fits the registers."""
+    """exp(x − max) / sum along ``axis``; a row of up to 16K elements is read once."""
     return _forward(xp, x, axis, 0)
 
 
