@@ -151,7 +151,8 @@ class GpuGenerator:
         if self._capture is not None:
             raise RuntimeError("this generator is part of a CUDA graph that is being captured already")
         with self.namespace.device:
-            self._capture = PhiloxCapture(self.namespace.zeros(2, np.uint64))
+            # not zeros: each replay writes it first, in a stream that need not follow this one
+            self._capture = PhiloxCapture(self.namespace.empty(2, np.uint64))
         _open_captures.append(self)
         return self._capture
 
