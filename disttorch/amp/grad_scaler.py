@@ -11,7 +11,8 @@ from typing import Any
 
 from .. import ops
 from ..autograd import no_grad
-from ..backend import dtypes
+from ..autograd.graph import bump_version
+from ..backend import dtypes, namespace_of
 from ..tensor import Tensor
 
 
@@ -104,9 +105,12 @@ class GradScaler:
         raise ValueError("outputs must be a Tensor or an iterable of Tensors")
 
     @no_grad()
-    def _unscale_grads_(self, optimizer, inverse: float, allow_fp16: bool) -> dict:
-        """Multiply gradients in place by ``inverse``; 1.0 per device if one is not finite."""
-        found: dict = {}
+    def _unscale_grads_(self, optimizer, scale: Tensor | None, allow_fp16: bool) -> dict:
+        """Divide gradients by ``scale`` in place; 1.0 per device if one is not finite.
+
+        Nothing waits for a GPU here.
+        """
+        grads: dict = {}  # of each device
         spread: dict = {}  # a distributed gradient on each mesh
         for group in optimizer.param_groups:
             for param in group["params"]:
@@ -118,14 +122,15 @@ class GradScaler:
                     grad = grad._local_tensor
                 if not allow_fp16 and grad.dtype is dtypes.float16:
                     raise ValueError("Attempting to unscale FP16 gradients.")
-                device = grad.device
-                if device not in found:
-                    found[device] = ops.full((), 0.0, dtype=dtypes.float32, device=device)
-                if inverse != 1.0:
-                    grad.mul_(inverse)
-                # logical or, on the device: nothing waits for the GPU here
-                bad = ops.logical_not(ops.isfinite(grad).all())
-                found[device].copy_(ops.maximum(found[device], bad.to(dtypes.float32)))
+                grads.setdefault(grad.device, []).append(grad)
+        found = {d: ops.full((), 0.0, dtype=dtypes.float32, device=d) for d in grads}
+        for device, given in grads.items():
+            on_device = None if scale is None else scale.to(device)._data
+            namespace_of(given[0]._data).unscale_all(
+                [g._data for g in given], on_device, found[device]._data)
+            if scale is not None:
+                for grad in given:
+                    bump_version(grad)
         for grad in spread.values():  # ranks hold parts: all skip the step, or none
             for flag in found.values():
                 grad._max_over_ranks(flag)
@@ -148,12 +153,8 @@ class GradScaler:
             )
         if opt["stage"] is OptState.STEPPED:
             raise RuntimeError("unscale_() is being called after step().")
-        opt["found_inf_per_device"] = self._unscale_grads_(optimizer, self._inverse(), False)
+        opt["found_inf_per_device"] = self._unscale_grads_(optimizer, self._scale, False)
         opt["stage"] = OptState.UNSCALED
-
-    def _inverse(self) -> float:
-        # rounded to float32, as the scale itself is
-        return self._scale.double().reciprocal().float().item()
 
     # ---------------------------------------------------------------- stepping
     def step(self, optimizer, *args, **kwargs):
@@ -190,7 +191,7 @@ class GradScaler:
         if "grad_scaler" in inspect.signature(optimizer.step).parameters:
             return optimizer.step(*args, grad_scaler=self, **kwargs)
         if opt["stage"] is OptState.READY:
-            opt["found_inf_per_device"] = self._unscale_grads_(optimizer, 1.0, True)
+            opt["found_inf_per_device"] = self._unscale_grads_(optimizer, None, True)
         optimizer.grad_scale = None if opt["stage"] is OptState.UNSCALED else self._scale
         optimizer.found_inf = sum(
             t.to(self._scale.device) for t in opt["found_inf_per_device"].values()
@@ -221,7 +222,12 @@ class GradScaler:
             ]
             if not found:
                 raise AssertionError("No inf checks were recorded prior to update.")
-            self._adapt(any(t.item() for t in found))
+            overflow = found[0].to(self._scale.device)
+            for other in found[1:]:
+                overflow = ops.maximum(overflow, other.to(overflow.device))
+            namespace_of(self._scale._data).update_scale(
+                self._scale._data, self._growth_tracker._data, overflow._data, self._growth_factor,
+                self._backoff_factor, self._growth_interval)
         self._per_optimizer_states = defaultdict(_fresh_state)
 
     def _set_scale(self, value) -> None:
@@ -234,19 +240,6 @@ class GradScaler:
                 "torch.FloatTensor with requires_grad=False."
             )
         self._scale.copy_(value.reshape(()))
-
-    def _adapt(self, overflow: bool) -> None:
-        if overflow:
-            self._scale.mul_(self._backoff_factor)
-            self._growth_tracker.fill_(0)
-            return
-        good = self._growth_tracker.item() + 1
-        if good == self._growth_interval:
-            grown = self._scale * self._growth_factor
-            if grown.isfinite().item():  # an infinite scale could never come back
-                self._scale.copy_(grown)
-            good = 0
-        self._growth_tracker.fill_(good)
 
     # ---------------------------------------------------------------- settings and state
     def get_scale(self) -> float:

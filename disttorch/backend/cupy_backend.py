@@ -35,9 +35,11 @@ from .gpu import (
     copies,
     elementwise,
     gemm,
+    gradients,
     graphs,
     losses,
     memory,
+    multi,
     norms,
     reductions,
     rotary,
@@ -144,7 +146,7 @@ class CupyNamespace:
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
                      batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm,
                      copies, convolution, batchnorm, attention_kernels, gpu_attention, row_kernels,
-                     rows, norms, reductions, losses, rotary)
+                     rows, norms, reductions, losses, rotary, multi, gradients)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

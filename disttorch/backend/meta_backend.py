@@ -126,6 +126,7 @@ class MetaNamespace:
     ndarray = MetaArray
     array_types = (MetaArray,)
     widens_half = False
+    steps_on_device = False
     fused_half = True
     fused = None
     integer, floating, generic, newaxis, pi, inf, nan = (

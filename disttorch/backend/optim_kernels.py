@@ -63,6 +63,27 @@ def _descent(xp, grad, param, wd, maximize):
     return grad
 
 
+def optimizer_steps(xp, rule, arrays, own, shared, scale=None):
+    """One step of a rule for many tensors, in place.
+
+    Args:
+        rule: "adam", "sgd", ...: the name of a function ``..._step``.
+        arrays: for each tensor its parameter, gradient and states, as that function takes them.
+        own: for each tensor the options that may differ between tensors, such as ``step``.
+        shared: the options of all.
+        scale: 0-dim array that the gradients are divided by first, in place; None for 1.
+    """
+    step = getattr(xp, f"{rule}_step")
+    for given, options in zip(arrays, own):
+        if scale is not None:
+            given[1][...] = given[1] / scale
+        step(*given, **options, **shared)
+
+
+def counts_on_host(xp):
+    """To be called before a step whose number comes from the host."""
+
+
 def sgd_step(
     xp, param, grad, buf, *, lr, momentum=0.0, dampening=0.0, wd=0.0, nesterov=False,
     maximize=False, first=False,
@@ -174,3 +195,55 @@ def vector_norm(xp, array, p):
     else:
         value = (xp.abs(flat) ** p).sum() ** (1 / p)
     return xp.asarray(value, dtype=out_type)
+
+
+def total_norm(xp, arrays, p):
+    """The p-norm of all arrays seen as one vector: that of their norms, of the first one's type."""
+    norms = [xp.vector_norm(a, p) for a in arrays]
+    if len(norms) == 1:
+        return norms[0]
+    return xp.vector_norm(xp.stack([n.astype(norms[0].dtype, copy=False) for n in norms]), p)
+
+
+def scale_all(xp, arrays, factor):
+    """Multiply all arrays by a 0-dim array, in place; 16-bit floats in float32."""
+    for a in arrays:
+        if a.dtype.itemsize == 2:
+            a[...] = a.astype("float32") * factor.astype("float32")
+        else:
+            a *= factor.astype(a.real.dtype, copy=False)
+
+
+def clip_all(xp, arrays, low, high):
+    """Limit all elements to [low, high], in place; a NaN stays."""
+    for a in arrays:
+        xp.clip(a, low, high, out=a)
+
+
+def unscale_all(xp, arrays, scale, found):
+    """Divide all arrays by ``scale`` (0-dim float32; None: as they are) in place, and set ``found``
+    (0-dim float32) to 1 if a result is not finite."""
+    inverse = 1.0 if scale is None else float(xp.asarray(1.0 / float(scale), "float32"))
+    for a in arrays:
+        if inverse != 1.0:
+            if a.dtype.itemsize == 2:
+                a[...] = a.astype("float32") * inverse
+            else:
+                a *= inverse
+        if not found and not xp.isfinite(a).all():
+            found[...] = 1.0
+
+
+def update_scale(xp, scale, good, found, growth, backoff, interval):
+    """Loss scaling's next scale (0-dim float32) and count of good steps (0-dim int32), in place:
+    smaller after an overflow (``found``), larger after ``interval`` steps without one."""
+    if found:
+        scale *= backoff
+        good[...] = 0
+        return
+    good += 1
+    if good == interval:
+        grown = scale * growth
+        if xp.isfinite(grown):  # an infinite scale could never come back
+            scale[...] = grown
+        good[...] = 0

@@ -55,16 +55,16 @@ class Adagrad(ElementwiseOptimizer):
         state["step"] = new_step_count()
         state["sum"] = wrap(xp.full_like(data, start))
 
-    def _update(self, xp, group, param, data, grad):
-        state = self.state[param]
+    _rule = "adagrad"
+
+    def _shared(self, xp, group):
+        return {"eps": group["eps"], "wd": group["weight_decay"], "maximize": group["maximize"]}
+
+    def _prepare(self, xp, group, param, data, state):
         if not state:  # of a group that was added later
             self._start(xp, group, data, state)
-        step = count_step(state)
-        lr = float(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
-        xp.adagrad_step(
-            data, grad, state["sum"]._data, lr=lr, eps=group["eps"], wd=group["weight_decay"],
-            maximize=group["maximize"],
-        )
+        decay = 1 + (count_step(state) - 1) * group["lr_decay"]
+        return (state["sum"]._data,), {"lr": float(group["lr"]) / decay}
 
 
 __all__ = ["Adagrad"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..backend import dtypes
 from ..tensor import wrap
 from .optimizer import (
     ElementwiseOptimizer,
@@ -47,22 +48,32 @@ class Adam(ElementwiseOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        state = self.state[param]
+    _rule = "adam"
+    _scales = True
+
+    def _shared(self, xp, group):
+        beta1, beta2 = group["betas"]
+        return {
+            "lr": self._learning_rate(xp, group), "beta1": float(beta1), "beta2": float(beta2),
+            "eps": group["eps"], "wd": group["weight_decay"],
+            "decoupled": group["decoupled_weight_decay"], "maximize": group["maximize"],
+        }
+
+    def _prepare(self, xp, group, param, data, state):
+        on_device = self._on_device(xp, group)
         if not state:
-            state["step"] = new_step_count()
+            state["step"] = wrap(xp.zeros((), "float32")) if on_device else new_step_count()
             state["exp_avg"] = wrap(xp.zeros_like(data))
             state["exp_avg_sq"] = wrap(xp.zeros_like(data))
             if group["amsgrad"]:
                 state["max_exp_avg_sq"] = wrap(xp.zeros_like(data))
-        beta1, beta2 = group["betas"]
         largest = state["max_exp_avg_sq"]._data if group["amsgrad"] else None
-        xp.adam_step(
-            data, grad, state["exp_avg"]._data, state["exp_avg_sq"]._data, largest,
-            step=count_step(state), lr=float(group["lr"]), beta1=float(beta1), beta2=float(beta2),
-            eps=group["eps"], wd=group["weight_decay"],
-            decoupled=group["decoupled_weight_decay"], maximize=group["maximize"],
-        )
+        step = state["step"]
+        if on_device != isinstance(step._data, xp.ndarray) and xp.steps_on_device:
+            # of a state that was made or loaded under the other setting
+            step = state["step"] = step.to(param.device if on_device else "cpu", dtypes.float32)
+        return (state["exp_avg"]._data, state["exp_avg_sq"]._data, largest), {
+            "step": step._data if on_device else count_step(state)}
 
     def __setstate__(self, state):
         super().__setstate__(state)

@@ -21,6 +21,16 @@ def _check_adam(lr, betas, eps, weight_decay) -> None:
     check_range("weight_decay value", weight_decay)
 
 
+def _means(group) -> dict:
+    """The options that NAdam's and RAdam's rules share."""
+    beta1, beta2 = map(float, group["betas"])
+    return {
+        "lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"],
+        "wd": group["weight_decay"], "decoupled": group["decoupled_weight_decay"],
+        "maximize": group["maximize"],
+    }
+
+
 class Adamax(ElementwiseOptimizer):
     """Adam with the largest (decayed) gradient in place of its mean square (arXiv:1412.6980).
 
@@ -47,18 +57,21 @@ class Adamax(ElementwiseOptimizer):
             "capturable": capturable,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        state = self.state[param]
+    _rule = "adamax"
+
+    def _shared(self, xp, group):
+        beta1, beta2 = map(float, group["betas"])
+        return {
+            "lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"],
+            "wd": group["weight_decay"], "maximize": group["maximize"],
+        }
+
+    def _prepare(self, xp, group, param, data, state):
         if not state:
             state["step"] = new_step_count()
             state["exp_avg"] = wrap(xp.zeros_like(data))
             state["exp_inf"] = wrap(xp.zeros_like(data))
-        beta1, beta2 = map(float, group["betas"])
-        xp.adamax_step(
-            data, grad, state["exp_avg"]._data, state["exp_inf"]._data, step=count_step(state),
-            lr=float(group["lr"]), beta1=beta1, beta2=beta2, eps=group["eps"],
-            wd=group["weight_decay"], maximize=group["maximize"],
-        )
+        return (state["exp_avg"]._data, state["exp_inf"]._data), {"step": count_step(state)}
 
 
 class NAdam(ElementwiseOptimizer):
@@ -91,24 +104,23 @@ class NAdam(ElementwiseOptimizer):
             "differentiable": differentiable,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        state = self.state[param]
+    _rule = "nadam"
+
+    def _shared(self, xp, group):
+        return _means(group)
+
+    def _prepare(self, xp, group, param, data, state):
         if not state:
             state["step"] = new_step_count()
             state["mu_product"] = ops.ones_like(state["step"])
             state["exp_avg"] = wrap(xp.zeros_like(data))
             state["exp_avg_sq"] = wrap(xp.zeros_like(data))
-        step, (beta1, beta2) = count_step(state), map(float, group["betas"])
-        decay = group["momentum_decay"]
+        step, beta1, decay = count_step(state), float(group["betas"][0]), group["momentum_decay"]
         mu = beta1 * (1 - 0.5 * 0.96 ** (step * decay))
         mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * decay))
         state["mu_product"].mul_(mu)
-        xp.nadam_step(
-            data, grad, state["exp_avg"]._data, state["exp_avg_sq"]._data, step=step,
-            lr=float(group["lr"]), beta1=beta1, beta2=beta2, mu=mu, mu_next=mu_next,
-            mu_product=state["mu_product"].item(), eps=group["eps"], wd=group["weight_decay"],
-            decoupled=group["decoupled_weight_decay"], maximize=group["maximize"],
-        )
+        return (state["exp_avg"]._data, state["exp_avg_sq"]._data), {
+            "step": step, "mu": mu, "mu_next": mu_next, "mu_product": state["mu_product"].item()}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -143,20 +155,19 @@ class RAdam(ElementwiseOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay, "differentiable": differentiable,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        state = self.state[param]
+    _rule = "radam"
+
+    def _shared(self, xp, group):
+        return _means(group)
+
+    def _prepare(self, xp, group, param, data, state):
         if not state:
             state["step"] = new_step_count()
             state["exp_avg"] = wrap(xp.zeros_like(data))
             state["exp_avg_sq"] = wrap(xp.zeros_like(data))
-        step, (beta1, beta2) = count_step(state), map(float, group["betas"])
-        xp.radam_step(
-            data, grad, state["exp_avg"]._data, state["exp_avg_sq"]._data, step=step,
-            lr=float(group["lr"]), beta1=beta1, beta2=beta2,
-            rectification=_rectification(step, beta2), eps=group["eps"],
-            wd=group["weight_decay"], decoupled=group["decoupled_weight_decay"],
-            maximize=group["maximize"],
-        )
+        step = count_step(state)
+        return (state["exp_avg"]._data, state["exp_avg_sq"]._data), {
+            "step": step, "rectification": _rectification(step, float(group["betas"][1]))}
 
     def __setstate__(self, state):
         super().__setstate__(state)

@@ -42,18 +42,22 @@ class Adadelta(ElementwiseOptimizer):
             "capturable": capturable, "foreach": foreach, "differentiable": differentiable,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        state = self.state[param]
+    _rule = "adadelta"
+    _counts = False
+
+    def _shared(self, xp, group):
+        return {
+            "lr": float(group["lr"]), "rho": group["rho"], "eps": group["eps"],
+            "wd": group["weight_decay"], "maximize": group["maximize"],
+        }
+
+    def _prepare(self, xp, group, param, data, state):
         if not state:
             state["step"] = new_step_count()
             state["square_avg"] = wrap(xp.zeros_like(data))
             state["acc_delta"] = wrap(xp.zeros_like(data))
         count_step(state)
-        xp.adadelta_step(
-            data, grad, state["square_avg"]._data, state["acc_delta"]._data,
-            lr=float(group["lr"]), rho=group["rho"], eps=group["eps"], wd=group["weight_decay"],
-            maximize=group["maximize"],
-        )
+        return (state["square_avg"]._data, state["acc_delta"]._data), {}
 
 
 class Rprop(ElementwiseOptimizer):

@@ -43,8 +43,16 @@ class RMSprop(ElementwiseOptimizer):
             "maximize": maximize, "differentiable": differentiable,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        state = self.state[param]
+    _rule = "rmsprop"
+    _counts = False
+
+    def _shared(self, xp, group):
+        return {
+            "lr": float(group["lr"]), "alpha": group["alpha"], "eps": group["eps"],
+            "wd": group["weight_decay"], "momentum": group["momentum"], "maximize": group["maximize"],
+        }
+
+    def _prepare(self, xp, group, param, data, state):
         if not state:
             state["step"] = new_step_count()
             state["square_avg"] = wrap(xp.zeros_like(data))
@@ -53,13 +61,11 @@ class RMSprop(ElementwiseOptimizer):
             if group["centered"]:
                 state["grad_avg"] = wrap(xp.zeros_like(data))
         count_step(state)
-        xp.rmsprop_step(
-            data, grad, state["square_avg"]._data,
+        return (
+            state["square_avg"]._data,
             state["grad_avg"]._data if group["centered"] else None,
             state["momentum_buffer"]._data if group["momentum"] > 0 else None,
-            lr=float(group["lr"]), alpha=group["alpha"], eps=group["eps"],
-            wd=group["weight_decay"], momentum=group["momentum"], maximize=group["maximize"],
-        )
+        ), {}
 
 
 __all__ = ["RMSprop"]

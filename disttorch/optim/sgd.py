@@ -36,19 +36,28 @@ class SGD(ElementwiseOptimizer):
             "differentiable": differentiable, "fused": fused,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        momentum, buf, first = group["momentum"], None, False
-        if momentum:
-            state = self.state[param]
-            first = state.get("momentum_buffer") is None
-            if first:
-                state["momentum_buffer"] = wrap(xp.empty_like(data))
-            buf = state["momentum_buffer"]._data
-        xp.sgd_step(
-            data, grad, buf, lr=float(group["lr"]), momentum=momentum,
-            dampening=group["dampening"], wd=float(group["weight_decay"]),
-            nesterov=group["nesterov"], maximize=group["maximize"], first=first,
-        )
+    _rule = "sgd"
+    _counts = False
+    _scales = True
+
+    def _keeps_state(self, group):
+        return bool(group["momentum"])
+
+    def _shared(self, xp, group):
+        return {
+            "lr": self._learning_rate(xp, group), "momentum": group["momentum"],
+            "dampening": group["dampening"], "wd": float(group["weight_decay"]),
+            "nesterov": group["nesterov"], "maximize": group["maximize"],
+        }
+
+    def _prepare(self, xp, group, param, data, state):
+        if not group["momentum"]:
+            return (None,), {"first": False}
+        first = state.get("momentum_buffer") is None
+        if first:
+            state["momentum_buffer"] = wrap(xp.zeros_like(data))
+        # Without dampening the first step is one from zero: also if GradScaler skips it, in graphs, too
+        return (state["momentum_buffer"]._data,), {"first": first and group["dampening"] != 0}
 
 
 __all__ = ["SGD"]

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 from ... import ops
 from ...autograd import no_grad
+from ...autograd.graph import bump_version
 from ...backend import namespace_of
+from ...ops.inplace import check_inplace
 from ...tensor import Tensor, wrap
 
 
@@ -57,13 +59,31 @@ def get_total_norm(
 
 
 def _norm_of_norms(tensors: list[Tensor], p: float) -> Tensor:
-    device = tensors[0].device
-    norms = [wrap(namespace_of(t._data).vector_norm(t._data, p)).to(device) for t in tensors]
-    total = norms[0]
-    if len(norms) > 1:
-        stacked = ops.stack([n.to(norms[0].dtype) for n in norms])._data
-        total = wrap(namespace_of(stacked).vector_norm(stacked, p))
-    return total
+    totals = [wrap(xp.total_norm(arrays, p)) for xp, arrays in _by_device(tensors).items()]
+    if len(totals) > 1:
+        first = totals[0]
+        stacked = ops.stack([t.to(first.device, first.dtype) for t in totals])._data
+        return wrap(namespace_of(stacked).vector_norm(stacked, p))
+    return totals[0]
+
+
+def _by_device(tensors: list[Tensor]) -> dict:
+    """The arrays of the tensors on each device, by its namespace."""
+    found: dict = {}
+    for t in tensors:
+        found.setdefault(namespace_of(t._data), []).append(t._data)
+    return found
+
+
+def _in_place(grads: list[Tensor], change) -> None:
+    """``change(xp, arrays)`` for the gradients of each device; distributed ones by their parts."""
+    mine = [g if g._local_tensor is None else g._local_tensor for g in grads]
+    for g in mine:
+        check_inplace(g, "clip_grad")
+    for xp, arrays in _by_device(mine).items():
+        change(xp, arrays)
+    for g in mine:
+        bump_version(g)
 
 
 @no_grad()
@@ -75,8 +95,14 @@ def clip_grads_with_norm_(
     if total_norm._local_tensor is not None:
         total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
     coefficient = (float(max_norm) / (total_norm + 1e-6)).clamp(max=1.0)
-    for grad in _grads(parameters):
-        grad.mul_(coefficient.to(grad.device))
+    on: dict = {}
+
+    def scale(xp, arrays):
+        if xp not in on:
+            on[xp] = coefficient.to(xp.device_of(arrays[0]))._data
+        xp.scale_all(arrays, on[xp])
+
+    _in_place(_grads(parameters), scale)
 
 
 def clip_grad_norm_(
@@ -102,8 +128,7 @@ def clip_grad_value_(
 ) -> None:
     """Limit every element of the gradients to [−clip_value, clip_value], in place."""
     limit = float(clip_value)
-    for grad in _grads(parameters):
-        grad.clamp_(-limit, limit)
+    _in_place(_grads(parameters), lambda xp, arrays: xp.clip_all(arrays, -limit, limit))
 
 
 def clip_grad_norm(

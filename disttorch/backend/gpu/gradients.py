@@ -1,0 +1,116 @@
+"""Norms, clipping and unscaling of many gradients in a launch or two (``csrc/gradients.cu``).
+
+Nothing here waits for the GPU, and everything has the same bits on every run: partial sums are made and
+added in an order that depends on the tensors' sizes only. A norm of many tensors is the norm of their
+norms, so whoever has one norm after the other gets the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import optim_kernels
+from .kernel import kernel
+from .multi import CHUNK, THREADS, is_dense, tables
+
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+# Kinds of norms as gradients.cu numbers them
+_KINDS = {0.0: 0, 1.0: 1, 2.0: 2, float("inf"): 3, float("-inf"): 4}
+_POWER = 5
+
+
+def _function(xp, name, element):
+    return kernel(xp.cupy, "gradients", name, ELEMENT=element)
+
+
+def _wide(name: str):
+    return np.float64 if name == "float64" else np.float32
+
+
+# ---------------------------------------------------------------- norms
+def vector_norm(xp, array, p):
+    """The p-norm of all elements, as a 0-dim array of the array's (real) type.
+
+    Real floats by one kernel or two; other types, and the smallest of no elements, by plain formulas.
+    """
+    name = array.dtype.name
+    if name not in _FLOATS or (p == float("-inf") and not array.size):
+        return optim_kernels.vector_norm(xp, array, p)
+    if array.size > CHUNK:
+        return _norms(xp, [array], p)[0]
+    array, out = xp.ascontiguousarray(array), xp.empty((), array.dtype)
+    _function(xp, "norm_small", name)(
+        (1,), (THREADS,), (array, array.size, out, _KINDS.get(float(p), _POWER), float(p)))
+    return out
+
+
+def _norms(xp, arrays, p):
+    """The norm of each array, all of one float type: a 1-dim array of that type."""
+    name, kind, p = arrays[0].dtype.name, _KINDS.get(float(p), _POWER), float(p)
+    arrays = [xp.ascontiguousarray(a) for a in arrays]
+    norms = xp.empty(len(arrays), arrays[0].dtype)
+    for table, chunks, start, n in tables([arrays], least=1):
+        parts = xp.empty(chunks, _wide(name))
+        _function(xp, "norm_parts", name)((chunks,), (THREADS,), (table, parts, kind, p))
+        _function(xp, "norm_finish", name)(
+            (n,), (THREADS,), (table, parts, norms[start : start + n], chunks, kind, p))
+    return norms
+
+
+def total_norm(xp, arrays, p):
+    """The p-norm of all arrays seen as one vector; see ``optim_kernels.total_norm``."""
+    first = arrays[0].dtype
+    alike = all(a.dtype == first for a in arrays)
+    empty = p == float("-inf") and not all(a.size for a in arrays)
+    if len(arrays) == 1 or not alike or first.name not in _FLOATS or empty:
+        return optim_kernels.total_norm(xp, arrays, p)
+    return vector_norm(xp, _norms(xp, arrays, p), p)
+
+
+# ---------------------------------------------------------------- in place
+def _in_place(xp, arrays, name, args, plain):
+    """Launch the kernel ``name`` for all arrays of each float type; ``plain(array)`` for the others."""
+    groups: dict[str, list] = {}
+    for a in arrays:
+        if a.dtype.name in _FLOATS and is_dense(a):
+            if a.size:
+                groups.setdefault(a.dtype.name, []).append(a)
+        else:
+            plain(a)
+    for element, members in groups.items():
+        launch = _function(xp, name, element)
+        given = args(element)
+        for table, chunks, _, _ in tables([members]):
+            launch((chunks,), (THREADS,), (table, *given))
+
+
+def scale_all(xp, arrays, factor):
+    """Multiply all arrays by a 0-dim array, in place."""
+    _in_place(xp, arrays, "scale_all", lambda t: (factor.astype(_wide(t), copy=False),),
+              lambda a: optim_kernels.scale_all(xp, [a], factor))
+
+
+def clip_all(xp, arrays, low, high):
+    """Limit all elements to [low, high], in place."""
+    _in_place(xp, arrays, "clip_all", lambda t: (float(low), float(high)),
+              lambda a: optim_kernels.clip_all(xp, [a], low, high))
+
+
+def unscale_all(xp, arrays, scale, found):
+    """Divide all arrays by ``scale`` in place and note in ``found`` what is not finite; see
+    ``optim_kernels.unscale_all``."""
+    _in_place(xp, arrays, "unscale_all", lambda t: (scale, found),
+              lambda a: _unscale_one(xp, a, scale, found))
+
+
+def _unscale_one(xp, a, scale, found):
+    if scale is not None:
+        inverse = (1.0 / scale.astype(np.float64)).astype(np.float32)
+        a[...] = (a * inverse).astype(a.dtype)
+    xp.maximum(found, xp.logical_not(xp.isfinite(a).all()).astype(np.float32), out=found)
+
+
+def update_scale(xp, scale, good, found, growth, backoff, interval):
+    """The next step's scale and count of good steps, in place; see ``optim_kernels.update_scale``."""
+    _function(xp, "update_scale", "float32")(
+        (1,), (1,), (scale, good, found, float(growth), float(backoff), int(interval)))
