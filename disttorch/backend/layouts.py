@@ -6,6 +6,8 @@ samples, C channels, S one to three spatial dims; an array is N×C×S in either 
 
 from __future__ import annotations
 
+import numpy as np
+
 # from the innermost dim of a channels-last array outwards
 _INSIDE_OUT = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
 _TO_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
@@ -84,3 +86,12 @@ def strides_of(shape: tuple, last: bool) -> list[int]:
         strides[d] = below
         below *= shape[d]
     return strides
+
+
+def is_aligned(*arrays) -> bool:
+    """Whether all begin at multiples of 16 bytes, as accesses of 16 bytes at once need it."""
+    for array in arrays:
+        host = isinstance(array, np.ndarray)
+        if (array.__array_interface__["data"][0] if host else array.data.ptr) % 16:
+            return False
+    return True

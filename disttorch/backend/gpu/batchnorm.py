@@ -61,11 +61,6 @@ def _dense(xp, array, last: bool):
     return xp.ascontiguousarray(array) if array.ndim < 3 else layouts.dense(xp, array, last)
 
 
-def _wide(*arrays) -> bool:
-    """Whether 16 bytes may be moved at once."""
-    return not any(a.data.ptr % 16 for a in arrays)
-
-
 def _has_kernels(x, *parameters) -> bool:
     """Whether there are kernels for an input and parameters of these dtypes."""
     if x.dtype not in _COMPUTED or not 2 <= x.ndim <= 5 or x.size == 0:
@@ -92,7 +87,7 @@ def batch_stats(xp, x, running_mean=None, running_var=None, momentum=0.0):
         return batchnorm_kernels.batch_stats(xp, x, running_mean, running_var, momentum)
     last = _lies_last(x)
     x = _dense(xp, x, last)
-    layout = _Layout(xp, x, last, _wide(x), reduces=True)
+    layout = _Layout(xp, x, last, layouts.is_aligned(x), reduces=True)
     c, splits, kind = layout.channels, layout.splits, _COMPUTED[x.dtype]
     memory = xp.empty((3 * splits + 2, c), kind)
     partial, mean, var = memory[2:], memory[0], memory[1]
@@ -114,7 +109,7 @@ def normalize_channels(xp, x, weight, bias, mean, var, eps):
     last = _lies_last(x)
     x = _dense(xp, x, last)
     out = layouts.empty(xp, x.shape, x.dtype, last and x.ndim > 2)
-    layout = _Layout(xp, x, last, _wide(x), reduces=False)
+    layout = _Layout(xp, x, last, layouts.is_aligned(x), reduces=False)
     parameter = bias if weight is None else weight
     _run(xp, "normal_" + layout.suffix, x, parameter, layout.grid, (
         x, *_rows(xp, weight, bias), *_stats(xp, x, mean, var), out, float(eps), *layout.sizes))
@@ -133,7 +128,7 @@ def normalize_channels_backward(xp, g, x, weight, mean, var, eps, training, need
     gx = None
     if needs[0]:
         gx = layouts.empty(xp, x.shape, x.dtype, last and x.ndim > 2)
-        layout = _Layout(xp, x, last, _wide(x, g), reduces=False)
+        layout = _Layout(xp, x, last, layouts.is_aligned(x, g), reduces=False)
         _run(xp, "grad_" + layout.suffix, x, weight, layout.grid, (
             g, x, weight, mean, var, sums if training else None, gx, float(eps), *layout.sizes))
     return gx, gw, gb
@@ -141,7 +136,7 @@ def normalize_channels_backward(xp, g, x, weight, mean, var, eps, training, need
 
 def _sums(xp, g, x, weight, mean, var, eps, last, needs):
     """(2×C of Σ g and Σ g·(x − mean), gradient of weight, of bias)."""
-    layout = _Layout(xp, g, last, _wide(g) and (x is None or _wide(x)), reduces=True)
+    layout = _Layout(xp, g, last, layouts.is_aligned(*((g,) if x is None else (g, x))), reduces=True)
     c, splits, kind = layout.channels, layout.splits, _COMPUTED[g.dtype]
     memory = xp.empty((2 * splits + 2, c), kind)
     sums, partial = memory[:2], memory[2:]

@@ -141,7 +141,7 @@ def _by_cudnn(xp, name, a, b, shape, last, stride, padding, dilation):
 
 def _aligned(xp, array):
     """cuDNN's plans are made for addresses that are multiples of 16."""
-    return array.copy() if array.data.ptr % 16 else array
+    return array if layouts.is_aligned(array) else array.copy()
 
 
 def describe(graph, name, a, b, shape, last, stride, padding, dilation, dtype) -> None:
@@ -208,7 +208,7 @@ def _gathered(xp, x, kernel_size, out_size, stride, padding, dilation, groups):
     cols = xp.empty((groups, n * places, window * width), x.dtype)
     steps, run = _steps(x), 16 // x.itemsize
     unfit = [s % run for s, many in zip(steps, (n, 0, *_three(x.shape[2:], 1))) if many > 1]
-    if steps[1] != 1 or width % run or x.data.ptr % 16 or any(unfit):
+    if steps[1] != 1 or width % run or any(unfit) or not layouts.is_aligned(x):
         run = 1
     count = cols.size // run
     _launch(xp, "im2col", x.dtype, count, (

@@ -1,0 +1,174 @@
+"""The GPU's kernels of convolution, batch normalisation, pooling and resizing on the CPU.
+
+The functions of ``disttorch/backend/gpu`` run over NumPy arrays here, their kernels compiled by g++;
+the oracle is the CPU's namespace in float64.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import cuda_host
+import numpy as np
+import pytest
+
+from disttorch.backend import CPU, dtypes, layouts
+from disttorch.backend.gpu import batchnorm, convolution, cudnn
+
+pytestmark = pytest.mark.skipif(not cuda_host.available(), reason="no g++, or not x86-64")
+
+HALF, BRAIN = dtypes.float16.np, dtypes.bfloat16.np
+F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+TOLERANCE = {F64: 1e-12, F32: 2e-5, HALF: 4e-3, BRAIN: 3e-2}
+MODULES = (convolution, batchnorm)
+
+
+class Host:
+    """NumPy's functions, with the GPU's kernels bound to them."""
+
+    def __init__(self):
+        self.cupy, self.index = SimpleNamespace(), 0
+        for module in MODULES:
+            for name, value in vars(module).items():
+                if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_"):
+                    if callable(value) and name != "describe":
+                        setattr(self, name, value.__get__(self))
+
+    def __getattr__(self, name):
+        return getattr(CPU, name)
+
+    @staticmethod
+    def matmul(a, b):
+        return np.matmul(a.astype(F64), b.astype(F64)).astype(a.dtype)
+
+
+def _on_host(cupy, family, name, **values):
+    return cuda_host.kernel(family, name, **values)
+
+
+@pytest.fixture
+def xp(monkeypatch):
+    for module in MODULES:
+        monkeypatch.setattr(module, "kernel", _on_host)
+    monkeypatch.setattr(cudnn, "enabled", lambda: False)
+    return Host()
+
+
+def draw(seed, shape, dtype, last=False):
+    """Values that the dtype holds exactly, in a layout."""
+    values = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    return layouts.copied(CPU, values, True) if last else values
+
+
+def wide(array):
+    return None if array is None else np.ascontiguousarray(array).astype(F64)
+
+
+def close(got, want, dtype, scale=1.0):
+    assert got.dtype == dtype and got.shape == want.shape
+    room = TOLERANCE[dtype] * scale * max(1.0, float(np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(wide(got), want, rtol=0, atol=room)
+
+
+# ---------------------------------------------------------------- convolution
+# input, weight, stride, padding, dilation, groups
+GEOMETRIES = [
+    ((2, 3, 7), (4, 3, 3), (2,), (1,), (1,), 1),
+    ((2, 8, 5, 6), (8, 8, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((2, 8, 5, 6), (4, 8, 3, 2), (2, 1), (1, 2), (1, 2), 1),
+    ((2, 16, 5, 5), (8, 8, 3, 3), (2, 2), (1, 1), (1, 1), 2),
+    ((2, 6, 4, 4), (3, 2, 2, 2), (1, 1), (1, 1), (1, 1), 3),
+    ((3, 8, 3, 4), (5, 8, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+    ((2, 8, 5, 4), (4, 8, 1, 1), (2, 2), (0, 0), (1, 1), 1),
+    ((2, 3, 5, 4), (6, 1, 3, 2), (2, 1), (2, 1), (1, 2), 3),
+    ((1, 2, 3, 4), (2, 2, 2, 2), (1, 1), (3, 2), (1, 1), 1),
+    ((1, 2, 3, 4, 3), (2, 2, 2, 3, 2), (1, 2, 1), (1, 1, 0), (1, 1, 2), 1),
+]
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("geometry", range(len(GEOMETRIES)))
+def test_convolution_and_its_gradients(xp, geometry, dtype):
+    shape, kernel, *options = GEOMETRIES[geometry]
+    for last in (False, True)[: 1 if len(shape) == 3 else 2]:
+        x, w = draw(1, shape, dtype, last), draw(2, kernel, dtype, last)
+        bias = draw(3, kernel[:1], dtype)
+        out = xp.conv(x, w, bias, *options)
+        close(out, CPU.conv(wide(x), wide(w), wide(bias), *options), dtype, 2)
+        assert layouts.is_dense(out, last)
+        g = draw(4, out.shape, dtype, geometry % 2 == 1)
+        found = xp.conv_grads(g, x, w, (True, True, True), *options)
+        wanted = CPU.conv_grads(wide(g), wide(x), wide(w), (True, True, True), *options)
+        for a, b in zip(found, wanted):
+            close(a, b, dtype, 2)
+        assert layouts.is_dense(found[0], last) and layouts.is_dense(found[1], last)
+
+
+def test_convolution_in_parts_of_the_batch(xp, monkeypatch):
+    monkeypatch.setattr(convolution, "_CHUNK", 400)
+    x, w, g = draw(1, (5, 4, 4, 4), HALF), draw(2, (3, 4, 3, 3), HALF), draw(3, (5, 3, 2, 2), HALF)
+    options = (2, 2), (1, 1), (1, 1), 1
+    close(xp.conv(x, w, None, *options), CPU.conv(wide(x), wide(w), None, *options), HALF)
+    found = xp.conv_grads(g, x, w, (True, True, False), *options)
+    wanted = CPU.conv_grads(wide(g), wide(x), wide(w), (True, True, False), *options)
+    for a, b in zip(found[:2], wanted):
+        close(a, b, HALF)
+
+
+def test_convolution_of_nothing(xp):
+    out = xp.conv(draw(1, (0, 2, 4, 4), F32), draw(2, (3, 2, 3, 3), F32), None, (1, 1), (1, 1), (1, 1), 1)
+    assert out.shape == (0, 3, 4, 4)
+    gw = xp.conv_weight_grad(draw(1, (0, 2, 4, 4), F32), out, (3, 3), (1, 1), (1, 1), (1, 1), 1)
+    assert gw.shape == (3, 2, 3, 3) and not gw.any()
+
+
+def test_plain_formula_for_integers(xp):
+    x, w = np.arange(24).reshape(1, 2, 3, 4), np.arange(16).reshape(2, 2, 2, 2)
+    got = xp.conv(x, w, None, (1, 1), (0, 0), (1, 1), 1)
+    np.testing.assert_array_equal(got, CPU.conv(x, w, None, (1, 1), (0, 0), (1, 1), 1))
+
+
+# ---------------------------------------------------------------- batch normalisation
+@pytest.mark.parametrize("dtype", [F32, F64, HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("shape, last", [
+    ((37, 5), False), ((3, 4, 9), False), ((3, 4, 1), False), ((3, 5, 3, 7), False),
+    ((3, 8, 4, 8), False), ((3, 8, 4, 5), True), ((70, 16, 3, 3), True), ((2, 3, 3, 3), True),
+    ((2, 40, 2, 3, 2), True)])
+def test_batch_norm(xp, shape, last, dtype):
+    x, g = draw(1, shape, dtype, last), draw(2, shape, dtype, last)
+    x += dtype.type(3)
+    c = shape[1]
+    parameter = dtype if dtype in (F32, F64) or c % 2 else F32
+    weight, bias = draw(3, (c,), parameter), draw(4, (c,), parameter)
+    running = draw(5, (c,), parameter), np.abs(draw(6, (c,), parameter)) + parameter.type(1)
+    wanted_running = [wide(r) for r in running]
+    mean, var = xp.batch_stats(x, *running, 0.25)
+    wanted = CPU.batch_stats(wide(x), *wanted_running, 0.25)
+    for got, want in zip((mean, var), wanted):
+        close(got, want, F64 if dtype is F64 else F32, 3)
+    for got, want in zip(running, wanted_running):
+        close(got, want, parameter, 2)
+    for training, stats in ((True, (mean, var)), (False, running)):
+        out = xp.normalize_channels(x, weight, bias, *stats, 1e-3)
+        close(out, CPU.normalize_channels(wide(x), wide(weight), wide(bias), *map(wide, stats), 1e-3),
+              dtype, 3)
+        assert layouts.is_dense(out, last) if len(shape) > 2 else out.flags.c_contiguous
+        found = xp.normalize_channels_backward(g, x, weight, *stats, 1e-3, training, (True,) * 3)
+        wanted = CPU.normalize_channels_backward(
+            wide(g), wide(x), wide(weight), *map(wide, stats), 1e-3, training, (True,) * 3)
+        for a, b, kind in zip(found, wanted, (dtype, parameter, parameter)):
+            close(a, b, kind, 5)
+
+
+def test_batch_norm_of_a_large_mean(xp):
+    x = (1e4 + np.random.default_rng(0).standard_normal((8, 3, 40))).astype(F32)
+    mean, var = xp.batch_stats(x)
+    np.testing.assert_allclose(mean, x.astype(F64).mean((0, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, x.astype(F64).var((0, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [F32, BRAIN], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_channel_sum(xp, dtype, last):
+    g = draw(1, (3, 16, 5, 4), dtype, last)
+    close(xp.channel_sum(g), wide(g).sum((0, 2, 3)), dtype)
