@@ -12,15 +12,15 @@ import cuda_host
 import numpy as np
 import pytest
 
-from disttorch.backend import CPU, dtypes, layouts
-from disttorch.backend.gpu import batchnorm, convolution, cudnn
+from disttorch.backend import CPU, dtypes, layouts, pool_kernels, resample_kernels
+from disttorch.backend.gpu import batchnorm, convolution, cudnn, pooling, resample
 
 pytestmark = pytest.mark.skipif(not cuda_host.available(), reason="no g++, or not x86-64")
 
 HALF, BRAIN = dtypes.float16.np, dtypes.bfloat16.np
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 TOLERANCE = {F64: 1e-12, F32: 2e-5, HALF: 4e-3, BRAIN: 3e-2}
-MODULES = (convolution, batchnorm)
+MODULES = (convolution, batchnorm, pooling, resample)
 
 
 class Host:
@@ -116,9 +116,10 @@ def test_convolution_in_parts_of_the_batch(xp, monkeypatch):
 
 
 def test_convolution_of_nothing(xp):
-    out = xp.conv(draw(1, (0, 2, 4, 4), F32), draw(2, (3, 2, 3, 3), F32), None, (1, 1), (1, 1), (1, 1), 1)
+    x, options = draw(1, (0, 2, 4, 4), F32), ((1, 1), (1, 1), (1, 1), 1)
+    out = xp.conv(x, draw(2, (3, 2, 3, 3), F32), None, *options)
     assert out.shape == (0, 3, 4, 4)
-    gw = xp.conv_weight_grad(draw(1, (0, 2, 4, 4), F32), out, (3, 3), (1, 1), (1, 1), (1, 1), 1)
+    gw = xp.conv_weight_grad(x, out, (3, 3), *options)
     assert gw.shape == (3, 2, 3, 3) and not gw.any()
 
 
@@ -172,3 +173,72 @@ def test_batch_norm_of_a_large_mean(xp):
 def test_channel_sum(xp, dtype, last):
     g = draw(1, (3, 16, 5, 4), dtype, last)
     close(xp.channel_sum(g), wide(g).sum((0, 2, 3)), dtype)
+
+
+# ---------------------------------------------------------------- pooling
+REGULAR, ADAPTIVE = pool_kernels.regular_windows, pool_kernels.adaptive_windows
+WINDOWS = [
+    ((2, 3, 9), (REGULAR(9, 4, 3, 2, 0, 1),)),
+    ((2, 3, 6, 7), (REGULAR(6, 3, 3, 2, 1, 1), REGULAR(7, 4, 2, 2, 1, 1))),
+    ((3, 7, 8), (REGULAR(7, 3, 3, 2, 0, 1), REGULAR(8, 2, 3, 2, 1, 2))),
+    ((2, 4, 7, 5), (ADAPTIVE(7, 3), ADAPTIVE(5, 2))),
+    ((1, 2, 4, 5, 3), (REGULAR(4, 2, 2, 2, 0, 1), REGULAR(5, 3, 3, 2, 1, 1), ADAPTIVE(3, 2))),
+]
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("number", range(len(WINDOWS)))
+def test_max_pool_and_its_gradient(xp, number, dtype):
+    shape, windows = WINDOWS[number]
+    for last in (False, True)[: 2 if len(shape) == len(windows) + 2 > 3 else 1]:
+        x = draw(1, shape, dtype, last)
+        out, places = xp.max_pool(x, windows)
+        want, want_places = CPU.max_pool(wide(x), windows)
+        close(out, want, dtype, 0)
+        np.testing.assert_array_equal(places, want_places)
+        assert layouts.is_dense(out, last) and layouts.is_dense(places, last)
+        g = draw(2, out.shape, dtype, number == 1)
+        gx = xp.max_pool_backward(g, places, windows, shape)
+        close(gx, CPU.max_pool_backward(wide(g), want_places, windows, shape), dtype, 2)
+        assert layouts.is_dense(gx, last)
+
+
+def test_max_pool_of_nan(xp):
+    x = np.array([[1, np.nan, 3, 4, -np.inf, -np.inf]], F32)
+    windows = (REGULAR(6, 3, 2, 2, 0, 1),)
+    out, places = xp.max_pool(x, windows)
+    np.testing.assert_array_equal(out, [[np.nan, 4, -np.inf]])
+    np.testing.assert_array_equal(places, [[1, 3, 4]])
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("shape, options, size", [
+    ((2, 3, 7), ((2,), (2,), (0,)), (4,)), ((2, 4, 5, 6), ((3, 2), (2, 1), (1, 1)), (3, 7)),
+    ((3, 5, 6), ((2, 2), (3, 3), (0, 1)), (2, 3)),
+    ((1, 2, 4, 4, 3), ((2, 2, 3), (2, 1, 3), (0, 0, 1)), (2, 3, 2))])
+def test_sums_of_windows_and_their_adjoint(xp, shape, options, size, dtype):
+    for last in (False, True)[: 2 if len(shape) == len(size) + 2 > 3 else 1]:
+        x = draw(1, shape, dtype, last)
+        out = xp.pooled_sum(x, *options, size)
+        close(out, CPU.pooled_sum(wide(x), *options, size), dtype, 2)
+        inputs = shape[-len(size):]
+        back = xp.spread_sum(out, *options, inputs)
+        close(back, CPU.spread_sum(wide(out), *options, inputs), dtype, 2)
+        assert layouts.is_dense(out, last) and layouts.is_dense(back, last)
+
+
+# ---------------------------------------------------------------- resizing
+@pytest.mark.parametrize("dtype", [F32, F64, HALF, BRAIN], ids=str)
+@pytest.mark.parametrize("taps", [
+    resample_kernels.linear_taps(5, 8, None, False), resample_kernels.cubic_taps(5, 3, None, True),
+    resample_kernels.nearest_taps(5, 9, None, False, False), resample_kernels.average_taps(5, 3),
+    resample_kernels.padding_taps(5, 2, 1, "reflect")])
+def test_taps(xp, taps, dtype):
+    for shape, axis, last in (((2, 3, 5), 2, False), ((5, 4), 0, False), ((2, 3, 5, 4), 2, True),
+                              ((2, 3, 4, 5), 3, True), ((2, 3, 4, 5), 3, False)):
+        x = draw(1, shape, dtype, last)
+        out = xp.apply_taps(x, axis, taps)
+        close(out, CPU.apply_taps(wide(x), axis, taps), dtype)
+        back = xp.apply_taps(out, axis, taps.transposed)
+        close(back, CPU.apply_taps(wide(out), axis, taps.transposed), dtype, 2)
+        assert layouts.is_dense(out, last) and layouts.is_dense(back, last)

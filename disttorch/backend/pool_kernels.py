@@ -24,13 +24,26 @@ class Windows:
         steps: for each column of ``places`` a slice of the dim where that is possible, else the
             column itself.
         overlap: whether windows share places.
+        longest: how many places the longest window has.
     """
 
     def __init__(self, size: int, places: np.ndarray):
         self.size, self.places = size, places
-        self.count = len(places)
+        self.count, self.longest = places.shape
+        self._on_device: dict = {}
         self.steps = [_as_slice(column) for column in places.T]
         self.overlap = bool((places[1:, 0] <= places[:-1, -1]).any())
+
+    def on_device(self, xp):
+        """(``places``, [first, end][size]: which windows may hold each place) as int32 arrays of the
+        namespace, made once. Windows begin, and end, in the order of their numbers."""
+        if id(xp) not in self._on_device:
+            every = np.arange(self.size)
+            ranges = np.stack([np.searchsorted(self.places[:, -1], every, "left"),
+                               np.searchsorted(self.places[:, 0], every, "right")])
+            self._on_device[id(xp)] = tuple(
+                xp.from_host(np.ascontiguousarray(a, np.int32)) for a in (self.places, ranges))
+        return self._on_device[id(xp)]
 
     def __eq__(self, other):
         return self.size == other.size and np.array_equal(self.places, other.places)
@@ -107,6 +120,12 @@ def _max_along(xp, x, places, axis, window, weight):
         xp.copyto(best, candidate, where=better)
         xp.copyto(found, here, where=better)
     return best, found
+
+
+def max_pool_backward(xp, g, places, windows, shape):
+    """The gradient of the input …×S: each maximum's gradient at its place."""
+    size = tuple(shape[len(shape) - len(windows) :])
+    return unpool(xp, g, places, size, not any(w.overlap for w in windows))
 
 
 def unpool(xp, values, places, size, unique):

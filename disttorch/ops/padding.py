@@ -47,7 +47,7 @@ def _taps_cases(m):
     ]
 
 
-@op(method=False, samples=_taps_cases)
+@op(method=False, fused=True, samples=_taps_cases)
 def resample_dim(xp, input, dim, taps):
     """A linear map along one dim, given as a table of taps."""
     return xp.apply_taps(input, wrap_dim(dim, input.ndim), taps)

@@ -23,7 +23,7 @@ def _max_cases(m):
     ]
 
 
-@op(nout=2, method=False, node_name="MaxPoolWithIndices", samples=_max_cases)
+@op(nout=2, method=False, fused=True, node_name="MaxPoolWithIndices", samples=_max_cases)
 def max_pool(xp, input, windows):
     """(largest elements of the windows, their flat places in the pooled dims)."""
     return xp.max_pool(input, windows)
@@ -34,6 +34,11 @@ def _(F, g, input_shape, out1, windows):
     size = tuple(input_shape[len(input_shape) - len(windows) :])
     unique = not any(w.overlap for w in windows)
     return F.unpool(g[0], out1, size, unique)
+
+
+@max_pool.fast_grad("input")
+def _(F, g, needs, input_shape, out1, windows):
+    return (F.xp.max_pool_backward(g[0], out1, windows, input_shape),)
 
 
 def _unpool_cases(m):
@@ -59,7 +64,7 @@ _SUMS = [((2, 3, 6), (2,), (2,), (0,), (3,)), ((2, 5, 6), (3, 2), (2, 1), (1, 1)
          ((1, 2, 4, 4, 3), (2, 2, 3), (2, 1, 3), (0, 0, 1), (2, 3, 2))]
 
 
-@op(method=False, samples=lambda m: [case(m(*s[0]), *s[1:]) for s in _SUMS])
+@op(method=False, fused=True, samples=lambda m: [case(m(*s[0]), *s[1:]) for s in _SUMS])
 def pooled_sum(xp, input, kernel, stride, padding, size):
     """Sums over ``size`` windows, with zeros around the input."""
     return xp.pooled_sum(input, kernel, stride, padding, size)
@@ -71,7 +76,7 @@ def _(F, g, input_shape, kernel, stride, padding):
     return F.spread_sum(g, kernel, stride, padding, size)
 
 
-@op(method=False, samples=lambda m: [
+@op(method=False, fused=True, samples=lambda m: [
     case(m(*s[0][: -len(s[1])], *s[4]), *s[1:4], s[0][-len(s[1]) :]) for s in _SUMS])
 def spread_sum(xp, input, kernel, stride, padding, size):
     """The adjoint of ``pooled_sum``."""
