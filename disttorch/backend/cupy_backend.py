@@ -41,7 +41,9 @@ from .gpu import (
     memory,
     multi,
     norms,
+    pooling,
     reductions,
+    resample,
     rotary,
     rows,
     scatter,
@@ -146,7 +148,7 @@ class CupyNamespace:
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
                      batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm,
                      copies, convolution, batchnorm, attention_kernels, gpu_attention, row_kernels,
-                     rows, norms, reductions, losses, rotary, multi, gradients)
+                     rows, norms, reductions, losses, rotary, multi, gradients, pooling, resample)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)
