@@ -24,6 +24,8 @@ def _blocks(xp, written, read):
     Arrays that cannot be cut without a copy come as one block. A block of 16-bit floats is a
     float32 copy, rounded back into the array when the caller comes for the next block.
     """
+    if written[0].ndim == 0:  # sums of 0-dim arrays are NumPy's scalars, which cannot be written into
+        written, read = ([None if a is None else a.reshape(1) for a in some] for some in (written, read))
     arrays = [*written, *read]
     first = written[0]
     if first.dtype.kind == "c":
