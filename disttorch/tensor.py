@@ -273,8 +273,8 @@ strided = layout_type()
 
 
 class memory_format:
-    """A wish for the order of elements in memory. It changes speed, never values: disttorch takes
-    the argument and keeps row-major order."""
+    """The order of elements in memory: row-major, or with the channels (dim 1) innermost. It changes
+    speed, never values."""
 
     def __init__(self, name: str):
         self.name = name

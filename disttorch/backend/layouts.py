@@ -58,6 +58,16 @@ def dense(xp, array, last: bool):
     return xp.ascontiguousarray(moved).transpose(_FROM_LAST[array.ndim])
 
 
+def moved(array):
+    """An array N×C×S as a view N×S×C."""
+    return array.transpose(_TO_LAST[array.ndim])
+
+
+def moved_back(array):
+    """An array N×S×C as a view N×C×S."""
+    return array.transpose(_FROM_LAST[array.ndim])
+
+
 def copied(xp, array, last: bool):
     """A dense copy in that layout, its dims of one element with that layout's strides, too."""
     if not last:

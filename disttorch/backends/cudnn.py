@@ -1,4 +1,9 @@
-"""cuDNN's switches. disttorch computes with CuPy and kernels of its own: they change nothing."""
+"""cuDNN's switches: convolutions and attention on a GPU go through it where it is installed.
+
+``enabled``: whether it is used at all; ``allow_tf32``: whether float32 convolutions may round their
+inputs to TF32; ``deterministic``: leave out its nondeterministic algorithms. ``benchmark`` changes
+nothing: the heuristics' first choice is taken.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,18 @@ fp32_precision = "none"
 
 
 def is_available() -> bool:
-    """Whether cuDNN is used: never."""
-    return False
+    """Whether there are a GPU and cuDNN (``pip install nvidia-cudnn-frontend``)."""
+    from ..backend import cupy_backend
+    from ..backend.gpu import cudnn
+
+    return cupy_backend.is_available() and cudnn.available()
 
 
-def version() -> None:
-    """cuDNN's version: none."""
-    return None
+def version() -> int | None:
+    """cuDNN's version (91300 is 9.13.0), None without it."""
+    from ..backend.gpu import cudnn
+
+    return cudnn.version()
 
 
 @contextlib.contextmanager

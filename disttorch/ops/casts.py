@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..autograd.graph import share_version
-from ..backend import device_of, devices, dtypes, namespace_for, namespace_of
+from ..backend import device_of, devices, dtypes, layouts, namespace_for, namespace_of
 from ..tensor import Tensor, wrap
+from . import memory_formats
 from .core import Op, argument_must_be_tensor, op
 from .samples import case
 
@@ -34,8 +35,9 @@ def _(F, g):
 
 @op(moves=True, samples=lambda m: [case(m(3, 4)), case(m())])
 def clone(xp, input, memory_format=None):
-    """A copy with memory of its own, in the graph."""
-    return input.copy(order="K")
+    """A copy with memory of its own, in the graph; its layout is the input's or ``memory_format``."""
+    last = memory_formats.wants_last(memory_format, input.ndim)
+    return input.copy(order="K") if last is None else layouts.copied(xp, input, last)
 
 
 @clone.grad("input")
@@ -85,7 +87,7 @@ def _(F, g):
     return None
 
 
-@op(method=False, samples=lambda m: [
+@op(method=False, fused=True, samples=lambda m: [
     case(m(3, 4), (3, 4)), case(m(2, 3, 4), (3, 1)), case(m(2, 3), ())])
 def sum_to(xp, input, shape):
     """Sum over what broadcasting from ``shape`` repeated."""
@@ -129,12 +131,15 @@ def to(input, *args, **kwargs) -> Tensor:
     Call as ``to(dtype)``, ``to(device)``, ``to(device, dtype)`` or ``to(other)``, with
     ``non_blocking``, ``copy`` and ``memory_format`` as keywords.
     """
+    format = kwargs.pop("memory_format", None)
     device, dtype, copy, non_blocking = parse_to(args, kwargs)
     result = input
     if device is not None and not _on(input._data, device):
         result = to_device.call(result, device, non_blocking)
     if dtype is not None and dtype.np != result._data.dtype:
         result = to_dtype.call(result, dtype)
+    if format is not None:
+        result = memory_formats.laid_out(result, format)
     if copy and result is input:
         result = clone.call(input)
     return result
@@ -179,7 +184,11 @@ def _on(array, device) -> bool:
 @op(method=False, moves=True, node_name="ToCopy")
 def to_device(xp, input, device, non_blocking=False):
     """A copy on another device; with ``non_blocking`` and pinned memory nobody waits for it."""
-    return namespace_for(device).from_host(xp.to_host(input, non_blocking), non_blocking)
+    there = namespace_for(device)
+    if layouts.is_channels_last(input) and layouts.is_dense(input, True):
+        moved = there.from_host(xp.to_host(layouts.moved(input), non_blocking), non_blocking)
+        return layouts.moved_back(moved)
+    return there.from_host(xp.to_host(input, non_blocking), non_blocking)
 
 
 def _finish_elsewhere(xp, args, mask, out, aux):

@@ -6,8 +6,9 @@ import math
 import numbers
 
 from ..autograd.modes import state
-from ..backend import CPU, devices, dtypes, namespace_for, namespace_of
+from ..backend import CPU, devices, dtypes, layouts, namespace_for, namespace_of
 from ..tensor import Tensor, wrap
+from . import memory_formats
 from .core import mark_inference, write_out
 from .views import sizes
 
@@ -235,7 +236,11 @@ def _filled(name, fill):
         _check_options(layout, pin_memory)
         shape = _checked(sizes(size), name)
         xp = namespace_for(_place(device))
-        array = getattr(xp, fill)(shape, _dtype(dtype, name).np)
+        if memory_formats.wants_last(memory_format, len(shape)):
+            n, c, *rest = shape
+            array = layouts.moved_back(getattr(xp, fill)((n, *rest, c), _dtype(dtype, name).np))
+        else:
+            array = getattr(xp, fill)(shape, _dtype(dtype, name).np)
         if out is not None:
             return write_out(wrap(array), out, name)
         return _finish(wrap(array), requires_grad)
@@ -319,8 +324,13 @@ def _like(name, fill):
              memory_format=None) -> Tensor:
         array = input._data
         xp = namespace_of(array) if device is None else namespace_for(_place(device))
-        dtype_np = array.dtype if dtype is None else dtype.np
-        return _finish(wrap(getattr(xp, fill)(array.shape, dtype_np)), requires_grad)
+        dtype_np, shape = array.dtype if dtype is None else dtype.np, array.shape
+        last = memory_formats.wants_last(memory_format, array.ndim)
+        if layouts.is_channels_last(array) if last is None else last:
+            made = layouts.moved_back(getattr(xp, fill)(layouts.moved(array).shape, dtype_np))
+        else:
+            made = getattr(xp, fill)(shape, dtype_np)
+        return _finish(wrap(made), requires_grad)
 
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"{name[:-5].capitalize()} of the input's shape, dtype and device."

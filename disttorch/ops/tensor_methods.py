@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..autograd.graph import RemovableHandle, add_accumulated_hook
 from ..backend import CPU, dtypes, namespace_of
 from ..tensor import Size, Tensor, current_node
+from . import memory_formats
 from .compare import where as _where
 from .core import REGISTRY, argument_must_be_tensor, wrap_dim
 
@@ -45,7 +46,9 @@ def stride(self, dim=None):
 
 
 def is_contiguous(self, memory_format=None) -> bool:
-    """Whether the elements lie in row-major order."""
+    """Whether the elements lie without gaps in row-major order, or in that of ``memory_format``."""
+    if memory_format is not None:
+        return memory_formats.is_contiguous(self, memory_format)
     return self._data.flags.c_contiguous
 
 

@@ -448,10 +448,12 @@ def swapaxes(input: Tensor, axis0, axis1) -> Tensor:
 
 
 def contiguous(input: Tensor, memory_format=None) -> Tensor:
-    """The same values in row-major memory; itself if they lie so already."""
-    from .casts import clone_contiguous
+    """The same values in row-major memory, or in ``memory_format``; itself if they lie so already."""
+    from . import casts, memory_formats
 
-    return input if input._data.flags.c_contiguous else clone_contiguous.call(input)
+    if memory_format is not None:
+        return memory_formats.contiguous(input, memory_format)
+    return input if input._data.flags.c_contiguous else casts.clone_contiguous.call(input)
 
 
 def expand_as(input: Tensor, other: Tensor) -> Tensor:

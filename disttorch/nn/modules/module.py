@@ -11,6 +11,7 @@ from typing import Any
 
 from ...autograd import no_grad
 from ...backend import devices, dtypes
+from ...ops.memory_formats import suits
 from ...tensor import Tensor
 from ..parameter import Buffer, Parameter
 from . import hooks
@@ -420,11 +421,13 @@ class Module(StateDict, HookRegistration):
         """Move to a device and/or change the floating type, in place.
 
         Called as ``to(device)``, ``to(dtype)``, ``to(device, dtype)`` or ``to(tensor)``; integer
-        parameters and buffers change device only.
+        parameters and buffers change device only. ``memory_format=torch.channels_last`` (or
+        ``channels_last_3d``) lays out those of 4 (or 5) dims.
 
         Raises:
             TypeError: if the dtype is neither floating nor complex.
         """
+        format = kwargs.pop("memory_format", None)
         device, dtype, non_blocking = _parse_to(*args, **kwargs)
         if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
             raise TypeError(
@@ -434,7 +437,8 @@ class Module(StateDict, HookRegistration):
 
         def convert(t):
             new = dtype if t.is_floating_point() or t.is_complex() else None
-            return t.to(device=device, dtype=new, non_blocking=non_blocking)
+            laid = format if suits(format, t.dim()) else None
+            return t.to(device=device, dtype=new, non_blocking=non_blocking, memory_format=laid)
 
         return self._apply(convert)
 
