@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from operator import attrgetter
 
-from ..backend import namespace_of, ndarray, on_gpu, side_streams
+from ..backend import layouts, namespace_of, ndarray, on_gpu, side_streams
 from ..backend.storage import is_writeable
 from ..tensor import Tensor, current_node, wrap
 from .graph import PackedTensor, bump_version
@@ -211,9 +211,10 @@ class _Execution:
         if self.create_graph:
             leaf._grad = g if grad is None else self.ops.plain_add(grad, g)
         elif grad is None:
-            if not owned or not g.flags.c_contiguous:
+            last = layouts.is_channels_last(leaf._data)  # a gradient has its leaf's layout
+            if not owned or not layouts.is_dense(g, last):
                 # Someone else holds this memory, and optimizers change gradients in place
-                g = namespace_of(g).contiguous_copy(g)
+                g = layouts.copied(namespace_of(g), g, last)
             leaf._grad = wrap(g)
         elif is_writeable(grad._data):
             grad._data = _add_to(grad._data, g)

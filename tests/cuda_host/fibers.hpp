@@ -15,6 +15,7 @@
 #include <string.h>
 #include <link.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define __global__ __attribute__((noinline))
 #define __device__

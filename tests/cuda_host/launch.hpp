@@ -103,11 +103,24 @@ static Place static_shared() {
     return {anchor - before, size};
 }
 
-static void reset() {
+// The stacks of all threads, the same for all libraries of a process: each has a page that may not be
+// touched, and a process may not have many thousands of such pieces of memory.
+static char* common_stacks() {
+    char name[64], text[32];
+    snprintf(name, sizeof name, "DISTTORCH_HOST_STACKS_%d", (int)getpid());
+    const char* known = getenv(name);
+    if (known) return (char*)strtoull(known, 0, 16);
     const size_t all = MOST_THREADS * STACK;
+    char* made = (char*)mmap(0, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    for (int i = 0; i < MOST_THREADS; i++) mprotect(made + i * STACK, PAGE, PROT_NONE);
+    snprintf(text, sizeof text, "%llx", (unsigned long long)(size_t)made);
+    setenv(name, text, 1);
+    return made;
+}
+
+static void reset() {
     if (!stacks) {
-        stacks = (char*)mmap(0, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        for (int i = 0; i < MOST_THREADS; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);
+        stacks = common_stacks();
         char* room = (char*)mmap(0, SHARED_ROOM + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         mprotect(room + SHARED_ROOM, PAGE, PROT_NONE);
         dynamic_shared = (unsigned char*)room + SHARED_ROOM;
