@@ -175,6 +175,23 @@ def test_channel_sum(xp, dtype, last):
     close(xp.channel_sum(g), wide(g).sum((0, 2, 3)), dtype)
 
 
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("shape, groups", [
+    ((3, 6, 5), 3), ((2, 8, 16), 2), ((4, 6, 1), 2), ((2, 4, 3), 1)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm(xp, shape, groups, affine, dtype):
+    x, g = draw(1, shape, dtype), draw(2, shape, dtype)
+    weight, bias = (draw(i, shape[1:2], dtype) if affine else None for i in (3, 4))
+    found = xp.group_norm(x, weight, bias, groups, 1e-3)
+    wanted = CPU.group_norm(wide(x), wide(weight), wide(bias), groups, 1e-3)
+    for a, b in zip(found, wanted):
+        close(a, b, dtype, 3)
+    found = xp.group_norm_backward(g, x, weight, *found[1:])
+    wanted = CPU.group_norm_backward(wide(g), wide(x), wide(weight), *wanted[1:])
+    for a, b in zip(found, wanted):
+        close(a, b, dtype, 5)
+
+
 # ---------------------------------------------------------------- pooling
 REGULAR, ADAPTIVE = pool_kernels.regular_windows, pool_kernels.adaptive_windows
 WINDOWS = [

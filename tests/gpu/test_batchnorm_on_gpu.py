@@ -81,6 +81,12 @@ def test_instance_norm_and_nothing():
     assert out.shape == empty.shape
 
 
+@all_types
+def test_group_norm(name):
+    pairs = [laid.drawn(i, s, name) for i, s in enumerate(((3, 6, 4, 5), (6,), (6,)), 1)]
+    laid.check(lambda x, w, b: F.group_norm(x, 3, w, b, 1e-3), pairs, name, 4)
+
+
 def test_second_derivatives():
     def penalty(device):
         x = torch.tensor(np.random.default_rng(0).standard_normal((3, 2, 4))).to(device).requires_grad_()

@@ -1,4 +1,4 @@
-"""Batch normalisation on a GPU: moments per channel, the normalising, and the backward pass.
+"""Batch and group normalisation on a GPU: moments per channel, the normalising, the backward pass.
 
 Each pass over the data is one launch at the speed of memory, in the layout that the data has; sums
 have two stages of a fixed order (``csrc/batchnorm.cu``), in float32 (float64 for float64), and
@@ -26,12 +26,13 @@ _COMPUTED = {float32.np: float32.np, float64.np: float64.np, float16.np: float32
 class _Layout:
     """How an array's channels lie: the kernels' suffix, their sizes and the grid for a pass."""
 
-    __slots__ = ("array", "suffix", "sizes", "grid", "channels", "splits")
+    __slots__ = ("suffix", "sizes", "grid", "channels", "splits")
+    grid: tuple[int, ...]
 
-    def __init__(self, xp, array, last: bool, wide: bool, reduces: bool):
+    def __init__(self, array, last: bool, wide: bool, reduces: bool):
         n, c = array.shape[:2]
         length, many = math.prod(array.shape[2:]), 16 // array.itemsize
-        self.array, self.channels = array, c
+        self.channels = c
         most = _BLOCKS if reduces else 4 * _BLOCKS
         if last:
             many = many if wide and c % many == 0 else 1
@@ -87,7 +88,7 @@ def batch_stats(xp, x, running_mean=None, running_var=None, momentum=0.0):
         return batchnorm_kernels.batch_stats(xp, x, running_mean, running_var, momentum)
     last = _lies_last(x)
     x = _dense(xp, x, last)
-    layout = _Layout(xp, x, last, layouts.is_aligned(x), reduces=True)
+    layout = _Layout(x, last, layouts.is_aligned(x), reduces=True)
     c, splits, kind = layout.channels, layout.splits, _COMPUTED[x.dtype]
     memory = xp.empty((3 * splits + 2, c), kind)
     partial, mean, var = memory[2:], memory[0], memory[1]
@@ -109,7 +110,7 @@ def normalize_channels(xp, x, weight, bias, mean, var, eps):
     last = _lies_last(x)
     x = _dense(xp, x, last)
     out = layouts.empty(xp, x.shape, x.dtype, last and x.ndim > 2)
-    layout = _Layout(xp, x, last, layouts.is_aligned(x), reduces=False)
+    layout = _Layout(x, last, layouts.is_aligned(x), reduces=False)
     parameter = bias if weight is None else weight
     _run(xp, "normal_" + layout.suffix, x, parameter, layout.grid, (
         x, *_rows(xp, weight, bias), *_stats(xp, x, mean, var), out, float(eps), *layout.sizes))
@@ -128,7 +129,7 @@ def normalize_channels_backward(xp, g, x, weight, mean, var, eps, training, need
     gx = None
     if needs[0]:
         gx = layouts.empty(xp, x.shape, x.dtype, last and x.ndim > 2)
-        layout = _Layout(xp, x, last, layouts.is_aligned(x, g), reduces=False)
+        layout = _Layout(x, last, layouts.is_aligned(x, g), reduces=False)
         _run(xp, "grad_" + layout.suffix, x, weight, layout.grid, (
             g, x, weight, mean, var, sums if training else None, gx, float(eps), *layout.sizes))
     return gx, gw, gb
@@ -136,7 +137,7 @@ def normalize_channels_backward(xp, g, x, weight, mean, var, eps, training, need
 
 def _sums(xp, g, x, weight, mean, var, eps, last, needs):
     """(2×C of Σ g and Σ g·(x − mean), gradient of weight, of bias)."""
-    layout = _Layout(xp, g, last, layouts.is_aligned(*((g,) if x is None else (g, x))), reduces=True)
+    layout = _Layout(g, last, layouts.is_aligned(*((g,) if x is None else (g, x))), reduces=True)
     c, splits, kind = layout.channels, layout.splits, _COMPUTED[g.dtype]
     memory = xp.empty((2 * splits + 2, c), kind)
     sums, partial = memory[:2], memory[2:]
@@ -168,6 +169,49 @@ def _stats(xp, x, mean, var):
     kind = _COMPUTED[x.dtype]
     return (xp.ascontiguousarray(mean.astype(kind, copy=False)),
             xp.ascontiguousarray(var.astype(kind, copy=False)))
+
+
+# ---- group normalisation of a contiguous N×C×L ---------------------------------------------------
+def group_norm(xp, x, weight, bias, groups, eps):
+    """(y N×C×L, mean N×G, 1/√(variance + eps) N×G); weight and bias are C or None.
+
+    A sample's group is a channel of a batch of one: first for the moments, then each of its channels
+    is normalised by them.
+    """
+    if not _has_kernels(x, weight, bias):
+        return batchnorm_kernels.group_norm(xp, x, weight, bias, groups, eps)
+    n, c, length = x.shape
+    mean, var = batch_stats(xp, x.reshape(1, n * groups, -1))
+    spread = [xp.repeat(a, c // groups) for a in (mean, var)]
+    tiled = [None if p is None else xp.tile(p, n) for p in (weight, bias)]
+    out = normalize_channels(xp, x.reshape(1, n * c, length), *tiled, *spread, eps)
+    rstd = 1 / xp.sqrt(var + eps)
+    return out.reshape(x.shape), mean.reshape(n, groups), rstd.reshape(n, groups)
+
+
+def group_norm_backward(xp, g, x, weight, mean, rstd):
+    """(gradient of x N×C×L, of weight C, of bias C)."""
+    if not _has_kernels(x, weight) or g.dtype != x.dtype:
+        return batchnorm_kernels.group_norm_backward(xp, g, x, weight, mean, rstd)
+    n, c, length = x.shape
+    groups = mean.shape[1]
+    each, flat = c // groups, (1, n * c, length)
+    mean = xp.repeat(mean, each, axis=1)
+    sums = _sums(xp, g.reshape(flat), x.reshape(flat), None, xp.ascontiguousarray(mean).reshape(-1),
+                 None, 0.0, length == 1, (True, False, False))[0]
+    total, dots = sums.reshape(2, n, c)
+    scale = xp.repeat(rstd, each, axis=1)
+    dots = dots * scale
+    gw, gb = dots.sum(axis=0), total.sum(axis=0)
+    if weight is not None:
+        total, dots, scale = total * weight, dots * weight, scale * weight
+    # the mean of g·weight over the group and its part along the normalised input are taken out
+    level, along = (
+        xp.repeat(a.reshape(n, groups, each).sum(axis=2) / (each * length) * factor, each, axis=1)
+        for a, factor in ((total, rstd), (dots, rstd * rstd)))
+    gx = g * scale[:, :, None]
+    gx -= (x - mean[:, :, None]) * along[:, :, None] + level[:, :, None]
+    return gx, gw, gb
 
 
 # ---- the plain formulas --------------------------------------------------------------------------
