@@ -23,8 +23,10 @@ ENGINES = ["own", pytest.param("cudnn", marks=pytest.mark.skipif(
 
 @pytest.fixture(params=ENGINES, autouse=True)
 def engine(request):
-    """Each test without cuDNN and, where it is installed, with it; float32 without TF32."""
-    with torch.backends.cudnn.flags(enabled=request.param == "cudnn", allow_tf32=False):
+    """Each test without cuDNN and, where it is installed, with it: plans that give the same bits on
+    every run, float32 without TF32."""
+    by_cudnn = request.param == "cudnn"
+    with torch.backends.cudnn.flags(enabled=by_cudnn, allow_tf32=False, deterministic=True):
         yield request.param
 
 
@@ -123,6 +125,22 @@ def test_a_small_network_in_both_layouts():
         assert abs(loss - want) < 1e-3
         for a, b in zip(found, grads):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-2 * max(1, np.abs(b).max()))
+
+
+def test_bfloat16_and_tf32_as_a_network_uses_them(engine):
+    """The plans that are taken by default: any that the heuristics put first."""
+    with torch.backends.cudnn.flags(deterministic=False, allow_tf32=True):
+        for name, room in (("bfloat16", 4e-2), ("float32", 5e-3)):
+            (wide, x), (wide_w, w) = (laid.drawn(i, s, name, True)
+                                      for i, s in ((1, (2, 16, 9, 9)), (2, (32, 16, 3, 3))))
+            out = F.conv2d(x, w, stride=2, padding=1)
+            want = F.conv2d(wide, wide_w, stride=2, padding=1)
+            out.sum().backward()
+            want.sum().backward()
+            for a, b in ((out, want), (x.grad, wide.grad), (w.grad, wide_w.grad)):
+                a, b = a.detach().cpu().double().numpy(), b.detach().numpy()
+                np.testing.assert_allclose(a, b, rtol=0, atol=room * max(1, np.abs(b).max()))
+            assert laid.is_last(out) and laid.is_last(x.grad) and laid.is_last(w.grad)
 
 
 def test_plans_are_kept_and_refusals_told(engine):
