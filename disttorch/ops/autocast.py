@@ -18,7 +18,7 @@ import functools
 
 from ..autograd.autocast import state, switch
 from ..autograd.modes import state as grad_state
-from ..backend import dtypes, ndarray
+from ..backend import dtypes, namespace_of, ndarray
 from ..tensor import Tensor
 from .core import REGISTRY
 
@@ -64,6 +64,17 @@ _CUDA = _table(
     refused="binary_cross_entropy",
 )
 _CUDA["tensordot"] = WIDEST
+
+
+def _cross_entropy_policy(args):
+    """Of 16-bit logits and classes a namespace's kernels make a float32 loss themselves: the logits,
+    the largest array of many models, are not copied (see ``nn.cross_entropy``)."""
+    arrays = [a._data for a in args if isinstance(a, Tensor)]
+    classes = any(a.dtype.kind in "iu" for a in arrays)
+    return None if classes and namespace_of(arrays[0]).fused_half else FLOAT32
+
+
+_CUDA["cross_entropy"] = _cross_entropy_policy
 
 
 def _pad_policy(args):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ..autograd.autocast import state as casting
+from ..autograd.autocast import switch as autocast
 from ..backend import dtypes, namespace_of
 from ..tensor import Tensor
 from . import rotary  # noqa: F401  (registers its ops)
@@ -354,7 +356,10 @@ def cross_entropy(input, target, weight=None, size_average=None, ignore_index=-1
     rest = (weight, ignore_index, reduction, label_smoothing)
     if namespace_of(input._data).fused_half and input.ndim:  # kernels that need no logarithm in memory
         input = _in_dtype("log_softmax_lastdim", input, None)
-        return _class_loss("cross_entropy", _cross_entropy.call, input, target, reduction, rest)
+        # under autocast the loss is float32, as PyTorch's, without a float32 copy of the logits
+        wide = autocast.on and input.device.type in casting.enabled
+        return _class_loss("cross_entropy", _cross_entropy.call, input, target, reduction,
+                           (*rest, wide))
     logp = log_softmax(input, 0 if input.ndim == 1 else 1)
     return _class_loss("cross_entropy", _nll.call, logp, target, reduction, rest)
 

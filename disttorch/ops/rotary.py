@@ -8,13 +8,16 @@ from .core import op, wrap_dim
 from .samples import case
 
 
+_CASES = lambda m: [  # noqa: E731
+    case(m(2, 3, 4), m.constant(3, 2), m.constant(3, 2), 1, False),
+    case(m(2, 3, 4), m.constant(3, 2), m.constant(3, 2), 1, True),
+    case(m(2, 3, 2, 6), m.constant(3, 3), m.constant(3, 3), 1, False),
+    case(m(2, 2, 3, 6), m.constant(3, 3), m.constant(3, 3), -2, True),
+    case(m(0, 3, 4), m.constant(3, 2), m.constant(3, 2), 1, False)]
+
+
 @op(tensors=("input", "cos", "sin"), method=False, fused=True, name="rotary", node_name="Rotary",
-    samples=lambda m: [
-        case(m(2, 3, 4), m.constant(3, 2), m.constant(3, 2), 1, False),
-        case(m(2, 3, 4), m.constant(3, 2), m.constant(3, 2), 1, True),
-        case(m(2, 3, 2, 6), m.constant(3, 3), m.constant(3, 3), 1, False),
-        case(m(2, 2, 3, 6), m.constant(3, 3), m.constant(3, 3), -2, True),
-        case(m(0, 3, 4), m.constant(3, 2), m.constant(3, 2), 1, False)])
+    samples=_CASES)
 def rotary(xp, input, cos, sin, dim=-2, interleaved=False):
     """Turn pairs of elements of the last dim by an angle of the position along ``dim``.
 
@@ -46,7 +49,7 @@ def _turn(xp, input, cos, sin, dim, interleaved, inverse):
 
 
 @op(tensors=("input", "cos", "sin"), method=False, fused=True, name="rotary_back",
-    node_name="RotaryBack")
+    node_name="RotaryBack", samples=_CASES)
 def _rotary_back(xp, input, cos, sin, dim=-2, interleaved=False):
     """``rotary`` by the opposite angles: its inverse, and its gradient."""
     return _turn(xp, input, cos, sin, dim, interleaved, True)

@@ -150,6 +150,21 @@ def test_cross_entropy_of_images_and_one_row():
     both(lambda x: F.cross_entropy(x, torch.tensor(3).to(x.device)), [drawn(5)], "float32")
 
 
+def test_cross_entropy_under_autocast_is_float32():
+    target = torch.tensor([1, 0, 3])
+    x, there = drawn(3, 5, name="bfloat16")
+    x.requires_grad_(), there.requires_grad_()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = F.cross_entropy(there, target.cuda(), label_smoothing=0.1)
+        soft = F.cross_entropy(there, torch.softmax(there.detach(), 1))
+    want = F.cross_entropy(x, target, label_smoothing=0.1)
+    near(loss, want, "float32")
+    assert soft.dtype is torch.float32
+    want.backward()
+    loss.backward()
+    near(there.grad, x.grad, "bfloat16")
+
+
 def test_cross_entropy_of_special_rows():
     inf = float("inf")
     x = torch.tensor([[0.0, -inf, 1.0], [-inf, -inf, -inf], [3e4, 0.0, -3e4]])

@@ -64,7 +64,7 @@ def cross_entropy(xp, x, target, weight, ignore_index, reduction, smoothing, wid
 def cross_entropy_backward(xp, g, x, target, weight, aux, ignore_index, reduction, smoothing):
     """Gradient of the logits R×C, of their type; g is that of the loss: a scalar, or R."""
     target, weight, weights_sum, sums, shares, total = aux
-    x, g = aligned(xp, x), xp.ascontiguousarray(g)
+    x, g = aligned(xp, x), aligned(xp, g)
     grad, rows = xp.empty(x.shape, x.dtype), x.shape[0]
     if x.size:
         if g.dtype != x.dtype and g.dtype != sums.dtype:

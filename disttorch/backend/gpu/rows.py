@@ -20,7 +20,8 @@ def wider(dtype):
 
 def aligned(xp, a):
     """``a`` as a contiguous array that starts on 16 bytes; a copy only if it is none."""
-    a = xp.ascontiguousarray(a)
+    if not a.flags.c_contiguous:  # of 0-dim arrays ascontiguousarray would make 1-dim ones
+        a = xp.ascontiguousarray(a)
     return a if a.data.ptr % 16 == 0 else a.copy()
 
 
