@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import laid
 import numpy as np
 import pytest
+from gpu import laid
 
 import disttorch as torch
 import disttorch.nn.functional as F

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-import laid
 import numpy as np
 import pytest
+from gpu import laid
 
 import disttorch as torch
 import disttorch.nn.functional as F
@@ -15,6 +15,7 @@ from disttorch.backend.gpu import cudnn
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or no CuPy"),
+    pytest.mark.filterwarnings("default:cuDNN has no plan"),  # own kernels compute it then
 ]
 all_types = pytest.mark.parametrize("name", laid.DTYPES)
 ENGINES = ["own", pytest.param("cudnn", marks=pytest.mark.skipif(
