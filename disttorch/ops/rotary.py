@@ -7,7 +7,6 @@ import math
 from .core import op, wrap_dim
 from .samples import case
 
-
 _CASES = lambda m: [  # noqa: E731
     case(m(2, 3, 4), m.constant(3, 2), m.constant(3, 2), 1, False),
     case(m(2, 3, 4), m.constant(3, 2), m.constant(3, 2), 1, True),
