@@ -288,3 +288,24 @@ def test_how_a_job_is_started(how, tmp_path):
     assert job.status == 0 and not job.timed_out, job.output
     for rank in (0, 1):
         assert f"<mpi {rank} {rank} 2 {rank} 2 3.0>" in job.output
+
+
+@pytest.mark.parametrize("asked, chosen, variables, want", [
+    (None, False, {"LOCAL_RANK": "3"}, 3), (None, False, {"LOCAL_RANK": "9"}, 1),
+    (None, False, {"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, 2), (None, False, {}, None),
+    (None, True, {"LOCAL_RANK": "3"}, None), (2, False, {"LOCAL_RANK": "3"}, 2),
+    ("cuda:1", True, {"LOCAL_RANK": "3"}, 1), ("cpu", False, {"LOCAL_RANK": "3"}, 3),
+])  # fmt: skip
+def test_nccl_takes_the_gpu_of_local_rank(asked, chosen, variables, want, monkeypatch):
+    from disttorch.distributed import begin, environment
+
+    taken = []
+    for name in ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(begin.cupy_backend, "device_count", lambda: 4)
+    monkeypatch.setattr(begin.gpu_runtime, "is_chosen", lambda: chosen)
+    monkeypatch.setattr(begin.gpu_runtime, "set_device", lambda index, chosen: taken.append(index))
+    begin._take_gpu(begin._device(asked), environment.local_rank(rank=5, size=8))
+    assert taken == ([] if want is None else [want])

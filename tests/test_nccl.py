@@ -794,3 +794,37 @@ def test_watching_ends_when_nothing_is_under_way():
         return here.group._overseer._thread
 
     assert ranks(2, fn)[0] == [None, None]
+
+
+def test_calls_of_a_captured_stream_are_held_until_waited_for_and_never_asked():
+    def fn(here):
+        here.gpu.capturing = lambda: True
+        here.gpu.done = lambda event: pytest.fail("an event of a graph was asked")
+        a = here.array([1.0, here.rank])
+        work = here.group.all_reduce(a, async_op=True)
+        kept = weakref.ref(work)
+        del work
+        gc.collect()
+        held = kept() in here.group._captured and not here.group._overseer._under_way
+        with pytest.raises(RuntimeError, match="host cannot wait"):
+            kept().block()
+        assert not kept().is_completed()
+        kept().wait(5.0)  # a limit is nothing that the host could keep
+        gone = not here.group._captured
+        here.group.broadcast(a, 0)
+        del here.gpu.capturing, here.gpu.done
+        return held, gone, len(here.group._captured), a.get().tolist()
+
+    assert ranks(2, fn)[0] == [(True, True, 0, [2.0, 1.0])] * 2
+
+
+def test_ranks_that_share_a_gpu_cannot_be_captured():
+    def fn(here):
+        here.gpu.capturing = lambda: True
+        here.binding.meets = True
+        with pytest.raises(RuntimeError, match="meet on the host; start one rank per GPU"):
+            here.group.all_reduce(here.array([1.0]))
+        here.binding.meets = False
+        del here.gpu.capturing
+
+    ranks(2, fn)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from . import cupy_backend
 from .gpu import graphs, memory, transfers
 
@@ -15,9 +17,20 @@ def current_device() -> int:
     return cupy().cuda.runtime.getDevice()
 
 
-def set_device(index: int) -> None:
+_chosen = threading.local()
+
+
+def set_device(index: int, chosen: bool = False) -> None:
+    """Make a device this thread's current one; ``chosen``: for good, not for a while."""
     cupy_backend.gpu()  # checks that there is one at all
     cupy().cuda.Device(index).use()
+    if chosen:
+        _chosen.device = index
+
+
+def is_chosen() -> bool:
+    """Whether this thread's current device was set, rather than being the first by itself."""
+    return hasattr(_chosen, "device") or current_device() != 0
 
 
 def synchronize(index: int) -> None:

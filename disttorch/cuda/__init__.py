@@ -74,7 +74,7 @@ def set_device(device) -> None:
     index = device_number(device)
     if index >= 0:
         require()
-        gpu_runtime.set_device(index)
+        gpu_runtime.set_device(index, chosen=True)
 
 
 class device:

@@ -8,6 +8,7 @@ from typing import Any
 
 import collectives
 
+from ..backend import cupy_backend, gpu_runtime
 from ..backend.devices import device as Device
 from ..settings import follow_deterministic
 from . import backends, environment
@@ -44,7 +45,9 @@ def init_process_group(
         store: a `Store` that all ranks share, in place of `init_method`; needs both of the above.
         group_name: accepted as in PyTorch, which does not use it either.
         pg_options: accepted as in PyTorch; what they say concerns its own libraries.
-        device_id: the device that this rank uses, kept as the group's `bound_device_id`.
+        device_id: the device that this rank uses, kept as the group's `bound_device_id`. With
+            "nccl" it becomes the current GPU; without it, that is the one which the script chose by
+            `torch.cuda.set_device`, or where it chose none, the one of LOCAL_RANK.
 
     Raises:
         ValueError: initialised already; `rank` or `world_size` contradict the job; both
@@ -59,7 +62,8 @@ def init_process_group(
     limit = default_pg_timeout if timeout is None else timeout
     seconds = seconds_of(limit)
     wanted = backends.choose(backend)
-    ranks = _connect(wanted, mine.inside, init_method, rank, world_size, store, seconds)
+    device = _device(device_id)
+    ranks = _connect(wanted, mine.inside, init_method, rank, world_size, store, seconds, device)
     _check_place(ranks, world_size, rank)
     used = backends.Backend(collectives.backend_of(ranks))
     host = used if mine.inside is not None else collectives.backend_of(collectives.world())
@@ -70,7 +74,7 @@ def init_process_group(
     follow_deterministic(collectives.set_deterministic)
     members = list(range(ranks.size))
     mine.world = ProcessGroup(
-        ranks, members, used, "0", "default_pg", wanted.config(host), _device(device_id)
+        ranks, members, used, "0", "default_pg", wanted.config(host), device
     )
     mine.groups = [mine.world]
     mine.named = 0
@@ -141,6 +145,7 @@ def _connect(
     world_size: int,
     store: Any,
     seconds: float,
+    device: Device | None,
 ) -> collectives.Group:
     if inside is not None:
         if wanted.cpu not in (None, "local"):
@@ -155,6 +160,7 @@ def _connect(
         return ranks
     from collectives import nccl  # only here: it looks for a GPU
 
+    _take_gpu(device, environment.local_rank(ranks.rank, ranks.size))
     return nccl.connect(ranks)
 
 
@@ -180,6 +186,16 @@ def _check_place(ranks: collectives.Group, world_size: int, rank: int) -> None:
             f"rank is {rank} but this process is rank {ranks.rank} of {ranks.size}: leave rank "
             "away, the launcher numbers the ranks"
         )
+
+
+def _take_gpu(device: Device | None, local_rank: int | None) -> None:
+    """Make the GPU current that NCCL is to use here: the one asked for, else the one that the script has
+    chosen by `torch.cuda.set_device`, else the one of this rank's number on its node."""
+    count = cupy_backend.device_count()
+    if device is not None and device.type == "cuda" and device.index is not None:
+        gpu_runtime.set_device(device.index, chosen=True)
+    elif count > 1 and local_rank is not None and not gpu_runtime.is_chosen():
+        gpu_runtime.set_device(local_rank % count, chosen=True)
 
 
 def _device(device_id: Any) -> Any:

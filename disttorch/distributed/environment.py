@@ -29,6 +29,12 @@ def fill_in(rank: int, size: int) -> list[str]:
     return list(missing)
 
 
+def local_rank(rank: int, size: int) -> int | None:
+    """This rank's number on its node; None where nobody tells."""
+    text = os.environ.get("LOCAL_RANK") or _place_on_node(size).get("LOCAL_RANK", "")
+    return int(text) if text.isdigit() else None
+
+
 def take_away(names: list[str]) -> None:
     """Undo `fill_in`."""
     for name in names:
