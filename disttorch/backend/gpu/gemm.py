@@ -147,7 +147,9 @@ def product(xp, a, b, out=None, alpha=1, beta=0):
     if b.shape[-2] != k:
         raise ValueError(f"matmul: {k} columns of {a.shape} do not fit {b.shape[-2]} rows of {b.shape}")
     flat = a.ndim == 2 and b.ndim == 2
-    lead = () if flat else np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    lead = a.shape[:-2]
+    if not flat and lead != b.shape[:-2]:
+        lead = np.broadcast_shapes(lead, b.shape[:-2])
     shape = (*lead, n, m)
     if out is None:
         out = cupy.empty(shape, a.dtype)
@@ -223,7 +225,11 @@ def _many(cupy, a, b, out, lead, alpha, beta) -> None:
     inner = max(range(len(dims)), key=lambda i: dims[i][0])  # the longest: the fewest calls
     count, step_a, step_b, step_c = dims.pop(inner)
     for place in itertools.product(*(range(d[0]) for d in dims)):
-        at_a, at_b, at_c = (sum(i * d[x] for i, d in zip(place, dims)) * itemsize for x in (1, 2, 3))
+        at_a = at_b = at_c = 0
+        for i, (_, outer_a, outer_b, outer_c) in zip(place, dims):
+            at_a += i * outer_a * itemsize
+            at_b += i * outer_b * itemsize
+            at_c += i * outer_c * itemsize
         library.gemm_batched(
             *front, pb + at_b, bt[1], step_b, pa + at_a, lda, step_a, beta, pc + at_c, ldc, step_c,
             count,
@@ -231,6 +237,11 @@ def _many(cupy, a, b, out, lead, alpha, beta) -> None:
 
 
 def _dims(lead, a, b, out):
+    """[(size, strides of a, b and out)] of the fewest leading dims that are all of them."""
+    if len(lead) == 1 and a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] > 1:  # the usual case
+        size = a.itemsize
+        steps = a.strides[0] // size, b.strides[0] // size, out.strides[0] // size
+        return [(lead[0], *steps)]
     return _collapsed(lead, _lead_strides(a, lead), _lead_strides(b, lead), _lead_strides(out, lead))
 
 
