@@ -45,7 +45,13 @@ def empty(xp, shape: tuple, dtype, last: bool):
     """An array N×C×S of that layout, not filled."""
     if not last:
         return xp.empty(shape, dtype)
-    return xp.empty((shape[0], *shape[2:], shape[1]), dtype).transpose(_FROM_LAST[len(shape)])
+    made = xp.empty((shape[0], *shape[2:], shape[1]), dtype)
+    if isinstance(made, np.ndarray):
+        return made.transpose(_FROM_LAST[len(shape)])
+    # on a GPU an owner of its memory, no view: a gradient that is handed on then need not be copied
+    size = made.itemsize
+    strides = tuple(s * size for s in strides_of(shape, True))
+    return type(made)(shape, made.dtype, made.data, strides)
 
 
 def dense(xp, array, last: bool):
