@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from . import cublaslt
+from . import cublaslt, graphs
 
 # cudaDataType
 R_32F, R_64F, R_16F, C_32F, C_64F, R_16BF = 0, 1, 2, 4, 5, 14
@@ -142,7 +142,8 @@ def _workspace(cupy, device: int, stream: int):
     held = _workspaces.get(key)
     if held is None:
         hopper = int(cupy.cuda.Device(device).compute_capability) >= 90
-        held = cupy.empty(_HOPPER_WORKSPACE if hopper else _WORKSPACE, dtype="uint8")
+        with graphs.uncaptured(cupy):  # it outlives the graph whose capture happens to come first
+            held = cupy.empty(_HOPPER_WORKSPACE if hopper else _WORKSPACE, dtype="uint8")
         held = _workspaces.setdefault(key, held)
     return held.data.ptr, held.size
 

@@ -156,7 +156,8 @@ class Graph:
             if stream.ptr not in self._streams:
                 self._streams[stream.ptr] = stream
             for generator, capture in self._random:
-                generator.before_replay(capture)
+                if capture.used:
+                    generator.before_replay(capture)
             self._graph.launch(stream)
 
     def reset(self) -> None:
@@ -182,15 +183,6 @@ class Graph:
         if self._graph is None:
             raise GraphError("this CUDA graph has not been captured: nothing to print")
         return self._graph.debug_dot_str()
-
-
-def keep(thing) -> bool:
-    """Let the graph that this thread captures hold a thing; False if it captures none."""
-    graph = _capturing.get(threading.get_ident())
-    if graph is None:
-        return False
-    graph._kept.append(thing)
-    return True
 
 
 def is_capturing() -> bool:
