@@ -50,6 +50,9 @@ COUNTERPART = {
     "embedding_lookup": lambda w, i, pad=None, freq=False: F.embedding(
         i, w, pad, scale_grad_by_freq=freq), "softmax_over": torch.softmax,
     "log_softmax_over": torch.log_softmax, "native_layer_norm": _layer_norm, "nll_rows": _nll,
+    "native_rms_norm": lambda x, w, n, eps: F.rms_norm(x, x.shape[-n:], w, eps),
+    "cross_entropy_rows": lambda x, t, w, ignore, how, s: F.cross_entropy(
+        x, t, w, ignore_index=ignore, reduction=how, label_smoothing=s),
     "attention_kept": lambda q, k, v, m, c, s: F.scaled_dot_product_attention(
         q, k, v, m, is_causal=c, scale=s),
     "attention_fused": lambda q, k, v, m, c, s, p, r: F.scaled_dot_product_attention(
@@ -86,7 +89,7 @@ INTERNAL = {
     "alias", "as_strided", "as_strided_backward", "attention_anew", "copy", "ctc_rows",
     "fill", "gather_backward", "gru_layer", "index_backward", "index_select_backward",
     "linalg_cofactor", "lstm_layer", "ones_like", "reversed_sum", "rnn_layer",
-    "slice_backward", "view_scatter", "zeros_like", "zeros_shaped",
+    "rotary", "rotary_back", "slice_backward", "view_scatter", "zeros_like", "zeros_shaped",
 }
 
 MAKES_COMPLEX = {"complex", "view_as_complex"}
