@@ -294,7 +294,8 @@ class _Lease:
         try:
             self.library = free.pop()
         except IndexError:
-            self.library = FACTORY(cupy, device)
+            with graphs.uncaptured(cupy):
+                self.library = FACTORY(cupy, device)
 
     def __del__(self):
         library = self.__dict__.get("library")
@@ -305,7 +306,7 @@ class _Lease:
 def library(cupy) -> Cublas:
     """The library for the current device, to be used in this thread.
 
-    Making the first one of a device and thread allocates: do it (by a warm-up) before a capture begins.
+    Making the first one of a device and thread takes a moment and memory of the device.
     """
     device = cupy.cuda.runtime.getDevice()
     try:

@@ -67,8 +67,8 @@ def _layout(rows: int, columns: int, down: int, along: int) -> tuple[int, int] |
 
 
 def _matrix_layout(a) -> tuple[int, int] | None:
-    size, strides = a.itemsize, a.strides
-    return _layout(*a.shape[-2:], strides[-2] // size, strides[-1] // size)
+    (rows, columns), (down, along), size = a.shape[-2:], a.strides[-2:], a.itemsize
+    return _layout(rows, columns, down // size, along // size)
 
 
 def _copied(cupy, a):
