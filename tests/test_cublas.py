@@ -130,6 +130,25 @@ def test_a_plan_is_made_once_and_follows_the_addresses(library, stub):
     assert value(stub, "living") < alive
 
 
+def test_an_algorithm_that_does_not_run_is_given_up(library, stub):
+    a = matrix(8, 8, np.float32, 1)
+    d = np.empty_like(a)
+
+    def ask():
+        return library.lt_matmul(cublas.R_32F, cublas.COMPUTE_32F, 0, 0, 0, 8, 8, 8, 1, a.ctypes.data, 8,
+                                 a.ctypes.data, 8, 0, d.ctypes.data, 8, d.ctypes.data, 8)
+
+    refuse = ctypes.c_int.in_dll(stub, "refuse")
+    assert ask()
+    alive, refuse.value = value(stub, "living"), 1
+    try:
+        with pytest.warns(UserWarning, match="refused the algorithm .*NOT_SUPPORTED; m, n, k = 8, 8, 8"):
+            assert not ask()
+    finally:
+        refuse.value = 0
+    assert not ask() and value(stub, "living") < alive
+
+
 def test_what_the_heuristic_is_told(library, stub):
     memory = np.zeros(4096, np.float32)
     base = -(-memory.ctypes.data // 256) * 256

@@ -14,6 +14,7 @@ import ctypes
 import functools
 import re
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,9 @@ class Cublas:
         The algorithm is chosen once for each problem and kept: the same call gives the same bits.
 
         Returns:
-            False, with nothing computed, if cuBLASLt has no algorithm for the problem. A stand-in says
-            False for types other than R_32F, R_16F and R_16BF with an epilogue, like the library.
+            False, with nothing computed, if cuBLASLt has no algorithm for the problem (with a warning if
+            it finds that out only when the algorithm is to run). A stand-in says False for types other
+            than R_32F, R_16F and R_16BF with an epilogue.
         Raises:
             CublasError: if the library fails otherwise.
         """
@@ -272,6 +274,13 @@ class Cublas:
             return False
         status = plan.run(self.handle, number(dtype, alpha), a, b, number(dtype, beta), c, d, bias, aux,
                           self._scratch, stream)
+        if status in cublaslt.REFUSALS:  # the heuristic was wrong: seen with sliced operands
+            warnings.warn(
+                f"cublasLtMatmul refused the algorithm that its heuristic chose (CUBLAS_STATUS_"
+                f"{STATUS[status]}; m, n, k = {m}, {n}, {k}, type {dtype}, epilogue {epilogue}): such "
+                "products take two calls from now on", stacklevel=2)
+            self._plans.refuse(plan)
+            return False
         if status:
             check(status, "cublasLtMatmul", "NTC"[op_a], "NTC"[op_b], m, n, k, a, dtype, lda, b, ldb, c,
                   ldc, d, ldd, compute, epilogue, bias, aux, ld_aux)

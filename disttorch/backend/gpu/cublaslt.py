@@ -19,7 +19,7 @@ _WORKSPACE_BYTES, _REDUCTIONS, _ALIGNMENT_A = 1, 3, 5  # B, C and D follow A
 # cublasLtReductionScheme_t: none or in the compute type, but not in the output's type
 _EXACT_REDUCTIONS = 2
 _SCALE = {2: 0, 14: 0}  # alpha and beta of 16-bit floats are float32
-_NOT_SUPPORTED, _INVALID_VALUE = 15, 7
+REFUSALS = (7, 15)  # INVALID_VALUE and NOT_SUPPORTED: the two answers for "no such product"
 _MOST_PLANS = 4096
 _BEST_ALIGNMENT = 256
 
@@ -120,7 +120,7 @@ class Plan:
             handle, self.description, *self.layouts, preference, 1, ctypes.byref(self._choice),
             ctypes.byref(found),
         )
-        if status in (_NOT_SUPPORTED, _INVALID_VALUE):  # the two answers for "no such product"
+        if status in REFUSALS:
             return False
         _check(status, "cublasLtMatmulAlgoGetHeuristic")
         return found.value > 0 and self._choice.state == 0
@@ -172,6 +172,13 @@ class Plans:
             plan = None  # type: ignore[assignment]
         self._plans[key] = plan
         return plan
+
+    def refuse(self, plan: Plan) -> None:
+        """Give up a plan whose algorithm did not run: its problem has none."""
+        for key, known in self._plans.items():
+            if known is plan:
+                self._plans[key] = None
+        plan.close()
 
     def _forget(self) -> None:
         """Problems without end (each batch of another length): begin anew."""

@@ -264,6 +264,8 @@ def _lt(
     """alpha·a@b + beta·c (c an address) into a contiguous N×M ``out``, with an epilogue over its M
     columns; False if cuBLASLt has no algorithm."""
     n, m = out.shape
+    if m == 1 or a.shape[1] == 1:  # vectors: cuBLASLt's heuristic errs, and there is little to gain
+        return False
     at, bt = _matrix_layout(a), _matrix_layout(b)
     if at is None:
         a, at = cupy.ascontiguousarray(a), (OP_N, a.shape[1])
