@@ -162,7 +162,7 @@ class Op:
         return result[0] if self.aux else result
 
     def _forward(self, xp, args):
-        if self.kernel is not None and xp.fused is not None:
+        if self.kernel is not None and xp is not CPU and xp.fused is not None:
             out = getattr(xp.fused, self.kernel)(*args)
             if out is not NotImplemented:
                 return out

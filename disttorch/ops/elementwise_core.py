@@ -281,28 +281,7 @@ class UnaryOp(ElementwiseOp):
         function = getattr(CPU, self.ufunc) if self.ufunc else None
         owner, plans = self, self.plans
 
-        def call(input, *, out=None):
-            if out is not None:
-                return write_out(apply((input,)), out, name)
-            if (
-                function is None and owner.kernel is None or not isinstance(input, Tensor)
-                or state.inference or autocast.on
-            ):
-                return apply((input,))
-            a = input._data
-            if a.__class__ is ndarray:
-                if function is None or a.dtype not in FAST:
-                    return apply((input,))
-                r = function(a)
-                if r.__class__ is not ndarray:
-                    r = _asarray(r)
-            else:
-                kernels = namespace_of(a).fused
-                if kernels is None or owner.kernel is None or a.dtype not in FUSED:
-                    return apply((input,))
-                r = getattr(kernels, owner.kernel)(a)
-                if r is NotImplemented:
-                    return apply((input,))
+        def recorded(input, r):
             result = _new(Tensor)
             result._data = r
             if (input._rg or input._base is not None and input._base._rg) and state.enabled:
@@ -314,7 +293,46 @@ class UnaryOp(ElementwiseOp):
                     result._rg = True
             return result
 
-        return call
+        def fused(input):
+            a = input._data
+            kernels = None if state.inference or autocast.on else namespace_of(a).fused
+            if kernels is None or a.dtype not in FUSED:
+                return apply((input,))
+            r = getattr(kernels, owner.kernel)(a)
+            return apply((input,)) if r is NotImplemented else recorded(input, r)
+
+        def composed(input, *, out=None):
+            """Without a ufunc: a device's kernel, or the general path."""
+            if out is not None:
+                return write_out(apply((input,)), out, name)
+            if input.__class__ is not Tensor or input._data.__class__ is ndarray:
+                return apply((input,))
+            return fused(input)
+
+        def call(input, *, out=None):
+            if out is not None:
+                return write_out(apply((input,)), out, name)
+            if not isinstance(input, Tensor) or state.inference or autocast.on:
+                return apply((input,))
+            a = input._data
+            if a.__class__ is not ndarray:
+                return apply((input,)) if owner.kernel is None else fused(input)
+            if a.dtype not in FAST:
+                return apply((input,))
+            r = function(a)
+            if r.__class__ is not ndarray:
+                r = _asarray(r)
+            if input._rg or input._base is not None:
+                return recorded(input, r)
+            result = _new(Tensor)
+            result._data = r
+            return result
+
+        if function is not None:
+            return call
+        if self.kernel is not None:
+            return composed
+        return super()._make_call()
 
 
 def elementwise(tensors=("input",), **options):
