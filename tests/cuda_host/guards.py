@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 
 import numpy as np
 
@@ -55,8 +56,9 @@ class GuardedMemory:
             _LIBC.munmap(self._base, self._whole)
             self._base = 0
 
-    def __del__(self):
-        self.close()
+    def __del__(self, finalizing=sys.is_finalizing):
+        if not finalizing():  # else the process ends with it
+            self.close()
 
 
 class Argument:

@@ -1,0 +1,5 @@
+available = False
+
+
+def get_version() -> int:
+    return 22809

@@ -1,0 +1,3 @@
+from cupy_standin import functions as _functions
+
+globals().update(_functions.fft)
