@@ -46,7 +46,7 @@ class RawKernel:
                 if isinstance(value, bytes):
                     writes += _spans_inside(value)
                 elif isinstance(value, int) and parameter[0] == "p" and value:
-                    writes.append(_rest(value))
+                    writes += _rest(value)
         given += list(args[len(given):])
 
         def run():
@@ -83,11 +83,13 @@ def _explain(address: int, spans) -> str:
     return f": address {address:#x}"
 
 
-def _rest(address: int):
+def _rest(address: int) -> list:
     found = order.memory_at(address)
     if found is None:
-        raise KernelError(f"{address:#x} is passed as an address, but is no device memory")
-    return order.Span(found, address, found.end)
+        if memory.is_pinned(address, 1):  # which the device sees, too
+            return []
+        raise KernelError(f"{address:#x} is passed as an address, but is no memory of the device's")
+    return [order.Span(found, address, found.end)]
 
 
 def _spans_inside(structure: bytes) -> list:
