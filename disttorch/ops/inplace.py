@@ -478,7 +478,7 @@ def quick_inplace(made, slow):
             if (b.dtype != a.dtype or b.__class__ is not a.__class__ or _may_overlap(a, b)
                     or state.enabled and other.requires_grad or not is_writeable(a)):
                 return slow(self, other)
-        elif other.__class__ is float or other.__class__ is int:
+        elif (other.__class__ is float or other.__class__ is int) and is_writeable(a):
             b = other
         else:
             return slow(self, other)
