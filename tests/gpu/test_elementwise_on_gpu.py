@@ -125,7 +125,8 @@ def test_nan_and_infinity():
     y = torch.tensor([1.0, float("nan"), 0.0, float("inf"), 2.0, -2.0])
     calls = [torch.maximum, torch.minimum, lambda a, b: a.clamp(-1, 1), lambda a, b: a.relu(),
              lambda a, b: a < b, lambda a, b: a.sigmoid(), lambda a, b: a.isnan(), lambda a, b: a % b,
-             lambda a, b: a.isinf(), lambda a, b: a // b, lambda a, b: a.isfinite(), lambda a, b: a.abs()]
+             lambda a, b: a.isinf(), lambda a, b: a // b, lambda a, b: a.isfinite(),
+             lambda a, b: a.abs()]
     for call in calls:
         np.testing.assert_allclose(call(x.cuda(), y.cuda()).cpu().numpy(), call(x, y).numpy(), 1e-6)
 
@@ -134,7 +135,8 @@ def test_nan_and_infinity():
 def test_in_place(dtype):
     x, y = values(4, 6, dtype=dtype), values(4, 6, dtype=dtype, seed=1)
     for change in (lambda a, b: a.add_(b), lambda a, b: a.mul_(0.5), lambda a, b: a.sub_(b[0]),
-                   lambda a, b: a[:, 1:].div_(b[:, 1:]), lambda a, b: a.zero_(), lambda a, b: a.fill_(2.5),
+                   lambda a, b: a[:, 1:].div_(b[:, 1:]), lambda a, b: a.zero_(),
+                   lambda a, b: a.fill_(2.5),
                    lambda a, b: a[1:].copy_(b[:3]), lambda a, b: a[1:].add_(a[:-1].clone()),
                    lambda a, b: a[1:].copy_(a[:-1]), lambda a, b: a.t().copy_(b.t().double())):
         got, want = x.cuda(), x.clone()
