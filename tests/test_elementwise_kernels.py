@@ -98,7 +98,8 @@ def test_driver_gets_packed_arguments(monkeypatch):
         words = (ctypes.c_void_p * 5).from_address(extra)
         size = ctypes.c_size_t.from_address(words[3]).value
         assert (words[0], words[2], words[4], parameters) == (1, 2, None, 0)
-        calls.append(((address, gx, gy, gz, bx, by, bz, shared, stream), ctypes.string_at(words[1], size)))
+        shape = (address, gx, gy, gz, bx, by, bz, shared, stream)
+        calls.append((shape, ctypes.string_at(words[1], size)))
 
     driver = types.SimpleNamespace(launchKernel=put, CUDADriverError=DriverError)
     for name, module in (("cupy_backends", {}), ("cupy_backends.cuda", {}),
@@ -107,7 +108,8 @@ def test_driver_gets_packed_arguments(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.api.driver", driver)
     attached = []
     runtime = types.SimpleNamespace(getDevice=lambda: 3, setDevice=attached.append)
-    cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=77), runtime=runtime)
+    stream = types.SimpleNamespace(ptr=77)
+    cuda = types.SimpleNamespace(get_current_stream=lambda: stream, runtime=runtime)
     cupy = types.SimpleNamespace(ndarray=Array, cuda=cuda)
     function = types.SimpleNamespace(kernel=types.SimpleNamespace(ptr=4096))
     a = Array((2,), "f4")
