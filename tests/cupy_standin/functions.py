@@ -396,8 +396,8 @@ def matmul(x1, x2, /, out=None, **kwargs):
 
 
 def copyto(dst, src, casting="same_kind", where=None):
-    if isinstance(src, np.ndarray):
-        raise TypeError("copyto of a NumPy array: use set()")
+    if isinstance(src, np.ndarray) or isinstance(dst, np.ndarray):
+        raise TypeError("copyto between NumPy and CuPy: use get() or set()")
     target, source, mask = dst._np, host(src), True if where is None else host(where)
     arrays.mutate("copyto", dst, inputs_of(src, where), lambda: np.copyto(target, source, casting, mask))
 

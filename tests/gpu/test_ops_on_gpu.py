@@ -38,6 +38,11 @@ def compare(a: Tensor, b: Tensor) -> None:
     np.testing.assert_allclose(b.detach().cpu().numpy(), a.detach().numpy(), rtol=1e-7, atol=1e-9)
 
 
+def draws(name: str, case) -> bool:
+    """Whether a sample draws random numbers, which differ between CPU and GPU."""
+    return name == "attention_anew" and case.args[7] > 0  # its dropout
+
+
 def arrays_on_gpu(value):
     """Index arrays among the plain arguments belong on the device, too."""
     if isinstance(value, np.ndarray):
@@ -49,6 +54,8 @@ def arrays_on_gpu(value):
 def test_gpu_agrees_with_cpu(name):
     op = REGISTRY[name]
     for case in op.samples(Maker(seed=3)):
+        if draws(name, case):
+            continue
         found, call = flatten_inputs(case)
         tensors, twins = leaves(found)
         want = outputs(call(op.call, tensors))
