@@ -246,7 +246,8 @@ class Mover:
     """Copies, casts and fills on one device; its methods return NotImplemented where no kernel fits."""
 
     def __init__(self, fused: Fused):
-        self.fused, self.launches = fused, {}
+        self.fused = fused
+        self.launches: dict[tuple, tuple] = {}
 
     def cast(self, source, dtype):
         """A copy in another dtype; rounded once, integers wrap around, anything but 0 is True."""

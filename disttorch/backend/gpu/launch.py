@@ -69,7 +69,8 @@ class _Blocks:
     """
 
     def __init__(self, layout: struct.Struct):
-        self.size, self.free = layout.size, []
+        self.size = layout.size
+        self.free: list[tuple] = []
 
     def make(self):
         memory = ctypes.create_string_buffer(max(self.size, 1))
@@ -99,13 +100,13 @@ def launcher(cupy, function, types: tuple[type, ...], block: int | None = None):
 
 
 def _by_cupy(function, block):
-    if block is not None:
-        def launch(blocks, *args):
-            function((blocks,), (block,), tuple([0 if a is None else a for a in args]))
-    else:
-        def launch(grid, block, shared, *args):
-            function(grid, block, tuple([0 if a is None else a for a in args]), shared_mem=shared)
-    return launch
+    def shaped(grid, block, shared, *args):
+        function(grid, block, tuple([0 if a is None else a for a in args]), shared_mem=shared)
+
+    def along_x(blocks, *args):
+        function((blocks,), (block,), tuple([0 if a is None else a for a in args]))
+
+    return shaped if block is None else along_x
 
 
 def _by_driver(cupy, address, types, block):
