@@ -127,8 +127,8 @@ RULES = {
             assert out.get().tolist() == [12] * 3
     """,
     "what_a_capture_refuses": """
-        s, a, side = cupy.cuda.Stream(non_blocking=True), cupy.ones(3), cupy.cuda.Stream(non_blocking=True)
-        half = cupy.ones((3, 3))
+        s, side = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+        a, half = cupy.ones(3), cupy.ones((3, 3))
         cupy.cuda.Device().synchronize()
         with pytest.raises(order.CaptureError):
             cupy.cuda.Stream.null.begin_capture()

@@ -140,7 +140,9 @@ class ndarray:
         if stream is not None:
             use(stream._order)
         try:
-            target = np.empty(self.shape_, self.dtype, order if order in "CF" else "C") if out is None else out
+            target = out
+            if out is None:
+                target = np.empty(self.shape_, self.dtype, order if order in "CF" else "C")
             if out is not None and (out.shape != self.shape_ or out.dtype != self.dtype):
                 raise ValueError(f"get(out=) of {out.dtype} {out.shape} for {self.dtype} {self.shape_}")
             if blocking:
@@ -157,7 +159,7 @@ class ndarray:
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if arr.shape != self.shape_ or arr.dtype != self.dtype:
-            raise ValueError(f"Shape or dtype mismatch: {arr.dtype} {arr.shape}, {self.dtype} {self.shape_}")
+            raise ValueError(f"set() of {arr.dtype} {arr.shape} into {self.dtype} {self.shape_}")
         put(self, arr, stream)
 
     def item(self, *args):
@@ -371,7 +373,7 @@ def new_like(got: np.ndarray, order_: str) -> ndarray:
 
 
 def produce(what: str, inputs: list, compute, order_: str = "K"):
-    """A new array (or a tuple of them) with what ``compute()`` returns from NumPy views of the inputs."""
+    """A new array (or a tuple of them) of what ``compute()`` returns from the inputs' NumPy views."""
     with np.errstate(all="ignore"):
         got = compute()
     several = isinstance(got, (tuple, list))

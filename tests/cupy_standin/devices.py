@@ -64,8 +64,9 @@ class Device:
     compute_capability = "90"
     pci_bus_id = "0000:01:00.0"
     mem_info = property(lambda self: memGetInfo())
-    attributes = property(lambda self: {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 227 << 10,
-                                        "ComputeCapabilityMajor": 9, "ComputeCapabilityMinor": 0})
+    attributes = property(lambda self: {
+        "MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 227 << 10,
+        "ComputeCapabilityMajor": 9, "ComputeCapabilityMinor": 0})
 
 
 Device.__module__ = "cupy.cuda.device"

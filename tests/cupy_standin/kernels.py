@@ -15,7 +15,6 @@ from .arrays import ndarray
 
 _WITHOUT_ASKING = 48 << 10
 _turn = itertools.count()
-seconds: dict[str, float] = {}  # by kernel, for those who ask what makes tests slow
 
 
 class RawKernel:
@@ -107,7 +106,8 @@ def _title(code: str) -> str:
 class RawModule:
     """A source of several kernels."""
 
-    def __init__(self, *, code=None, path=None, options=(), backend="nvrtc", name_expressions=None, **kwargs):
+    def __init__(self, *, code=None, path=None, options=(), backend="nvrtc", name_expressions=None,
+                 **kwargs):
         if code is None or path is not None or name_expressions is not None:
             raise NotImplementedError("the stand-in knows RawModule(code=, options=) only")
         if not isinstance(options, tuple):
@@ -136,7 +136,7 @@ class ElementwiseKernel:
 
     def __init__(self, in_params, out_params, operation, name="kernel", **kwargs):
         if set(kwargs) - {"preamble", "no_return"}:
-            raise NotImplementedError(f"ElementwiseKernel {name}: the stand-in knows no {sorted(kwargs)}")
+            raise NotImplementedError(f"ElementwiseKernel {name}: no {sorted(kwargs)} here")
         self._ins, self._outs = ([self._parameter(p) for p in text.split(",") if p.strip()]
                                  for text in (in_params, out_params))
         self.operation, self.name, self._preamble = operation, name, kwargs.get("preamble", "")
@@ -148,7 +148,7 @@ class ElementwiseKernel:
 
     def __call__(self, *args, size=None):
         if len(args) != len(self._ins) + len(self._outs):
-            raise NotImplementedError(f"ElementwiseKernel {self.name}: the stand-in wants all outputs given")
+            raise NotImplementedError(f"ElementwiseKernel {self.name}: outputs must be given here")
         types: dict[str, np.dtype] = {}
         arrays = []
         for (kind, _, raw), value in zip(self._ins + self._outs, args):
@@ -168,7 +168,8 @@ class ElementwiseKernel:
         given = [_Address(a.data.ptr, a.dtype) for a in spread]
         spans = [a._span for a in spread if a._span is not None]
         order.give(self.name, [], spans, lambda: launch(
-            kernel.library, self.name, (-(-size // 128),), (128,), [*given, size], 0, _WITHOUT_ASKING, spans))
+            kernel.library, self.name, (-(-size // 128),), (128,), [*given, size], 0, _WITHOUT_ASKING,
+            spans))
 
 
 ElementwiseKernel.__module__ = "cupy"
@@ -191,14 +192,15 @@ def _elementwise(kernel: ElementwiseKernel, names):
         loads.append(f"{c}* {name} = _{name};" if raw else f"{c}& {name} = _{name}[i];")
     typedefs = "".join(f"typedef {_C[d]} {k};\n" for k, d in names)
     return compile_text(
-        f"{typedefs}{kernel._preamble}\nextern \"C\" __global__ void {kernel.name}({', '.join(parameters)}, "
-        f"long long n) {{ long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; if (i < n) {{ "
+        f"{typedefs}{kernel._preamble}\nextern \"C\" __global__ void {kernel.name}"
+        f"({', '.join(parameters)}, long long n) {{ "
+        "long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; if (i < n) { "
         f"{' '.join(loads)} {kernel.operation}; }} }}\n", (), f"{kernel.name}.cu")
 
 
 class ReductionKernel:
     def __init__(self, *args, **kwargs):
-        raise NotImplementedError("the stand-in for CuPy has no ReductionKernel: write a kernel in csrc/")
+        raise NotImplementedError("no ReductionKernel in the stand-in: write a kernel in csrc/")
 
 
 def span_at(address: int, size: int):

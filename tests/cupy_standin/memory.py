@@ -156,8 +156,9 @@ def span(address: int, size: int) -> order.Span:
 def copy(to: int, source: int, size: int, stream=None) -> None:
     """A copy within the device."""
     if size:
+        state = order.current() if stream is None else stream._order
         order.give("memcpy", [span(source, size)], [span(to, size)],
-                   lambda: ctypes.memmove(to, source, size), stream=None if stream is None else stream._order)
+                   lambda: ctypes.memmove(to, source, size), stream=state)
 
 
 def upload(to: int, source: int, size: int, stream=None) -> None:
@@ -168,7 +169,8 @@ def upload(to: int, source: int, size: int, stream=None) -> None:
         raise order.CaptureError("an upload of host memory in a captured stream: replays would read the "
                                  "host's memory again, when it may be gone")
     if size:
-        order.give("upload", [], [span(to, size)], lambda: ctypes.memmove(to, source, size), stream=state)
+        order.give("upload", [], [span(to, size)], lambda: ctypes.memmove(to, source, size),
+                   stream=state)
 
 
 # ---- pools -----------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Host:
 
 host = Host()
 _local = threading.local()
-streams: dict[int, StreamState] = {}  # noqa: F821, by number
+streams: dict[int, StreamState] = {}  # by number
 
 
 class StreamState:
@@ -123,8 +123,8 @@ class Memory:
                     raise RaceError(
                         f"{what} {how} bytes {low - self.start} to {high - self.start} of a block of "
                         f"{self.end - self.start} on stream {number:#x}, while {use.what} on stream "
-                        f"{use.stream:#x} may still be using them{self.freed}: record an event there and "
-                        "wait for it here")
+                        f"{use.stream:#x} may still be using them{self.freed}: record an event there "
+                        "and wait for it here")
 
     def read(self, stream: StreamState, low: int, high: int, what: str) -> None:
         self._check(self.writes, stream, low, high, what, "reads")

@@ -85,7 +85,7 @@ class Stream:
     # ---- graphs --------------------------------------------------------------------------------
     def begin_capture(self, mode=None) -> None:
         if self._order.number == 0:
-            raise CaptureError("cudaErrorStreamCaptureImplicit: the legacy default stream cannot be captured")
+            raise CaptureError("cudaErrorStreamCaptureImplicit: the default stream cannot be captured")
         if self._order.capture is not None:
             raise CaptureError("cudaErrorIllegalState: the stream is under capture")
         Graph(self._order)
@@ -127,7 +127,7 @@ def current_stream(device_id: int = -1) -> Stream:
 def _ask(state, clock, known) -> bool:
     """What a GPU may answer: work that nobody waited for is not done when first asked."""
     if state is not None and state.capture is not None:
-        raise CaptureError("cudaErrorStreamCaptureUnsupported: a query while the stream is under capture")
+        raise CaptureError("cudaErrorStreamCaptureUnsupported: a query of a stream under capture")
     if known():
         return True
     order.host.learn(clock)  # the next answer is yes
@@ -160,7 +160,7 @@ class Event:
 
     def synchronize(self) -> None:
         if self._capture is not None:
-            raise CaptureError("cudaErrorCapturedEvent: the host waits for an event of a captured stream")
+            raise CaptureError("cudaErrorCapturedEvent: the host waits for an event of a capture")
         order.counts["synchronisations"] += 1
         order.host.learn(self._clock)
 
@@ -222,8 +222,9 @@ class Graph:
         self._before, self._over = {}, True
         for other in self._joined.values():
             if state.clock.get(other.number, 0) < other.count:
-                raise CaptureError(f"cudaErrorStreamCaptureUnjoined: stream {other.number:#x} joined the "
-                                   "capture, and the first stream does not wait for its last work")
+                raise CaptureError(
+                    f"cudaErrorStreamCaptureUnjoined: stream {other.number:#x} joined the capture, and "
+                    "the first stream does not wait for its last work")
         return self
 
     def launch(self, stream=None) -> None:
@@ -238,7 +239,8 @@ class Graph:
         pass
 
     def debug_dot_str(self, flags: int = 0) -> str:
-        return "digraph {%s}" % "; ".join(f'"{i} {n.what}"' for i, n in enumerate(self._nodes))
+        nodes = "; ".join(f'"{i} {n.what}"' for i, n in enumerate(self._nodes))
+        return f"digraph {{{nodes}}}"
 
 
 Graph.__module__ = "cupy.cuda.graph"

@@ -3,6 +3,7 @@
 from cupy_standin import functions as _functions
 from cupy_standin import kernels as _kernels
 from cupy_standin import memory as _memory
+from cupy_standin import methods as _methods  # noqa: F401, gives arrays their methods
 from cupy_standin.arrays import ndarray
 from cupy_standin.functions import ufunc
 

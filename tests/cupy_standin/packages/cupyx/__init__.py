@@ -14,4 +14,5 @@ def errstate(*, linalg=None, fallback_mode=None):
 def empty_pinned(shape, dtype=float, order="C"):
     dtype = _np.dtype(dtype)
     size = int(_np.prod(shape)) * dtype.itemsize
-    return _np.frombuffer(_memory.alloc_pinned_memory(size), dtype, size // dtype.itemsize).reshape(shape)
+    memory = _memory.alloc_pinned_memory(size)
+    return _np.frombuffer(memory, dtype, size // dtype.itemsize).reshape(shape)
