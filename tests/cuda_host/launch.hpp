@@ -181,7 +181,8 @@ static int launch(const char* name, void (*function)(void**), const unsigned* gr
     return failed ? (*address ? 2 : 1) : 0;
 }
 
-// ---- parameters of kernels, as text: kind (p pointer, i integer, f float, b bool, s struct), size ---
+// ---- parameters of kernels, as text: kind (i integer, f float, b bool, s struct, v void) and size; pr or
+// ---- pw before it for a pointer that is read or written through
 
 template <class T> struct Is { static constexpr const char kind = 's'; };
 #define HOST_KIND(type, letter) template <> struct Is<type> { static constexpr const char kind = letter; }
@@ -194,13 +195,20 @@ template <class T> struct Is<const T> : Is<T> {};
 template <class T> struct Shape {
     static int tell(char* out, size_t room) { return snprintf(out, room, "%c%zu,", Is<T>::kind, sizeof(T)); }
 };
+template <class T> struct Size { static constexpr const size_t bytes = sizeof(T); };
+template <> struct Is<void> { static constexpr const char kind = 'v'; };
+template <> struct Size<void> { static constexpr const size_t bytes = 0; };
+template <> struct Size<const void> : Size<void> {};
 template <class T> struct Shape<T*> {
-    static int tell(char* out, size_t room) { return snprintf(out, room, "p%c%zu,", Is<T>::kind, sizeof(T)); }
+    static int tell(char* out, size_t room) {
+        return snprintf(out, room, "pw%c%zu,", Is<T>::kind, Size<T>::bytes);
+    }
 };
-template <> struct Shape<void*> {
-    static int tell(char* out, size_t room) { return snprintf(out, room, "pv0,"); }
+template <class T> struct Shape<const T*> {
+    static int tell(char* out, size_t room) {
+        return snprintf(out, room, "pr%c%zu,", Is<T>::kind, Size<T>::bytes);
+    }
 };
-template <> struct Shape<const void*> : Shape<void*> {};
 
 template <class T> struct Value { typedef T type; };
 template <class T> struct Value<const T> { typedef T type; };

@@ -134,7 +134,7 @@ def _pack(name: str, position: int, value, parameter: str):
 def _check_array(said: str, dtype: np.dtype, parameter: str) -> None:
     if parameter[0] != "p":
         raise KernelError(f"{said} is an array, but the kernel takes {_in_words(parameter)}")
-    kind, size = parameter[1], int(parameter[2:])
+    kind, size = parameter[2], int(parameter[3:])
     wrong = False
     if kind == "f":
         wrong = dtype.name not in ("float32", "float64", "complex64", "complex128") or (
@@ -148,7 +148,7 @@ def _check_array(said: str, dtype: np.dtype, parameter: str) -> None:
 
 def _in_words(parameter: str) -> str:
     if parameter[0] == "p":
-        return f"a pointer to {_in_words(parameter[1:])}"
+        return f"a pointer to {_in_words(parameter[2:])}"
     kinds = {"i": "an integer", "f": "a floating-point number", "b": "a bool", "s": "a structure",
              "v": "anything"}
     return f"{kinds.get(parameter[0], parameter)} of {parameter[1:]} bytes"
