@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -83,6 +84,23 @@ HOST_EXPORT int host_launch(int i, const unsigned* grid, const unsigned* block, 
 """
 
 
+@functools.cache
+def _precompiled(shim: str) -> Path:
+    """The shim as a header, compiled once for all sources: reading it is half of their time."""
+    key = hashlib.sha256("\0".join((shim, *_FLAGS)).encode()).hexdigest()[:24]
+    header = folder() / f"shim-{key}.hpp"
+    made = header.with_name(f"{header.name}.gch")
+    if not made.exists():
+        command = ["g++", *(f for f in _FLAGS if f != "-shared"), "-x", "c++-header", str(header), "-o"]
+        for path, write in ((header, lambda p: p.write_text(shim)),
+                            (made, lambda p: _run([*command, str(p)], "", header.name))):
+            with tempfile.NamedTemporaryFile(dir=folder(), suffix=".tmp", delete=False) as file:
+                built = Path(file.name)
+            write(built)
+            built.replace(path)
+    return header
+
+
 def compile_source(text: str, options: tuple[str, ...], name: str) -> Path:
     """The shared library of a source.
 
@@ -98,11 +116,13 @@ def compile_source(text: str, options: tuple[str, ...], name: str) -> Path:
         kernels = _kernels(text, defines, name)
         if not kernels:
             raise RuntimeError(f"{name} has no __global__ function")
-        whole = f'{shim}\n#line 1 "{name}"\n{text}\n{_wrappers(kernels)}'
+        header = _precompiled(shim)
+        whole = f'#include "{header.name}"\n#line 1 "{name}"\n{text}\n{_wrappers(kernels)}'
         with tempfile.NamedTemporaryFile(dir=folder(), suffix=".tmp", delete=False) as file:
             built = Path(file.name)
         try:
-            _run(["g++", *_FLAGS, *defines, "-x", "c++", "-", "-o", str(built)], whole, name)
+            place = ["-I", str(header.parent), "-x", "c++", "-", "-o", str(built)]
+            _run(["g++", *_FLAGS, *defines, *place], whole, name)
             built.replace(path)
         finally:
             built.unlink(missing_ok=True)
