@@ -140,7 +140,7 @@ class Memory:
         self.writes.append(Use(low, high, stream.number, stream.count, what))
 
 
-_table_lock = threading.Lock()
+_table_lock = threading.RLock()  # a collection inside may end other memory
 _starts: list[int] = []
 _memories: list[Memory] = []
 
