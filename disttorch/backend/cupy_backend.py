@@ -234,6 +234,11 @@ def _namespace(index: int) -> CupyNamespace:
     return CupyNamespace(index)
 
 
+def namespace_of_number(index: int) -> CupyNamespace:
+    """The namespace of the GPU with this number."""
+    return _namespace(index)
+
+
 def gpu(device: devices.device | None = None) -> CupyNamespace:
     """The namespace of a GPU; without an index, of the current one.
 

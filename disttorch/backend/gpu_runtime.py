@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from . import cupy_backend
-from .gpu import graphs, memory, transfers
+from .gpu import graphs, transfers
 
 
 def cupy():
@@ -35,8 +35,7 @@ def is_chosen() -> bool:
 
 def synchronize(index: int) -> None:
     graphs.refuse("torch.cuda.synchronize()")
-    cupy().cuda.Device(index).synchronize()
-    memory.release_done()
+    cupy_backend.namespace_of_number(index).synchronize()
 
 
 def properties(index: int) -> dict:

@@ -254,8 +254,8 @@ def dropout(xp, x, p, generator):
     if x.dtype.kind == "c":
         keep = generator.bernoulli_mask(1 - p, x.shape)
         return xp.where(keep, x * (1 / (1 - p)), 0).astype(x.dtype, copy=False), keep
-    x = xp.ascontiguousarray(x)
-    out, keep, n = xp.empty_like(x), xp.empty(x.shape, np.bool_), x.size
+    out, keep, n = xp.empty(x.shape, x.dtype), xp.empty(x.shape, np.bool_), x.size
+    x = xp.ascontiguousarray(x)  # which has at least one dim
     if n:
         counters = -(-n // 8)
         kernel(xp.cupy, "random", "dropout_forward", ELEMENT=x.dtype.name)(
@@ -268,8 +268,8 @@ def dropout_backward(xp, g, keep, scale):
     """``g`` times ``scale`` where kept, else 0; the mask as ``dropout`` gave it."""
     if g.dtype.kind == "c":
         return xp.where(keep, g * scale, 0).astype(g.dtype, copy=False)
+    out, n = xp.empty(g.shape, g.dtype), g.size
     g, keep = xp.ascontiguousarray(g), xp.ascontiguousarray(keep)
-    out, n = xp.empty_like(g), g.size
     if n:
         kernel(xp.cupy, "random", "dropout_backward", ELEMENT=g.dtype.name)(
             (blocks(-(-n // 8), _THREADS, _MOST_BLOCKS),), (_THREADS,),
