@@ -48,6 +48,19 @@ def _range(array: Any) -> tuple[float, float]:
     return low, first + sum(step for step in reach if step > 0) + array.itemsize
 
 
+@contextlib.contextmanager
+def in_stream(cupy: Any, stream: Any) -> Iterator[Any]:
+    """Inside, array operations of this thread on the current device go to `stream`; afterwards to
+    where they went. CuPy's own `with stream:` goes back to the stream of the `with` around it, not to
+    one that `use()` has chosen."""
+    before = cupy.cuda.get_current_stream()
+    try:
+        with stream:
+            yield stream
+    finally:
+        before.use()
+
+
 class HostBridge:
     """Copies one device array to pinned host memory and back.
 
@@ -74,7 +87,7 @@ class HostBridge:
             # Also when nothing is read: earlier kernels may still use what we will overwrite.
             self._produced.synchronize()
             if read and array.size:
-                with cupy.cuda.Stream(non_blocking=True) as stream:
+                with in_stream(cupy, cupy.cuda.Stream(non_blocking=True)) as stream:
                     # ascontiguousarray makes one dim of none
                     cupy.ascontiguousarray(array).reshape(array.shape).get(out=host)
                     stream.synchronize()
@@ -85,7 +98,7 @@ class HostBridge:
         cupy, array = self._cupy, self._array
         if not array.size:
             return
-        with array.device, cupy.cuda.Stream(non_blocking=True) as stream:
+        with array.device, in_stream(cupy, cupy.cuda.Stream(non_blocking=True)) as stream:
             array[...] = cupy.asarray(host)
             stream.synchronize()
 
@@ -126,7 +139,7 @@ class Gpu:
     @contextlib.contextmanager
     def on(self, stream: Any) -> Iterator[None]:
         """Inside, array operations of this thread go to `stream` of this GPU."""
-        with self._cupy.cuda.Device(self.index), stream:
+        with self._cupy.cuda.Device(self.index), in_stream(self._cupy, stream):
             yield
 
     def record(self, stream: Any = None) -> Any:

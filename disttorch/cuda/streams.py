@@ -252,10 +252,13 @@ class StreamContext:
             self._device = gpu_runtime.current_device()
             self._before = gpu_runtime.current_stream(self.stream.index)
             _use(self.stream.index, self.stream.raw)
+            # CuPy's `with stream:` inside comes back to the stream entered last, not to one in use
+            self.stream.raw.__enter__()
         return self.stream
 
     def __exit__(self, *exc):
         if self.stream is not None:
+            self.stream.raw.__exit__(None, None, None)
             gpu_runtime.use_stream(self.stream.index, self._before)
             if self._device != self.stream.index:
                 gpu_runtime.set_device(self._device)

@@ -115,7 +115,7 @@ def floor_divide(xp, input, other):
     return xp.floor_divide(input, other)
 
 
-@binary(samples=binary_cases(low=0.6, high=3.1), inplace=True, lacks="bc")
+@binary(kernel="remainder", samples=binary_cases(low=0.6, high=3.1), inplace=True, lacks="bc")
 def remainder(xp, input, other):
     """input − other·floor(input / other): the sign of the divisor, like Python's %."""
     _refuse_zero(xp, other)
@@ -132,7 +132,7 @@ def _(F, g, input, other):
     return -g * F.floor_divide(input, other)
 
 
-@binary(samples=binary_cases(low=0.6, high=3.1), inplace=True, lacks="bc",
+@binary(kernel="fmod", samples=binary_cases(low=0.6, high=3.1), inplace=True, lacks="bc",
         tensor_only=("input",))
 def fmod(xp, input, other):
     """The remainder with the sign of the dividend, like C's fmod."""

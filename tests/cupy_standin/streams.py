@@ -24,7 +24,7 @@ class Stream:
             self._order = order.DEFAULT
         else:
             self._order = order.StreamState(2 if ptds else next(_numbers), non_blocking)
-        self.priority, self._before = priority or 0, []
+        self.priority = priority or 0
 
     @classmethod
     def from_external(cls, obj):
@@ -45,12 +45,14 @@ class Stream:
         return hash(self.ptr)
 
     def __enter__(self):
-        self._before.append(current_stream())
+        _current.entered.append(self)
         self.use()
         return self
 
     def __exit__(self, *_):
-        self._before.pop().use()
+        """As in CuPy: back to the stream of the ``with`` around, whatever ``use()`` has chosen since."""
+        _current.entered.pop()
+        (_current.entered[-1] if _current.entered else Stream.null).use()
 
     def use(self):
         _current.stream = self
@@ -105,7 +107,7 @@ class ExternalStream(Stream):
     def __init__(self, ptr: int, device_id: int = -1):
         if ptr not in order.streams:
             order.StreamState(ptr, False)
-        self._order, self.priority, self._before = order.streams[ptr], 0, []
+        self._order, self.priority = order.streams[ptr], 0
 
 
 Stream.__module__ = ExternalStream.__module__ = "cupy.cuda.stream"
@@ -114,6 +116,9 @@ Stream.null = Stream(null=True)
 
 class _Current(order.threading.local):
     stream = Stream.null
+
+    def __init__(self):
+        self.entered: list[Stream] = []
 
 
 _current = _Current()

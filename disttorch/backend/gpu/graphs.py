@@ -50,6 +50,7 @@ _CAUSES = {
     "streamcaptureimplicit": "it would make the default stream wait for the capture: use another stream",
     "capturedevent": "it asks for an event that was recorded in the capture",
     "streamcapturewrongthread": "it was called by another thread than the one that began the capture",
+    "current stream is capturing": "it copies between the CPU and the GPU and waits for that",  # CuPy's
     "during stream capture": "it uses a library through CuPy that CuPy does not let take part",
 }  # fmt: skip
 
@@ -201,6 +202,21 @@ def refuse(what: str) -> None:
 
 
 @contextmanager
+def in_stream(cupy, stream) -> Iterator[None]:
+    """Inside, this thread's work on the current device goes to ``stream``; afterwards to where it went.
+
+    CuPy's own ``with stream:`` goes back to the stream of the ``with`` around it, whatever ``use()`` has
+    chosen since: in a capture, to the default stream.
+    """
+    before = cupy.cuda.get_current_stream()
+    try:
+        with stream:
+            yield
+    finally:
+        before.use()
+
+
+@contextmanager
 def uncaptured(cupy) -> Iterator[None]:
     """Inside, work is done at once and memory is common: for tables that are made when first needed and
     then stay, which must not become part of the graph whose capture happens to need them first."""
@@ -212,7 +228,7 @@ def uncaptured(cupy) -> Iterator[None]:
     try:
         with cupy.cuda.using_allocator(memory.common_allocator(cupy)):
             stream = cupy.cuda.Stream(non_blocking=True)
-            with stream:
+            with in_stream(cupy, stream):
                 yield
             stream.synchronize()
     finally:

@@ -116,7 +116,9 @@ def _fetch(cupy, target, source: np.ndarray, non_blocking: bool) -> None:
     stream = cupy.cuda.get_current_stream()
     if not non_blocking:
         graphs.refuse("a copy from the CPU that is waited for (non_blocking=False)")
-    target.data.copy_from_host_async(source.ctypes.data, source.nbytes, stream)
+    runtime = cupy.cuda.runtime  # CuPy's own copy_from_host_async refuses in a capture, CUDA does not
+    runtime.memcpyAsync(target.data.ptr, source.ctypes.data, source.nbytes,
+                        runtime.memcpyHostToDevice, stream.ptr)
     if non_blocking:
         memory.keep_until_done([stream], source)
     else:
@@ -126,5 +128,7 @@ def _fetch(cupy, target, source: np.ndarray, non_blocking: bool) -> None:
 def _send(cupy, source, target: np.ndarray) -> None:
     """The device to pinned host memory. The source's memory stays its stream's: nothing overtakes."""
     stream = cupy.cuda.get_current_stream()
-    source.data.copy_to_host_async(target.ctypes.data, target.nbytes, stream)
+    runtime = cupy.cuda.runtime
+    runtime.memcpyAsync(target.ctypes.data, source.data.ptr, target.nbytes,
+                        runtime.memcpyDeviceToHost, stream.ptr)
     memory.keep_until_done([stream], (target, source))
