@@ -57,6 +57,7 @@ _LAZY: set[_str]
 from .cuda.streams import Event as Event
 from .ops.random import Generator as Generator
 from .amp.grad_scaler import GradScaler as GradScaler
+from .backend.gpu.memory import OutOfMemoryError as OutOfMemoryError
 from .jit import ScriptModule as ScriptModule
 from .tensor import Size as Size
 from .cuda.streams import Stream as Stream
@@ -569,7 +570,6 @@ from .storage import TypedStorage as _TypedStorage
 class IntStorage(_TypedStorage): ...
 from .storage import TypedStorage as _TypedStorage
 class LongStorage(_TypedStorage): ...
-OutOfMemoryError: Any
 from .storage import TypedStorage as _TypedStorage
 class ShortStorage(_TypedStorage): ...
 __version__: _str

@@ -36,6 +36,7 @@ from . import distances as distances
 from . import elementwise_core as elementwise_core
 from . import factorizations as factorizations
 from . import fft as fft
+from . import fused as fused
 from . import geometry as geometry
 from . import getset as getset
 from . import grid as grid
@@ -44,6 +45,7 @@ from . import inplace as inplace
 from . import join as join
 from . import linalg as linalg
 from . import linalg_functions as linalg_functions
+from . import memory_formats as memory_formats
 from . import nn as nn
 from . import norms as norms
 from . import padding as padding
@@ -58,6 +60,7 @@ from . import recurrent as recurrent
 from . import reduce as reduce
 from . import reduce_more as reduce_more
 from . import resample as resample
+from . import rotary as rotary
 from . import samples as samples
 from . import searching as searching
 from . import shapes as shapes

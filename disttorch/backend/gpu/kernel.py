@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from . import source
 from .launch import launcher
@@ -33,7 +34,7 @@ class Kernel:
         self.family, self.name = family, name
         self._cupy = cupy
         self._function = _module(cupy, family, values).get_function(name)
-        self._launchers: dict[tuple, object] = {}
+        self._launchers: dict[tuple, Callable[..., None]] = {}
 
     def __call__(self, grid: tuple, block: tuple, args: tuple, shared: int = 0) -> None:
         """Launch on ``grid`` blocks of ``block`` threads with ``shared`` bytes of dynamic memory."""
