@@ -1,9 +1,10 @@
 """The CUDA C files of ``csrc/``: one family of kernels a file, read and completed as text.
 
-A file is written once for all element types: ``ELEMENT`` is what lies in memory, ``Acc<ELEMENT>::type``
-what is computed with, and it is compiled once for each set of such names that is given values (long
-names: NVRTC's own text uses short ones). Includes of other files of ``csrc/`` are replaced by their text, so that a compiler needs no search path, no
-header of CUDA's, and its cache sees every change.
+A file is written once for all element types: ``ELEMENT`` is what lies in memory,
+``Acc<ELEMENT>::type`` what is computed with, and it is compiled once for each set of such names that is
+given values (long names: NVRTC's own text uses short ones). Includes of other files of ``csrc/`` are
+replaced by their text, so that a compiler needs no search path, no header of CUDA's, and its cache sees
+every change.
 """
 
 from __future__ import annotations
@@ -50,8 +51,12 @@ def options(values: tuple[tuple[str, object], ...]) -> tuple[str, ...]:
 
 @functools.cache
 def variants(family: str) -> tuple[tuple[tuple[str, object], ...], ...]:
-    """The sets of values that a family is compiled with, as its lines ``// variants: ELEMENT=float,bf16_t
-    CAUSAL=0,1`` say (all combinations of one line; several lines add up). Values are dtypes' names or C."""
+    """The sets of values that a family is compiled with, as lines of its source say:
+
+        // variants: ELEMENT=float,bf16_t CAUSAL=0,1
+
+    All combinations of one line; several lines add up. Values are dtypes' names or C.
+    """
     found = []
     for line in re.findall(r"^// variants: (.*)$", text(family), re.MULTILINE):
         sets: list[tuple] = [()]
