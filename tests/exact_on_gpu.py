@@ -2,8 +2,8 @@
 
     for n in 1 2 3; do python -m launcher -n $n --oversubscribe tests/exact_on_gpu.py cuda; done
 
-Ranks may share a GPU. The GPT's embedding adds by atomic operations on a GPU: it is trained last,
-and twice, to see whether it repeats itself at all. `cpu` tries the script without a GPU.
+Ranks may share a GPU. The GPT, whose embedding's gradient is a scattered sum, is trained
+last, and twice, to see whether it repeats itself at all. `cpu` tries the script without a GPU.
 """
 
 from __future__ import annotations

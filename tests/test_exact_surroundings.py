@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mpi_runner import run_command
 
+import disttorch as torch
 from disttorch.backend import blas
 from disttorch.distributed.exact import differences, fingerprint, surroundings
 
@@ -98,5 +99,9 @@ def test_only_numpys_own_blas_counts():
 
 
 def test_a_gpu_is_warned_of():
-    with pytest.warns(UserWarning, match="cuda:0 kernels that add by atomic operations"):
-        surroundings.warn_of_gpu("cuda:0")
+    try:
+        with pytest.warns(UserWarning, match="cuda:0 use_deterministic_algorithms"):
+            surroundings.prepare_gpu("cuda:0")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

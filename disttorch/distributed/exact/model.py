@@ -88,7 +88,7 @@ class ExactDataParallel(Module):
         self.module, self.process_group, self.virtual_shards = module, group, virtual_shards
         surroundings.fix_threads(threads)
         device = str(trained[0][1].device)
-        surroundings.warn_of_gpu(device)
+        surroundings.prepare_gpu(device)
         self.fingerprint = surroundings.fingerprint(device)
         surroundings.compare_ranks(self.fingerprint, group, strict)
         self.seed = int(group.ranks.broadcast_object(initial_seed() if seed is None else seed, 0))

@@ -10,13 +10,14 @@ import os
 import warnings
 from typing import Any
 
+from ... import settings
 from ...backend import blas
 from ...backend.fingerprint import fingerprint, probe
 from ..process_group import ProcessGroup
 
 __all__ = [
-    "compare_ranks", "decisive", "differences", "fingerprint", "fix_threads", "in_words", "probe",
-    "warn_of_gpu",
+    "compare_ranks", "decisive", "differences", "fingerprint", "fix_threads", "in_words", "prepare_gpu",
+    "probe",
 ]
 
 # What may differ while the probe is equal: other names of the same kernels.
@@ -47,12 +48,14 @@ def fix_threads(count: int) -> None:
         )
 
 
-def warn_of_gpu(device: str) -> None:
-    """Say what the promise leaves out where a GPU computes."""
+def prepare_gpu(device: str) -> None:
+    """Where a GPU computes, have only kernels used that repeat their bits, and say what is not known."""
     if not device.startswith("cpu"):
+        settings.use_deterministic_algorithms(True)
         warnings.warn(
-            f"exact: on {device} kernels that add by atomic operations (scattered additions, as in an "
-            "embedding's backward) are not repeatable, and exact mode has not been checked on a GPU",
+            f"exact: on {device} use_deterministic_algorithms(True) is in force from now on, so that "
+            "scattered sums have one order; products and extremes at repeated places (scatter_reduce) "
+            "still have none, and exact mode has not been checked on several GPUs",
             stacklevel=3,
         )
 
