@@ -288,6 +288,20 @@ def attention() -> dict[str, dict[str, float]]:
 # ---- whole training steps ------------------------------------------------------------------------
 
 
+def kernels(function: Callable[[], object], most: int = 12) -> list[str]:
+    """The kernels that a call launches, by the time they take: PyTorch's profiler sees those of all."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        function()
+        libraries()["torch"].cuda.synchronize()
+    found = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)
+    total = sum(e.device_time_total for e in found)
+    lines = [f"  {total / 1e3:.2f} ms of kernels, {sum(e.count for e in found)} of them"]
+    lines += [f"  {e.device_time_total / 1e3:8.3f} ms {e.count:5d} × {e.key[:90]}" for e in found[:most]]
+    return lines
+
+
 def _steps(build, batch: int, unit: str, flops: float, compiled: bool) -> dict[str, dict[str, float]]:
     """Rates of a training step: eager, replayed from a graph (ours), compiled (PyTorch's)."""
     functions: dict[str, tuple[Any, Callable[[], object]]] = {}
@@ -309,6 +323,13 @@ def _steps(build, batch: int, unit: str, flops: float, compiled: bool) -> dict[s
         except Exception as error:
             print(f"{name}: no second way: {type(error).__name__}: {error}")
     times = by_turns(functions, 3, 0.3)
+    if "torch" in functions:
+        for name, p in libraries().items():
+            try:
+                cudnn = f"cuDNN {p.backends.cudnn.version()}" if p.backends.cudnn.is_available() else "no cuDNN"
+                print(f"{name}, one step ({cudnn}):", *kernels(functions[name][1]), sep="\n")
+            except Exception as error:
+                print(f"{name}: no list of kernels: {type(error).__name__}: {error}")
     rows = {f"{unit}/s": {n: batch / t for n, t in times.items()},
             "ms per step": {n: t * 1e3 for n, t in times.items()},
             "MFU %": {n: 100 * flops / t / PEAK_BF16 for n, t in times.items()},
