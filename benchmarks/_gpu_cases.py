@@ -326,8 +326,8 @@ def _steps(build, batch: int, unit: str, flops: float, compiled: bool) -> dict[s
     if "torch" in functions:
         for name, p in libraries().items():
             try:
-                cudnn = f"cuDNN {p.backends.cudnn.version()}" if p.backends.cudnn.is_available() else "no cuDNN"
-                print(f"{name}, one step ({cudnn}):", *kernels(functions[name][1]), sep="\n")
+                there = "with" if p.backends.cudnn.is_available() else "without"
+                print(f"{name}, one step ({there} cuDNN):", *kernels(functions[name][1]), sep="\n")
             except Exception as error:
                 print(f"{name}: no list of kernels: {type(error).__name__}: {error}")
     rows = {f"{unit}/s": {n: batch / t for n, t in times.items()},
