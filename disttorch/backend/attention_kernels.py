@@ -13,6 +13,10 @@ import numpy as np
 
 _WIDE = np.dtype(np.float32)
 
+# Which ways may be taken on a GPU, by PyTorch's names; ``torch.backends.cuda.enable_flash_sdp`` and its
+# like set them. "mem_efficient" is only noted: there is no such kernel here.
+ALLOWED = {"flash": True, "mem_efficient": True, "math": True, "cudnn": True}
+
 
 def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:
     """Whether the namespace has kernels for this attention that keep no scores in memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from ..backend.attention_kernels import ALLOWED as _attention
 from ..backend.precision import PRECISION
 
 _FP32 = ("none", "ieee", "tf32")
@@ -94,7 +95,6 @@ def _pair(value, name: str) -> tuple[bool, bool]:
 
 
 matmul = _Matmul()
-_attention = {"flash": True, "mem_efficient": True, "math": True, "cudnn": True}
 
 
 def is_built() -> bool:
@@ -112,7 +112,10 @@ def _switch(name):
         _attention[name] = bool(enabled)
 
     read.__doc__ = f"The value last set for {name} attention."
-    write.__doc__ = f"Note a wish for {name} attention; which kernel runs depends on shapes alone."
+    write.__doc__ = (
+        f"Allow {name} attention on a GPU or not. Those of 'cudnn' and 'flash' choose kernels, in this "
+        "order; the others are noted: what no kernel serves is computed by products and a softmax."
+    )
     return read, write
 
 

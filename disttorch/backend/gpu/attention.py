@@ -4,6 +4,10 @@ They take float16 and bfloat16 up to a width of 128, with masks, dropout, and he
 heads of queries share. Other cases (float32, float64, wider heads, gradients of a mask, a scale that is
 not positive) go to the formulas of ``attention_kernels``. Two runs give the same bits.
 
+Without mask and dropout, cuDNN's kernels come first where cuDNN is installed and has a plan.
+``torch.backends.cuda.enable_cudnn_sdp`` and ``enable_flash_sdp`` switch cuDNN's and those here; a call
+that only cuDNN may serve, but for which it has no plan, is served here.
+
 Shape legend: B batch, H heads of queries, G of them for one head of keys, L queries, S keys, E width of
 queries and keys, V of values.
 """
@@ -16,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import attention_kernels
+from . import cudnn, cudnn_attention
 from .kernel import kernel
 
 WIDEST = 128
@@ -120,17 +125,17 @@ def _as_heads(xp, a):
 class _Extras:
     """Mask and dropout as the kernels take them."""
 
-    def __init__(self, mask, shape, dropout_p: float, random: tuple):
+    def __init__(self, mask, dropout_p: float, random: tuple | None):
         self.given = mask is not None or dropout_p > 0
         seed, offset, state = random or (np.uint64(0), np.uint64(0), None)
         strides = (0, 0, 0, 0)
         if mask is not None:
-            strides = _mask_strides(mask, shape)
+            strides = _mask_strides(mask)
         self.args = (mask, int(mask is not None and mask.dtype.kind != "b"), *strides, float(dropout_p),
                      seed, offset, state) if self.given else ()
 
 
-def _mask_strides(mask, shape) -> tuple[int, int, int, int]:
+def _mask_strides(mask) -> tuple[int, int, int, int]:
     """Elements from batch to batch, head to head, row to row, key to key: 0 where a mask is broadcast.
     A leading dim beyond B×H×L×S must have been merged by the caller."""
     strides = [0] * (4 - mask.ndim) + [s // mask.dtype.itemsize for s in mask.strides]
@@ -139,10 +144,16 @@ def _mask_strides(mask, shape) -> tuple[int, int, int, int]:
 
 
 # ---------------------------------------------------------------- which cases
+def _cudnn_may(mask, dropout_p) -> bool:
+    return attention_kernels.ALLOWED["cudnn"] and mask is None and not dropout_p and cudnn.enabled()
+
+
 def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:
     """Whether the kernels here compute this attention; see this module's text."""
     q, k, v = query.shape, key.shape, value.shape
     if query.dtype.name not in _HALF or not query.dtype == key.dtype == value.dtype:
+        return False
+    if not (attention_kernels.ALLOWED["flash"] or _cudnn_may(mask, dropout_p)):
         return False
     if not (scale > 0 and math.isfinite(scale) and q[-1] <= WIDEST and v[-1] <= WIDEST):
         return False
@@ -185,16 +196,23 @@ def attention_forward(xp, query, key, value, mask, is_causal, scale, dropout_p, 
             xp, query, key, value, mask, is_causal, scale, dropout_p, random)
     lead, V = query.shape[:-1], value.shape[-1]
     q, k, v = (_aligned(xp, _as_heads(xp, a)) for a in (query, key, value))
+    B, H, L, _ = q.shape
+    out, logs = _like(xp, q, L, v.shape[3]), xp.empty((B, H, L), np.float32)
+    if not (_cudnn_may(mask, dropout_p)
+            and cudnn_attention.forward(xp, q, k, v, out, logs, bool(is_causal), float(scale))):
+        extras = _Extras(mask, dropout_p, random)
+        _forward(xp, q, k, v, out, logs, is_causal, scale, extras)
+    return out[..., :V].reshape(*lead, V), logs.reshape(lead)
+
+
+def _forward(xp, q, k, v, out, logs, is_causal, scale, extras):
     (B, H, L, E), S = q.shape, k.shape[2]
     width = _padded_width(E, v.shape[3])
-    extras = _Extras(mask, (B, H, L, S), dropout_p, random)
     run, shared = _kernel(xp, "attention_forward", q.dtype.name, width, extras.given)
-    out, logs = _like(xp, q, L, v.shape[3]), xp.empty((B, H, L), np.float32)
     grid = B * H * -(-L // _TILES[width].queries)
     run((grid,), (_THREADS,), (
         q, k, v, out, logs, L, S, E, v.shape[3], H, H // k.shape[1], *_strides(q), *_strides(k),
         *_strides(v), *_strides(out), float(scale), int(is_causal), *extras.args), shared)
-    return out[..., :V].reshape(*lead, V), logs.reshape(lead)
 
 
 def attention_backward(xp, g, query, key, value, mask, out, logs, is_causal, scale, dropout_p, random):
@@ -205,15 +223,22 @@ def attention_backward(xp, g, query, key, value, mask, out, logs, is_causal, sca
     shapes = query.shape, key.shape, value.shape
     q, k, v, out, g = (_aligned(xp, _as_heads(xp, a))
                        for a in (query, key, value, out, g.astype(query.dtype, copy=False)))
-    (B, H, L, E), (S, V) = q.shape, v.shape[2:]
-    heads, dtype = k.shape[1], q.dtype.name
-    width, logs = _padded_width(E, V), xp.ascontiguousarray(logs)
-    extras = _Extras(mask, (B, H, L, S), dropout_p, random)
+    logs = xp.ascontiguousarray(logs)
+    dq, dk, dv = (_like(xp, a, *a.shape[2:]) for a in (q, k, v))
+    if not (_cudnn_may(mask, dropout_p) and cudnn_attention.backward(
+            xp, q, k, v, out, g, logs, dq, dk, dv, bool(is_causal), float(scale))):
+        extras = _Extras(mask, dropout_p, random)
+        _backward(xp, g, q, k, v, out, logs, dq, dk, dv, is_causal, scale, extras)
+    return tuple(d[..., : s[-1]].reshape(s) for d, s in zip((dq, dk, dv), shapes))
+
+
+def _backward(xp, g, q, k, v, out, logs, dq, dk, dv, is_causal, scale, extras):
+    (B, H, L, E), (heads, S, V), dtype = q.shape, v.shape[1:], q.dtype.name
+    width = _padded_width(E, V)
     delta = xp.empty((B, H, L), np.float32)
     run, _ = _kernel(xp, "attention_delta", dtype, width, extras.given)
     run((-(-B * H * L // _DELTA_ROWS),), (_THREADS,),
         (g, out, delta, B * H * L, L, H, V, *_strides(g), *_strides(out)))
-    dq, dk, dv = _like(xp, q, L, E), _like(xp, k, S, E), _like(xp, v, S, V)
     common = (L, S, E, V, H, H // heads, *_strides(q), *_strides(k), *_strides(v), *_strides(g))
     last = (float(scale), int(is_causal), *extras.args)
     tiles = _TILES[width]
@@ -223,4 +248,3 @@ def attention_backward(xp, g, query, key, value, mask, out, logs, is_causal, sca
     run, shared = _kernel(xp, "attention_queries", dtype, width, extras.given)
     run((B * H * -(-L // tiles.own_queries),), (_THREADS,),
         (q, k, v, g, logs, delta, dq, *common, *_strides(dq), *last), shared)
-    return tuple(d[..., : s[-1]].reshape(s) for d, s in zip((dq, dk, dv), shapes))

@@ -1,0 +1,111 @@
+"""Attention by cuDNN's fused kernels, where cuDNN is installed (see ``cudnn.py``).
+
+For float16 and bfloat16 without mask and dropout, forward and backward, heads of keys shared by groups
+of queries' heads included. Statistics are those of the kernels here: the natural logarithm of each row's
+sum, float32. Backward is asked to be deterministic, so that two runs give the same bits.
+
+Shape legend: B batch, H heads of queries, G heads of keys, L queries, S keys, E width of queries and
+keys, V of values.
+"""
+
+from __future__ import annotations
+
+from . import cudnn
+
+_Q, _K, _V, _OUT, _STATS, _GRAD, _DQ, _DK, _DV = range(1, 10)  # uids
+
+
+def _elements(a) -> list[int]:
+    size = a.dtype.itemsize
+    return [s // size for s in a.strides]
+
+
+def _key(name, arrays, causal, scale) -> tuple:
+    return (name, causal, scale, arrays[0].dtype.name, *[(a.shape, a.strides) for a in arrays])
+
+
+def _put(graph, kind, layouts: dict) -> list:
+    """Input tensors; ``layouts``: uid to (dims, strides)."""
+    return [graph.tensor(dim=list(dim), stride=list(stride), data_type=kind, uid=uid)
+            for uid, (dim, stride) in layouts.items()]
+
+
+def _take(tensor, uid, dim, stride, kind) -> None:
+    tensor.set_output(True).set_dim(list(dim)).set_stride(list(stride)).set_data_type(kind).set_uid(uid)
+
+
+def _masking(library, causal: bool) -> dict:
+    """Query i sees keys 0..i: the diagonal starts top left, and nothing to its right takes part."""
+    if not causal:
+        return {}
+    return {"diagonal_alignment": library.diagonal_alignment.TOP_LEFT, "diagonal_band_right_bound": 0}
+
+
+def _layouts(arrays) -> list[tuple]:
+    return [(tuple(a.shape), tuple(_elements(a))) for a in arrays]
+
+
+def _rows(shape) -> tuple:
+    """(dims, strides) of one number for each row of a B×H×L×… array."""
+    B, H, L = shape[:3]
+    return (B, H, L, 1), (H * L, L, 1, 1)
+
+
+def describe_forward(arrays, causal, scale):
+    """What ``cudnn.plan`` fills a graph with; ``arrays``: q, k, v, out."""
+    layouts, name, rows = _layouts(arrays), arrays[0].dtype.name, _rows(arrays[0].shape)
+
+    def describe(graph, library):
+        kind = cudnn.data_type(name)
+        q, k, v = _put(graph, kind, dict(zip((_Q, _K, _V), layouts)))
+        out, stats = graph.sdpa(q=q, k=k, v=v, generate_stats=True, attn_scale=scale,
+                                **_masking(library, causal))
+        _take(out, _OUT, *layouts[3], kind)
+        _take(stats, _STATS, *rows, cudnn.data_type("float32"))
+
+    return describe
+
+
+def describe_backward(arrays, causal, scale):
+    """The same for q, k, v, out, the gradient of out, and those of q, k, v."""
+    layouts, name, rows = _layouts(arrays), arrays[0].dtype.name, _rows(arrays[0].shape)
+
+    def describe(graph, library):
+        kind = cudnn.data_type(name)
+        q, k, v, out, grad = _put(graph, kind, dict(zip((_Q, _K, _V, _OUT, _GRAD), layouts)))
+        (stats,) = _put(graph, cudnn.data_type("float32"), {_STATS: rows})
+        grads = graph.sdpa_backward(q=q, k=k, v=v, o=out, dO=grad, stats=stats, attn_scale=scale,
+                                    use_deterministic_algorithm=True, **_masking(library, causal))
+        for tensor, uid, layout in zip(grads, (_DQ, _DK, _DV), layouts[5:]):
+            _take(tensor, uid, *layout, kind)
+
+    return describe
+
+
+def forward(xp, q, k, v, out, stats, causal: bool, scale: float) -> bool:
+    """Fill ``out`` and ``stats`` (B×H×L float32); False, with nothing done, if cuDNN has no plan.
+
+    Arrays are B×heads×rows×width with a contiguous last dim, at addresses that are multiples of 16.
+    """
+    arrays = (q, k, v, out)
+    try:
+        plan = cudnn.plan(xp, _key("attention", arrays, causal, scale),
+                          describe_forward(arrays, causal, scale))
+    except cudnn.Unsupported:
+        return False
+    cudnn.execute(xp, plan, {_Q: q.data.ptr, _K: k.data.ptr, _V: v.data.ptr, _OUT: out.data.ptr,
+                             _STATS: stats.data.ptr})
+    return True
+
+
+def backward(xp, q, k, v, out, grad, stats, dq, dk, dv, causal: bool, scale: float) -> bool:
+    """Fill dq, dk and dv; False, with nothing done, if cuDNN has no (deterministic) plan."""
+    arrays = (q, k, v, out, grad, dq, dk, dv)
+    try:
+        plan = cudnn.plan(xp, _key("attention backward", arrays, causal, scale),
+                          describe_backward(arrays, causal, scale))
+    except cudnn.Unsupported:
+        return False
+    pointers = dict(zip((_Q, _K, _V, _OUT, _GRAD, _DQ, _DK, _DV), (a.data.ptr for a in arrays)))
+    cudnn.execute(xp, plan, {**pointers, _STATS: stats.data.ptr})
+    return True
