@@ -133,6 +133,7 @@ class HostKernel:
 def on_host(monkeypatch):
     monkeypatch.setattr(attention, "kernel", lambda _, family, name, **v: HostKernel(family, name, **v))
     monkeypatch.setattr(attention, "_ready", {})
+    monkeypatch.setattr(attention.cudnn, "enabled", lambda: False)
 
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -293,3 +294,29 @@ def test_tiles_are_those_of_the_sources():
         found = re.search(r"found (.*);", run.stdout)[1]
         made_of = [math.prod(map(int, part.split("*"))) for part in found.split(",")]
         assert tiles == attention._Tiles(width, *made_of)
+
+
+@pytest.mark.parametrize("has_plan", [True, False])
+def test_cudnn_comes_first_where_it_may(monkeypatch, has_plan):
+    """Without mask and dropout; where it has no plan, or is switched off, the kernels here run."""
+    calls = []
+
+    def forward(xp, q, k, v, out, logs, causal, scale):
+        calls.append((q.shape, causal, scale))
+        out[...], logs[...] = 7, 1
+        return has_plan
+
+    monkeypatch.setattr(attention.cudnn, "enabled", lambda: True)
+    monkeypatch.setattr(attention.cudnn_attention, "forward", forward)
+    q = made((1, 2, 5, 32), "float16", 0)
+
+    def run(mask=None):
+        return attention.attention_forward(Namespace, q, q, q, mask, True, 0.5, 0.0, None)[0]
+
+    assert (np.asarray(run()) == 7).all() == has_plan and calls == [((1, 2, 5, 32), True, 0.5)]
+    assert not (np.asarray(run(np.ones((5, 5), bool).view(OnHost))) == 7).any()
+    monkeypatch.setitem(attention_kernels.ALLOWED, "cudnn", False)
+    assert not (np.asarray(run()) == 7).any() and len(calls) == 1
+    assert attention.attention_fits(Namespace, q, q, q, None, 0.0, 0.5)
+    monkeypatch.setitem(attention_kernels.ALLOWED, "flash", False)
+    assert not attention.attention_fits(Namespace, q, q, q, None, 0.0, 0.5)
