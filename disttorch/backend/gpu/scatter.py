@@ -1,18 +1,18 @@
 """Adding to (and reducing into) places of a GPU array, where one place may come several times.
 
-**Rows** (``add_rows``: the gradient of an embedding, ``index_add``, ``index_put`` along the first dim) are
-summed without atomics: the indices are sorted stably (``csrc/sort.cu``), and each row of the result is the
-sum of its rows in their given order (``csrc/scatter.cu``), in float32 or float64, rounded once. So the same
-call gives the same bits on every run.
+**Rows** (``add_rows``: the gradient of an embedding, ``index_add``, ``index_put`` along the first dim)
+are summed without atomics: the indices are sorted stably (``csrc/sort.cu``), and each row of the result
+is the sum of its rows in their given order (``csrc/scatter.cu``), in float32 or float64, rounded once. So
+the same call gives the same bits on every run.
 
 **Single elements** (``scatter_add``, the backward of ``gather``, ``index_put`` with several indices) are
-added by atomics, whose order is up to the GPU; with ``use_deterministic_algorithms(True)`` they go the way
-of the rows. Sums of integers are the same in any order. Products and extremes are loops of
+added by atomics, whose order is up to the GPU; with ``use_deterministic_algorithms(True)`` they go the
+way of the rows. Sums of integers are the same in any order. Products and extremes are loops of
 compare-and-swap; products of floats depend on the order.
 
 **Indices out of range** are found without waiting for the GPU: a kernel notes one in memory of the host,
-and the IndexError comes with the next check of indices, ``synchronize`` or copy to the host. Until then an
-index wraps around (CuPy's functions) or is left out (the sums of rows).
+and the IndexError comes with the next check of indices, ``synchronize`` or copy to the host. Until then
+an index wraps around (CuPy's functions) or is left out (the sums of rows).
 
 Each function takes the namespace ``xp`` first and becomes a method of it.
 """
@@ -66,9 +66,9 @@ def raise_outside(xp) -> None:
     if xp.outside is not None and (flag := xp.outside[0])[0]:
         flag[0] = 0
         raise IndexError(
-            f"index {flag[1]} is out of range: it must be at least {flag[2]} and less than {flag[3]} (found "
-            "on the GPU after the call had returned, so this line may not be the one to look at: run the "
-            "script on the CPU to see which is)"
+            f"index {flag[1]} is out of range: it must be at least {flag[2]} and less than {flag[3]} "
+            "(found on the GPU after the call had returned, so this line may not be the one to look at: "
+            "run the script on the CPU to see which is)"
         )
 
 
