@@ -2,8 +2,8 @@
 
 **Rows** (``add_rows``: the gradient of an embedding, ``index_add``, ``index_put`` along the first dim)
 are summed without atomics: the indices are sorted stably (``csrc/sort.cu``), and each row of the result
-is the sum of its rows in their given order (``csrc/scatter.cu``), in float32 or float64, rounded once. So
-the same call gives the same bits on every run.
+is the sum of its rows in their given order (``csrc/scatter.cu``), in float32 or float64, rounded once.
+So the same call gives the same bits on every run.
 
 **Single elements** (``scatter_add``, the backward of ``gather``, ``index_put`` with several indices) are
 added by atomics, whose order is up to the GPU; with ``use_deterministic_algorithms(True)`` they go the
