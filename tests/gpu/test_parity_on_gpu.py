@@ -92,9 +92,10 @@ def check_case(op, case, dtype) -> bool:
 @pytest.fixture(autouse=True)
 def full_float32():
     """cuDNN's convolutions use TF32 by default: three digits instead of seven."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    before = [p.backends.cudnn.allow_tf32 for p in (dt, torch)]
+    dt.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.allow_tf32 = before
+    dt.backends.cudnn.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.filterwarnings("ignore:Attempting to run:UserWarning")

@@ -84,6 +84,14 @@ COUNTERPART |= {
     "median_all": torch.median, "nanmedian_all": torch.nanmedian,
 }
 COUNTERPART |= CONV_COUNTERPARTS
+
+
+def _clone_laid(x, last):
+    ways = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.clone(memory_format=ways[x.ndim] if last else torch.contiguous_format)
+
+
+COUNTERPART["clone_laid"] = _clone_laid
 # No public counterpart: pieces of gradients, checked by gradcheck
 INTERNAL = {
     "alias", "as_strided", "as_strided_backward", "attention_anew", "copy", "ctc_rows",
