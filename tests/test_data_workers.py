@@ -339,6 +339,8 @@ def test_no_worker_outlives_the_loader(tmp_path, method, blow):
         [sys.executable, str(script), method], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        # a shell's background jobs ignore it, and so would the script
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         pids = [int(p) for p in process.stdout.readline().split()]
