@@ -110,6 +110,18 @@ template <int N> __device__ __forceinline__ Pack<T, N> load(const T* x, i64 row,
     return *reinterpret_cast<const Pack<T, N>*>(x + row * channels + channel);
 }
 
+// DEEP of a thread's rows from r on, of g and (if `both`) of x: all under way before one is used.
+template <int N> __device__ __forceinline__ void load_deep(const T* g, bool both, const T* x, i64 r,
+                                                           const Tile& t, i64 channels,
+                                                           Pack<T, N> (&gs)[DEEP], Pack<T, N> (&xs)[DEEP]) {
+#pragma unroll
+    for (int d = 0; d < DEEP; ++d) {
+        i64 row = r + d * t.step;
+        if (row < t.end) gs[d] = load<N>(g, row, channels, t.channel);
+        if (row < t.end && both) xs[d] = load<N>(x, row, channels, t.channel);
+    }
+}
+
 template <int N> __device__ __forceinline__ void store(T* x, i64 row, i64 channels, i64 channel,
                                                        Pack<T, N> values) {
     *reinterpret_cast<Pack<T, N>*>(x + row * channels + channel) = values;
@@ -180,12 +192,7 @@ template <int N> __device__ void sums_rows_(const T* __restrict__ g, const T* __
     }
     for (i64 r = t.row; r < t.end; r += DEEP * t.step) {
         Pack<T, N> gs[DEEP], xs[DEEP];
-#pragma unroll
-        for (int d = 0; d < DEEP; ++d) {
-            i64 row = r + d * t.step;
-            if (row < t.end) gs[d] = load<N>(g, row, channels, t.channel);
-            if (row < t.end && x) xs[d] = load<N>(x, row, channels, t.channel);
-        }
+        load_deep<N>(g, x, x, r, t, channels, gs, xs);
 #pragma unroll
         for (int d = 0; d < DEEP; ++d) {
             if (r + d * t.step >= t.end) continue;
@@ -288,12 +295,7 @@ template <int N> __device__ void grad_rows_(const T* __restrict__ g, const T* __
     }
     for (i64 r = t.row; r < t.end; r += DEEP * t.step) {
         Pack<T, N> gs[DEEP], xs[DEEP];
-#pragma unroll
-        for (int d = 0; d < DEEP; ++d) {
-            i64 row = r + d * t.step;
-            if (row < t.end) gs[d] = load<N>(g, row, channels, t.channel);
-            if (row < t.end && sums) xs[d] = load<N>(x, row, channels, t.channel);
-        }
+        load_deep<N>(g, sums, x, r, t, channels, gs, xs);
 #pragma unroll
         for (int d = 0; d < DEEP; ++d) {
             if (r + d * t.step >= t.end) continue;

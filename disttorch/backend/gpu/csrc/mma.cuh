@@ -124,49 +124,35 @@ template <class T> inline void host_multiply(float (&c)[4], const u32 (&a)[4], u
 }
 #endif
 
-template <> struct Tensor<half_t> {
-    static __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #ifdef DISTTORCH_HOST
-        host_multiply<half_t>(c, a, b0, b1);
+#define TENSOR(type, ptx)                                                                          \
+    template <> struct Tensor<type> {                                                              \
+        static void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                   \
+            host_multiply<type>(c, a, b0, b1);                                                     \
+        }                                                                                          \
+        static u32 pair(float low, float high) {                                                   \
+            return down<type>(low).bits | (u32)down<type>(high).bits << 16;                        \
+        }                                                                                          \
+    };
 #else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-            "{%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#define TENSOR(type, ptx)                                                                          \
+    template <> struct Tensor<type> {                                                              \
+        static __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0,  \
+                                                        u32 b1) {                                  \
+            asm("mma.sync.aligned.m16n8k16.row.col.f32." ptx "." ptx                               \
+                ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"             \
+                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                   \
+                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                   \
+        }                                                                                          \
+        static __device__ __forceinline__ u32 pair(float low, float high) {                        \
+            u32 out;                                                                               \
+            asm("cvt.rn." ptx "x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));             \
+            return out;                                                                            \
+        }                                                                                          \
+    };
 #endif
-    }
-    static __device__ __forceinline__ u32 pair(float low, float high) {
-#ifdef DISTTORCH_HOST
-        return down<half_t>(low).bits | (u32)down<half_t>(high).bits << 16;
-#else
-        u32 out;
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-        return out;
-#endif
-    }
-};
-
-template <> struct Tensor<bf16_t> {
-    static __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-#ifdef DISTTORCH_HOST
-        host_multiply<bf16_t>(c, a, b0, b1);
-#else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-            "{%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
-    }
-    static __device__ __forceinline__ u32 pair(float low, float high) {
-#ifdef DISTTORCH_HOST
-        return down<bf16_t>(low).bits | (u32)down<bf16_t>(high).bits << 16;
-#else
-        u32 out;
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-        return out;
-#endif
-    }
-};
+TENSOR(half_t, "f16")
+TENSOR(bf16_t, "bf16")
 
 // 2^x, to about 2 units in the last place; 0 for x = -inf.
 __device__ __forceinline__ float power_of_2(float x) {

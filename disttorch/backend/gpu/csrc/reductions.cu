@@ -142,86 +142,27 @@ __device__ __forceinline__ void reduce_columns(const T* __restrict__ x, const A*
 
 // ---- the kernels ------------------------------------------------------------------------------------
 
-extern "C" __global__ void __launch_bounds__(128)
-warps_sum(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
-          double divisor, i64 root) {
-    reduce_rows<Sum, false>(x, centre, out, outer, n, strips, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(512)
-rows_sum(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
-         double divisor, i64 root) {
-    reduce_rows<Sum, true>(x, centre, out, outer, n, strips, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(256)
-packs_sum(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
-          double divisor, i64 root) {
-    reduce_columns<Sum, V>(x, centre, out, outer, n, inner, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(256)
-columns_sum(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
-            double divisor, i64 root) {
-    reduce_columns<Sum, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);
-}
+// The four ways of going through an array, for one way of combining: a warp a row, a block a row, a pack
+// of columns a thread, a column a thread.
+#define ROWS_OF (const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk, \
+                 double divisor, i64 root)
+#define COLUMNS_OF (const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk, \
+                    double divisor, i64 root)
+#define REDUCTION(name, F)                                                                   \
+    extern "C" __global__ void __launch_bounds__(128) warps_##name ROWS_OF {                 \
+        reduce_rows<F, false>(x, centre, out, outer, n, strips, chunk, divisor, root);       \
+    }                                                                                        \
+    extern "C" __global__ void __launch_bounds__(512) rows_##name ROWS_OF {                  \
+        reduce_rows<F, true>(x, centre, out, outer, n, strips, chunk, divisor, root);        \
+    }                                                                                        \
+    extern "C" __global__ void __launch_bounds__(256) packs_##name COLUMNS_OF {              \
+        reduce_columns<F, V>(x, centre, out, outer, n, inner, chunk, divisor, root);         \
+    }                                                                                        \
+    extern "C" __global__ void __launch_bounds__(256) columns_##name COLUMNS_OF {            \
+        reduce_columns<F, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);         \
+    }
 
-extern "C" __global__ void __launch_bounds__(128)
-warps_squares(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
-              double divisor, i64 root) {
-    reduce_rows<Squares, false>(x, centre, out, outer, n, strips, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(512)
-rows_squares(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
-             double divisor, i64 root) {
-    reduce_rows<Squares, true>(x, centre, out, outer, n, strips, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(256)
-packs_squares(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
-              double divisor, i64 root) {
-    reduce_columns<Squares, V>(x, centre, out, outer, n, inner, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(256)
-columns_squares(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
-                double divisor, i64 root) {
-    reduce_columns<Squares, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);
-}
-
-extern "C" __global__ void __launch_bounds__(128)
-warps_largest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
-              double divisor, i64 root) {
-    reduce_rows<Largest, false>(x, centre, out, outer, n, strips, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(512)
-rows_largest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
-             double divisor, i64 root) {
-    reduce_rows<Largest, true>(x, centre, out, outer, n, strips, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(256)
-packs_largest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
-              double divisor, i64 root) {
-    reduce_columns<Largest, V>(x, centre, out, outer, n, inner, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(256)
-columns_largest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
-                double divisor, i64 root) {
-    reduce_columns<Largest, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);
-}
-
-extern "C" __global__ void __launch_bounds__(128)
-warps_smallest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
-               double divisor, i64 root) {
-    reduce_rows<Smallest, false>(x, centre, out, outer, n, strips, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(512)
-rows_smallest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 strips, i64 chunk,
-              double divisor, i64 root) {
-    reduce_rows<Smallest, true>(x, centre, out, outer, n, strips, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(256)
-packs_smallest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
-               double divisor, i64 root) {
-    reduce_columns<Smallest, V>(x, centre, out, outer, n, inner, chunk, divisor, root);
-}
-extern "C" __global__ void __launch_bounds__(256)
-columns_smallest(const T* x, const A* centre, R* out, i64 outer, i64 n, i64 inner, i64 chunk,
-                 double divisor, i64 root) {
-    reduce_columns<Smallest, 1>(x, centre, out, outer, n, inner, chunk, divisor, root);
-}
+REDUCTION(sum, Sum)
+REDUCTION(squares, Squares)
+REDUCTION(largest, Largest)
+REDUCTION(smallest, Smallest)
