@@ -106,10 +106,6 @@ def elapsed_ms(start, end) -> float:
     return cupy().cuda.get_elapsed_time(start, end)
 
 
-def cuda_version() -> int:
-    return cupy().cuda.runtime.runtimeGetVersion()
-
-
 def can_access_peer(index: int, peer: int) -> bool:
     """Whether a device can read another's memory."""
     return bool(cupy().cuda.runtime.deviceCanAccessPeer(index, peer))

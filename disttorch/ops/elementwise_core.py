@@ -220,16 +220,10 @@ class BinaryOp(ElementwiseOp):
                 raise broadcast_error([a, b], error) from None
             if r.__class__ is not ndarray:
                 r = _asarray(r)
+            if mask or input._rg or input._base is not None:
+                return recorded(input, other, mask, r)
             result = _new(Tensor)
             result._data = r
-            if input._rg or input._base is not None and input._base._rg:
-                mask |= 1
-            if mask and state.enabled and owner.rule_slots:
-                plan = plans.get(mask)
-                if plan is None:
-                    plan = plans[mask] = Plan(owner, mask)
-                result._node = make_node(plan, (input, other), result, r, None)
-                result._rg = True
             return result
 
         return call

@@ -107,29 +107,26 @@ def max_pool_backward(xp, g, places, windows, shape):
 
 def pooled_sum(xp, x, kernel, stride, padding, size):
     """Sums over windows …×P (P = ``size``), zeros outside."""
-    dims = len(kernel)
-    if not _ours(x, dims) or x.size == 0 or 0 in size:
-        return pool_kernels.pooled_sum(xp, x, kernel, stride, padding, size)
-    lying = _Lying(xp, x, dims)
-    out = _result(xp, lying, (*x.shape[: x.ndim - dims], *size), x.dtype)
-    _launch(xp, "pooled_sum", x.dtype, out.size, (
-        lying.array, out, out.size, lying.channels,
-        *_sizes(x.shape[x.ndim - dims :], size, kernel, stride, padding), *lying.steps,
-        int(lying.last)))
-    return out
+    return _sums(xp, "pooled_sum", x, kernel, stride, padding, size,
+                 (x.shape[x.ndim - len(kernel) :], size))
 
 
 def spread_sum(xp, g, kernel, stride, padding, size):
     """The adjoint of ``pooled_sum``: …×P back to …×S (S = ``size``)."""
+    return _sums(xp, "spread_sum", g, kernel, stride, padding, size,
+                 (size, g.shape[g.ndim - len(kernel) :]))
+
+
+def _sums(xp, name, a, kernel, stride, padding, size, places):
+    """One of the two. ``places``: the sizes S and P, whichever of them is the result's."""
     dims = len(kernel)
-    if not _ours(g, dims) or g.size == 0 or 0 in size:
-        return pool_kernels.spread_sum(xp, g, kernel, stride, padding, size)
-    lying = _Lying(xp, g, dims)
-    out = _result(xp, lying, (*g.shape[: g.ndim - dims], *size), g.dtype)
-    _launch(xp, "spread_sum", g.dtype, out.size, (
-        lying.array, out, out.size, lying.channels,
-        *_sizes(size, g.shape[g.ndim - dims :], kernel, stride, padding), *lying.steps,
-        int(lying.last)))
+    if not _ours(a, dims) or a.size == 0 or 0 in size:
+        return getattr(pool_kernels, name)(xp, a, kernel, stride, padding, size)
+    lying = _Lying(xp, a, dims)
+    out = _result(xp, lying, (*a.shape[: a.ndim - dims], *size), a.dtype)
+    _launch(xp, name, a.dtype, out.size, (
+        lying.array, out, out.size, lying.channels, *_sizes(*places, kernel, stride, padding),
+        *lying.steps, int(lying.last)))
     return out
 
 
