@@ -26,8 +26,9 @@ def main() -> None:
     found = json.loads(facts.read_text()) if facts.exists() else {}
     (folder / "summary.json").write_text(json.dumps({"steps": steps, "facts": found}, indent=1) + "\n")
     machine = found.get("machine", {})
-    if (folder / "gpu.txt").exists():
-        print((folder / "gpu.txt").read_text())
+    for text in (folder / "gpu.txt", folder / "compiled" / "gpu.txt"):
+        if text.exists():
+            print(text.read_text())
     print(machine.get("gpu", machine) if isinstance(machine, dict) else machine)
     for step in steps:
         state = "ok" if step["status"] == 0 else f"failed ({step['status']})"
