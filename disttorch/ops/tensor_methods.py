@@ -321,9 +321,10 @@ def show(self, *, tensor_contents=None):
 
 
 def format_of(self, spec):
-    if self._data.ndim == 0 and not self.requires_grad:
+    # As in PyTorch, a single number formats as such, tracked or not; a Parameter shows itself.
+    if self._data.ndim == 0 and type(self) is Tensor:
         return format(self.item(), spec)
-    return format(str(self), spec) if spec == "" else object.__format__(self, spec)
+    return object.__format__(self, spec)
 
 
 def real(input):

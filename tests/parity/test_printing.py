@@ -95,4 +95,11 @@ def test_format_and_subclasses():
         with pytest.raises(TypeError):
             f"{m.ones(2):.2f}"
     assert f"{dt.ones(2)}" == f"{torch.ones(2)}"
+    for make in (lambda m: m.tensor(1.25, requires_grad=True) * 2, lambda m: m.tensor(True),
+                 lambda m: m.nn.Parameter(m.tensor(2.0)), lambda m: m.ones(2, requires_grad=True)):
+        assert f"{make(dt)}" == f"{make(torch)}"  # a single number without "tensor(...)", tracked or not
+    assert f"{dt.tensor(1.25, requires_grad=True):8.3f}" == "   1.250"
+    for m in (dt, torch):
+        with pytest.raises(TypeError, match="Parameter"):
+            f"{m.nn.Parameter(m.tensor(2.0)):.2f}"
     assert dt.Size((2, 3)).__repr__() == repr(torch.Size((2, 3)))
