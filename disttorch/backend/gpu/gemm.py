@@ -12,7 +12,8 @@ looped over if that makes few calls, otherwise the operand is copied. cuBLAS's a
 need neither, but a table in device memory, a kernel that fills it, and 16-byte alignment of every
 matrix, for which it would have to copy again.
 
-16-bit products are summed in float32 and rounded once. Shape legend: N rows, K summed, M columns, L
+16-bit products are summed in float32 and rounded once; large ones whose rows are no multiples of 16
+bytes are computed of padded copies (padding.py). Shape legend: N rows, K summed, M columns, L
 leading dims; strides in elements.
 """
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from .. import dtypes
 from ..precision import PRECISION
-from . import cublas, cublaslt
+from . import cublas, cublaslt, padding
 from .cublas import C_32F, C_64F, OP_N, OP_T, R_16BF, R_16F, R_32F, R_64F
 
 MOST_CALLS = 8  # of one product: further leading dims are copied rather than looped over
@@ -143,9 +144,27 @@ def product(xp, a, b, out=None, alpha=1, beta=0):
     Raises:
         ValueError: if shapes do not fit.
     """
-    cupy, (n, k), m = xp.cupy, a.shape[-2:], b.shape[-1]
+    (n, k), m = a.shape[-2:], b.shape[-1]
     if b.shape[-2] != k:
         raise ValueError(f"matmul: {k} columns of {a.shape} do not fit {b.shape[-2]} rows of {b.shape}")
+    flat = a.ndim == 2 and b.ndim == 2
+    if flat and out is None and a.itemsize == 2 and n * k * m >= padding.SMALLEST:
+        wide = _padded(xp, a, b)
+        if wide is not None:
+            return padding.cropped(xp, _multiply(xp, *wide, None, alpha, 0), n, m)
+    return _multiply(xp, a, b, out, alpha, beta)
+
+
+def _padded(xp, a, b):
+    """Operands that cuBLAS multiplies faster than a and b; None if there are none."""
+    if _matrix_layout(a) is None or _matrix_layout(b) is None:
+        return None
+    return padding.operands(xp, a, b)
+
+
+def _multiply(xp, a, b, out, alpha, beta):
+    """What ``product`` says, of operands as they are."""
+    cupy, (n, k), m = xp.cupy, a.shape[-2:], b.shape[-1]
     flat = a.ndim == 2 and b.ndim == 2
     lead = a.shape[:-2]
     if not flat and lead != b.shape[:-2]:
@@ -165,10 +184,10 @@ def product(xp, a, b, out=None, alpha=1, beta=0):
     place = _matrix_layout(out)
     if place is None:  # neither rows nor columns lie in one piece
         start = None if beta == 0 else cupy.ascontiguousarray(out)
-        out[...] = product(xp, a, b, start, alpha, beta)
+        out[...] = _multiply(xp, a, b, start, alpha, beta)
         return out
     if place[0] == OP_T:  # columns do: outᵀ = bᵀ·aᵀ
-        product(xp, b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), alpha, beta)
+        _multiply(xp, b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), alpha, beta)
         return out
     if flat:
         _one(cupy, a, b, out, n, m, k, place[1], alpha, beta)
@@ -313,6 +332,11 @@ def add_matmul(xp, c, a, b, alpha=1, beta=1):
                 if _lt(cupy, a, b, alpha, beta, c.data.ptr, at[1], out):
                     return out
         elif beta == 1 and kind in _WITH_EPILOGUE and _is_vector(c, m, a.dtype):
+            if a.itemsize == 2 and n * m * a.shape[1] >= padding.SMALLEST:
+                wide = _padded(xp, a, b)
+                if wide is not None:
+                    row = padding.padded(xp, c[None], (1, wide[1].shape[1]))[0]
+                    return padding.cropped(xp, add_matmul(xp, row, *wide, alpha), n, m)
             if _lt(cupy, a, b, alpha, 0, out.data.ptr, m, out, cublaslt.BIAS, c.data.ptr):
                 return out
     else:
