@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from disttorch.backend import attention_kernels
-from disttorch.backend.gpu import attention, source
+from disttorch.backend.gpu import attention, attention_own, source
 
 pytestmark = pytest.mark.skipif(not cuda_host.available(), reason="no g++, or not x86-64")
 
@@ -131,8 +131,11 @@ class HostKernel:
 
 @pytest.fixture(autouse=True)
 def on_host(monkeypatch):
-    monkeypatch.setattr(attention, "kernel", lambda _, family, name, **v: HostKernel(family, name, **v))
-    monkeypatch.setattr(attention, "_ready", {})
+    monkeypatch.setattr(attention_own, "kernel",
+                        lambda _, family, name, **v: HostKernel(family, name, **v))
+    monkeypatch.setattr(attention_own, "_ready", {})
+    for name, empty in (("_forwards", {}), ("_backwards", {}), ("_asked", set())):
+        monkeypatch.setattr(attention, name, empty)
     monkeypatch.setattr(attention.cudnn, "enabled", lambda: False)
 
 
@@ -285,7 +288,7 @@ def test_tiles_are_those_of_the_sources():
     """``_TILES`` repeats numbers of the sources."""
     files = "attention.cu", "attention_backward.cu"
     text = "".join((source.FOLDER / name).read_text() for name in files)
-    for width, tiles in attention._TILES.items():
+    for width, tiles in attention_own._TILES.items():
         run = subprocess.run(
             ["g++", "-E", "-P", "-x", "c++", f"-DWIDTH={width}", "-DEXTRAS=0", "-"], text=True,
             input=re.sub(r"^#include.*$", "", text, flags=re.MULTILINE)
@@ -293,30 +296,100 @@ def test_tiles_are_those_of_the_sources():
             capture_output=True, check=True)
         found = re.search(r"found (.*);", run.stdout)[1]
         made_of = [math.prod(map(int, part.split("*"))) for part in found.split(",")]
-        assert tiles == attention._Tiles(width, *made_of)
+        assert tiles == attention_own._Tiles(width, *made_of)
+
+
+# ---------------------------------------------------------------- who serves a call
+@pytest.fixture
+def fake_cudnn(monkeypatch):
+    """cuDNN that fills what it makes with 7; ``has_plan`` may be changed. Calls are noted."""
+    fake = SimpleNamespace(calls=[], has_plan=True, deterministic=False)
+
+    def forward(xp, q, k, v, causal, scale):
+        fake.calls.append(("plan", q.shape, causal, scale))
+
+        def launch(q, k, v, extras):
+            fake.calls.append("forward")
+            out, logs = np.full((*q.shape[:3], v.shape[3]), 7, q.dtype), np.ones(q.shape[:3], np.float32)
+            return out.view(OnHost), logs.view(OnHost)
+
+        return launch if fake.has_plan else None
+
+    def backward(xp, g, q, k, v, out, causal, scale):
+        def launch(g, q, k, v, out, logs, extras):
+            fake.calls.append("backward")
+            return tuple(np.full(a.shape, 7, a.dtype).view(OnHost) for a in (q, k, v))
+
+        return launch if fake.has_plan else None
+
+    monkeypatch.setattr(attention.cudnn, "enabled", lambda: True)
+    monkeypatch.setattr(attention.cudnn, "deterministic", lambda: fake.deterministic)
+    monkeypatch.setattr(attention.cudnn_attention, "forward", forward)
+    monkeypatch.setattr(attention.cudnn_attention, "backward", backward)
+    return fake
+
+
+def long_arrays(rows=130):
+    return made((1, 1, rows, 32), "float16", 0)
+
+
+def forward_of(q, mask=None):
+    return attention.attention_forward(Namespace, q, q, q, mask, True, 0.5, 0.0, None)
+
+
+def is_cudnns(array):
+    return (np.asarray(array) == 7).all()
 
 
 @pytest.mark.parametrize("has_plan", [True, False])
-def test_cudnn_comes_first_where_it_may(monkeypatch, has_plan):
+def test_cudnn_comes_first_where_it_may(monkeypatch, fake_cudnn, has_plan):
     """Without mask and dropout; where it has no plan, or is switched off, the kernels here run."""
-    calls = []
-
-    def forward(xp, q, k, v, out, logs, causal, scale):
-        calls.append((q.shape, causal, scale))
-        out[...], logs[...] = 7, 1
-        return has_plan
-
-    monkeypatch.setattr(attention.cudnn, "enabled", lambda: True)
-    monkeypatch.setattr(attention.cudnn_attention, "forward", forward)
-    q = made((1, 2, 5, 32), "float16", 0)
-
-    def run(mask=None):
-        return attention.attention_forward(Namespace, q, q, q, mask, True, 0.5, 0.0, None)[0]
-
-    assert (np.asarray(run()) == 7).all() == has_plan and calls == [((1, 2, 5, 32), True, 0.5)]
-    assert not (np.asarray(run(np.ones((5, 5), bool).view(OnHost))) == 7).any()
+    fake_cudnn.has_plan, q = has_plan, long_arrays()
+    for _ in range(2):  # the second time as it was decided the first time
+        assert is_cudnns(forward_of(q)[0]) == has_plan
+    assert fake_cudnn.calls == [("plan", q.shape, True, 0.5), *["forward"] * 2 * has_plan]
+    assert not is_cudnns(forward_of(q, np.ones((130, 130), bool).view(OnHost))[0])
     monkeypatch.setitem(attention_kernels.ALLOWED, "cudnn", False)
-    assert not (np.asarray(run()) == 7).any() and len(calls) == 1
+    assert not is_cudnns(forward_of(q)[0])
     assert attention.attention_fits(Namespace, q, q, q, None, 0.0, 0.5)
     monkeypatch.setitem(attention_kernels.ALLOWED, "flash", False)
     assert not attention.attention_fits(Namespace, q, q, q, None, 0.0, 0.5)
+    assert fake_cudnn.calls.count(("plan", q.shape, True, 0.5)) == 1
+
+
+def test_backward_is_ours_where_the_same_bits_are_wanted(fake_cudnn):
+    q = long_arrays()
+    out, logs = forward_of(q)
+    rest = (q, q, q, None, out, logs, True, 0.5, 0.0, None)
+    for fake_cudnn.deterministic in (False, True, False):
+        grads = attention.attention_backward(Namespace, out, *rest)
+        assert all(map(is_cudnns, grads)) != fake_cudnn.deterministic
+    assert fake_cudnn.calls[2:] == ["backward"] * 2
+
+
+def test_cudnn_is_not_asked_for_what_is_not_worth_a_plan(monkeypatch, fake_cudnn):
+    """Few queries or keys; lengths that change from call to call; unless nothing else may serve."""
+    assert not is_cudnns(forward_of(long_arrays(16))[0])
+    monkeypatch.setattr(attention, "_MOST_PLANS", 2)
+    for rows, served in ((130, True), (140, True), (150, False), (130, True)):
+        assert is_cudnns(forward_of(long_arrays(rows))[0]) == served
+    monkeypatch.setitem(attention_kernels.ALLOWED, "flash", False)
+    assert is_cudnns(forward_of(long_arrays(16))[0])
+
+
+def test_what_was_decided_does_not_serve_other_arrays(fake_cudnn):
+    """Addresses that are no multiples of 16 are not part of a layout: such arrays are copied."""
+    memory = np.zeros(130 * 32 + 8, np.float16).view(OnHost)
+    start = -memory.ctypes.data % 16 // 2
+    arrays = [memory[s : s + 130 * 32].reshape(1, 1, 130, 32) for s in (start, start + 1)]
+    assert forward_of(arrays[0])[0].shape == forward_of(arrays[1])[0].shape
+    seen = []
+
+    def launch(q, k, v, extras):
+        seen.extend(a.data.ptr % 16 for a in (q, k, v))
+        return q, np.zeros(q.shape[:3], np.float32)
+
+    attention._forwards = dict.fromkeys(attention._forwards, launch)
+    for a in arrays:
+        forward_of(a)
+    assert seen == [0] * 6

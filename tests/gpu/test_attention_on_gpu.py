@@ -160,12 +160,19 @@ def test_large_scores():
     assert out.isfinite().all().item()
 
 
-def test_two_runs_give_the_same_bits():
+def test_two_runs_give_the_same_bits_where_asked():
+    """By whoever serves it; backward of cuDNN adds up in no fixed order, so that one is not taken."""
     q, k, v = (made(2, 2, 130, 64).cuda() for _ in range(3))
     g = made(2, 2, 130, 64)
-    first, second = (run((q, k, v), g, is_causal=True) for _ in range(2))
-    for a, b in zip((first[0], *first[1]), (second[0], *second[1])):
-        assert torch.equal(a, b)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (run((q, k, v), g, is_causal=True) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with sdpa_kernel(FLASH):
+        third, fourth = (run((q, k, v), g, is_causal=True) for _ in range(2))
+    for a, b in ((first, second), (third, fourth)):
+        assert torch.equal(a[0], b[0]) and all(map(torch.equal, a[1], b[1]))
 
 
 def test_a_graph_of_the_gradient():
@@ -187,14 +194,17 @@ def test_a_graph_of_the_gradient():
 def test_cudnn_against_own(width, heads, causal):
     if not cudnn_is_there():
         pytest.skip("cuDNN or its frontend is not installed")
-    from disttorch.backend.gpu import attention, cudnn_attention
+    from disttorch.backend.gpu import attention_own, cudnn_attention
 
     q, k, v = made(2, 4, 130, width), made(2, heads, 200, width), made(2, heads, 200, width)
     with sdpa_kernel(CUDNN):
         check(q, k, v, is_causal=causal, enable_gqa=True)
     q, k, v = (t.cuda()._data for t in (q, k, v))
     xp = namespace_of(q)
-    outs = [(xp.empty(q.shape, q.dtype), xp.empty(q.shape[:3], "float32")) for _ in range(2)]
-    assert cudnn_attention.forward(xp, q, k, v, *outs[0], causal, 0.125)
-    attention._forward(xp, q, k, v, *outs[1], causal, 0.125, attention._Extras(None, 0.0, None))
-    assert abs(outs[0][1] - outs[1][1]).max().item() < 1e-3  # the same statistics
+    by_cudnn = cudnn_attention.forward(xp, q, k, v, causal, 0.125)
+    assert by_cudnn is not None
+    _, logs = by_cudnn(q, k, v, ())
+    _, own_logs = attention_own.forward(xp, q, k, v, causal, 0.125, True)(q, k, v, ())
+    assert abs(logs - own_logs).max().item() < 1e-3  # the same statistics
+    out = xp.empty(q.shape, q.dtype)
+    assert cudnn_attention.backward(xp, out, q, k, v, out, causal, 0.125) is not None

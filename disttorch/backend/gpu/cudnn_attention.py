@@ -1,8 +1,11 @@
 """Attention by cuDNN's fused kernels, where cuDNN is installed (see ``cudnn.py``).
 
 For float16 and bfloat16 without mask and dropout, forward and backward, heads of keys shared by groups
-of queries' heads included. Statistics are those of the kernels here: the natural logarithm of each row's
-sum, float32. Backward is asked to be deterministic, so that two runs give the same bits.
+of queries' heads included. Statistics are those of the kernels here: the natural logarithm of each
+row's sum, float32. Backward is cuDNN's fast one, which adds up the gradient of the queries by atomics:
+its last bits differ from run to run. (The deterministic one writes the gradients of all B·H·L·S scores
+to memory on Hopper, 400 MB for a layer of GPT-2; where the same bits are wanted, ``attention`` takes
+our kernels.)
 
 Shape legend: B batch, H heads of queries, G heads of keys, L queries, S keys, E width of queries and
 keys, V of values.
@@ -10,7 +13,10 @@ keys, V of values.
 
 from __future__ import annotations
 
+import numpy as np
+
 from . import cudnn
+from .attention_own import maker
 
 _Q, _K, _V, _OUT, _STATS, _GRAD, _DQ, _DK, _DV = range(1, 10)  # uids
 
@@ -75,37 +81,53 @@ def describe_backward(arrays, causal, scale):
         q, k, v, out, grad = _put(graph, kind, dict(zip((_Q, _K, _V, _OUT, _GRAD), layouts)))
         (stats,) = _put(graph, cudnn.data_type("float32"), {_STATS: rows})
         grads = graph.sdpa_backward(q=q, k=k, v=v, o=out, dO=grad, stats=stats, attn_scale=scale,
-                                    use_deterministic_algorithm=True, **_masking(library, causal))
+                                    **_masking(library, causal))
         for tensor, uid, layout in zip(grads, (_DQ, _DK, _DV), layouts[5:]):
             _take(tensor, uid, *layout, kind)
 
     return describe
 
 
-def forward(xp, q, k, v, out, stats, causal: bool, scale: float) -> bool:
-    """Fill ``out`` and ``stats`` (B×H×L float32); False, with nothing done, if cuDNN has no plan.
+def forward(xp, q, k, v, causal: bool, scale: float):
+    """The forward for arrays that lie in memory as these, as ``attention_own.forward``; None if cuDNN
+    has no plan for it.
 
     Arrays are B×heads×rows×width with a contiguous last dim, at addresses that are multiples of 16.
     """
-    arrays = (q, k, v, out)
+    (make, _), rows, wide = maker(xp, q, q.shape[2], v.shape[3]), q.shape[:3], np.dtype(np.float32)
+    arrays = (q, k, v, make())
     try:
         plan = cudnn.plan(xp, _key("attention", arrays, causal, scale),
                           describe_forward(arrays, causal, scale))
     except cudnn.Unsupported:
-        return False
-    cudnn.execute(xp, plan, {_Q: q.data.ptr, _K: k.data.ptr, _V: v.data.ptr, _OUT: out.data.ptr,
-                             _STATS: stats.data.ptr})
-    return True
+        return None
+    execute, empty = cudnn.execute, xp.empty
+
+    def launch(q, k, v, extras):
+        out, logs = make(), empty(rows, wide)
+        execute(xp, plan, {_Q: q.data.ptr, _K: k.data.ptr, _V: v.data.ptr, _OUT: out.data.ptr,
+                           _STATS: logs.data.ptr})
+        return out, logs
+
+    return launch
 
 
-def backward(xp, q, k, v, out, grad, stats, dq, dk, dv, causal: bool, scale: float) -> bool:
-    """Fill dq, dk and dv; False, with nothing done, if cuDNN has no (deterministic) plan."""
-    arrays = (q, k, v, out, grad, dq, dk, dv)
+def backward(xp, g, q, k, v, out, causal: bool, scale: float):
+    """The same for backward, as ``attention_own.backward``."""
+    makes = [maker(xp, a, *a.shape[2:])[0] for a in (q, k, v)]
+    arrays = (q, k, v, out, g, *[make() for make in makes])
     try:
         plan = cudnn.plan(xp, _key("attention backward", arrays, causal, scale),
                           describe_backward(arrays, causal, scale))
     except cudnn.Unsupported:
-        return False
-    pointers = dict(zip((_Q, _K, _V, _OUT, _GRAD, _DQ, _DK, _DV), (a.data.ptr for a in arrays)))
-    cudnn.execute(xp, plan, {**pointers, _STATS: stats.data.ptr})
-    return True
+        return None
+    execute = cudnn.execute
+
+    def launch(g, q, k, v, out, logs, extras):
+        dq, dk, dv = [make() for make in makes]
+        execute(xp, plan, {_Q: q.data.ptr, _K: k.data.ptr, _V: v.data.ptr, _OUT: out.data.ptr,
+                           _STATS: logs.data.ptr, _GRAD: g.data.ptr, _DQ: dq.data.ptr,
+                           _DK: dk.data.ptr, _DV: dv.data.ptr})
+        return dq, dk, dv
+
+    return launch
