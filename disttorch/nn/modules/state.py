@@ -17,7 +17,7 @@ from ..parameter import Parameter
 EXTRA_STATE_KEY = "_extra_state"
 
 
-class IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
+class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
     """What ``load_state_dict`` found no use or no value for."""
 
     __slots__ = ()
@@ -95,7 +95,7 @@ class StateDict:
     # ---------------------------------------------------------------- loading
     def load_state_dict(
         self, state_dict: Mapping, strict: bool = True, assign: bool = False
-    ) -> IncompatibleKeys:
+    ) -> _IncompatibleKeys:
         """Copy values into parameters and buffers by their dotted names.
 
         Args:
@@ -132,7 +132,7 @@ class StateDict:
                     type(self).__name__, "\n\t".join(errors)
                 )
             )
-        return IncompatibleKeys(missing, unexpected)
+        return _IncompatibleKeys(missing, unexpected)
 
     def _load_tree(
         self, state_dict, prefix, metadata, assign, strict, missing, unexpected, errors
@@ -146,7 +146,7 @@ class StateDict:
                 at = f"{prefix}{name}."
                 part = {k: v for k, v in state_dict.items() if k.startswith(at)}
                 child._load_tree(part, at, metadata, assign, strict, missing, unexpected, errors)
-        keys = IncompatibleKeys(missing, unexpected)
+        keys = _IncompatibleKeys(missing, unexpected)
         for hook in self._load_state_dict_post_hooks.values():
             if hook(self, keys) is not None:
                 raise AssertionError(
