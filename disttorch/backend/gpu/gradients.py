@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import optim_kernels
 from .kernel import kernel
-from .multi import CHUNK, THREADS, is_dense, tables
+from .multi import CHUNK, THREADS, is_dense, tables, type_name
 
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 # Kinds of norms as gradients.cu numbers them
@@ -33,7 +33,7 @@ def vector_norm(xp, array, p):
 
     Real floats by one kernel or two; other types, and the smallest of no elements, by plain formulas.
     """
-    name = array.dtype.name
+    name = type_name(array.dtype)
     if name not in _FLOATS or (p == float("-inf") and not array.size):
         return optim_kernels.vector_norm(xp, array, p)
     if array.size > CHUNK:
@@ -46,8 +46,8 @@ def vector_norm(xp, array, p):
 
 def _norms(xp, arrays, p):
     """The norm of each array, all of one float type: a 1-dim array of that type."""
-    name, kind, p = arrays[0].dtype.name, _KINDS.get(float(p), _POWER), float(p)
-    arrays = [xp.ascontiguousarray(a) for a in arrays]
+    name, kind, p = type_name(arrays[0].dtype), _KINDS.get(float(p), _POWER), float(p)
+    arrays = [a if a.flags.c_contiguous else xp.ascontiguousarray(a) for a in arrays]
     norms = xp.empty(len(arrays), arrays[0].dtype)
     for table, chunks, start, n in tables([arrays], least=1):
         parts = xp.empty(chunks, _wide(name))
@@ -62,7 +62,7 @@ def total_norm(xp, arrays, p):
     first = arrays[0].dtype
     alike = all(a.dtype == first for a in arrays)
     empty = p == float("-inf") and not all(a.size for a in arrays)
-    if len(arrays) == 1 or not alike or first.name not in _FLOATS or empty:
+    if len(arrays) == 1 or not alike or type_name(first) not in _FLOATS or empty:
         return optim_kernels.total_norm(xp, arrays, p)
     return vector_norm(xp, _norms(xp, arrays, p), p)
 
@@ -72,9 +72,10 @@ def _in_place(xp, arrays, name, args, plain):
     """Launch the kernel ``name`` for all arrays of each float type; ``plain(array)`` for the others."""
     groups: dict[str, list] = {}
     for a in arrays:
-        if a.dtype.name in _FLOATS and is_dense(a):
+        element = type_name(a.dtype)
+        if element in _FLOATS and is_dense(a):
             if a.size:
-                groups.setdefault(a.dtype.name, []).append(a)
+                groups.setdefault(element, []).append(a)
         else:
             plain(a)
     for element, members in groups.items():
