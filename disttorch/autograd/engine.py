@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from operator import attrgetter
 
-from ..backend import layouts, namespace_of, ndarray, on_gpu, side_streams
+from ..backend import gpu_arrays, layouts, namespace_of, ndarray, side_streams
 from ..backend.storage import is_writeable
 from ..tensor import Tensor, current_node, wrap
 from .graph import PackedTensor, bump_version
@@ -135,7 +135,7 @@ class _Execution:
 
     @staticmethod
     def _is_fresh(d, grads) -> bool:
-        if d.__class__ is not ndarray and not on_gpu(d):
+        if d.__class__ is not ndarray and d.__class__ not in gpu_arrays:
             return False
         return d.base is None and (len(grads) == 1 or sum(x is d for x in grads) == 1)
 
@@ -160,7 +160,9 @@ class _Execution:
         if self.create_graph:
             if d._data.shape != shape or d._data.dtype != dtype:
                 d = self.ops.fit_gradient(d, shape, dtype)
-        elif d.__class__ is not ndarray or d.shape != shape or d.dtype != dtype:
+        elif d.shape != shape or d.dtype != dtype or (
+            d.__class__ is not ndarray and d.__class__ not in gpu_arrays
+        ):
             d, fresh = _fit_array(d, shape, dtype, fresh)
         pending = self.pending
         if key is not target or metas is None:

@@ -13,10 +13,13 @@ from . import devices, dtypes
 from .meta_backend import META, MetaArray
 from .numpy_backend import CPU
 
-__all__ = ["CPU", "device_of", "devices", "dtypes", "namespace_for", "namespace_of", "ndarray", "on_gpu"]
+__all__ = [
+    "CPU", "device_of", "devices", "dtypes", "gpu_arrays", "namespace_for", "namespace_of", "ndarray",
+]
 
 
-_gpu: dict = {}  # class of arrays: what finds their namespace
+# The class of a GPU's arrays (once one has been seen): what finds their namespace
+gpu_arrays: dict = {}
 
 
 def namespace_of(array):
@@ -25,22 +28,17 @@ def namespace_of(array):
     Raises:
         TypeError: if it is neither a NumPy nor a CuPy array.
     """
-    if array.__class__ in _gpu:
-        return _gpu[array.__class__]()
+    if array.__class__ in gpu_arrays:
+        return gpu_arrays[array.__class__]()
     if isinstance(array, CPU.array_types):
         return META if array.__class__ is MetaArray else CPU
     if type(array).__module__.split(".")[0] == "cupy":
-        from .cupy_backend import current
+        from .cupy_backend import current, finder
 
         if array.__class__ is current().ndarray:
-            _gpu[array.__class__] = current  # next time without a look at names
+            gpu_arrays[array.__class__] = finder()  # next time without a look at names
         return current()
     raise TypeError(f"a tensor holds a NumPy or CuPy array, not {type(array).__name__}")
-
-
-def on_gpu(value) -> bool:
-    """Whether a value is an array that a GPU holds."""
-    return value.__class__ in _gpu
 
 
 def namespace_for(device: devices.device):

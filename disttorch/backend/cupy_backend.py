@@ -6,6 +6,7 @@ CuPy is imported when a tensor is first put on a GPU.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -201,7 +202,7 @@ class CupyNamespace:
 
     @staticmethod
     def device_of(array) -> devices.device:
-        return devices.device("cuda", array.device.id)
+        return _device(array.device.id)
 
     def from_host(self, array, non_blocking=False):
         """A copy of a NumPy array on this device; see ``gpu.transfers``."""
@@ -256,8 +257,21 @@ def _get_device():
 
 
 def current() -> CupyNamespace:
-    """The namespace of the current GPU, with few steps: ops ask for it at every call."""
+    """The namespace of the current GPU."""
     return _namespace(_get_device()())
+
+
+def finder() -> Callable[[], CupyNamespace]:
+    """``current`` with few steps, as ops call it some times each: with one GPU, nothing is asked."""
+    if device_count() > 1:
+        return current
+    only = current()
+    return lambda: only
+
+
+@functools.cache
+def _device(index: int) -> devices.device:
+    return devices.device("cuda", index)
 
 
 __all__ = ["CPU", "CupyNamespace", "current", "device_count", "gpu", "is_available"]

@@ -18,7 +18,7 @@ import functools
 
 from ..autograd.autocast import state, switch
 from ..autograd.modes import state as grad_state
-from ..backend import dtypes, namespace_of, ndarray
+from ..backend import dtypes, gpu_arrays, namespace_of, ndarray
 from ..tensor import Tensor
 from .core import REGISTRY
 
@@ -95,7 +95,8 @@ def _device_type(args):
     """The type of the device of the first tensor among arguments and lists of them, or None."""
     for a in args:
         if isinstance(a, Tensor):
-            return "cpu" if a._data.__class__ is ndarray else a.device.type
+            kind = a._data.__class__
+            return "cpu" if kind is ndarray else "cuda" if kind in gpu_arrays else a.device.type
         if a.__class__ is list or a.__class__ is tuple:
             found = _device_type(a)
             if found is not None:
