@@ -353,7 +353,7 @@ def _fit_array(d, shape, dtype, fresh=False):
     if d.dtype != dtype:
         if d.dtype.kind == "c" and dtype.kind != "c":
             d = d.real
-        d = xp.cast(d, dtype)
+        return xp.cast(d, dtype), True  # a copy
     return d, False
 
 

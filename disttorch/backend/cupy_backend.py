@@ -38,6 +38,7 @@ from .gpu import (
     gemm,
     gradients,
     graphs,
+    joins,
     losses,
     memory,
     multi,
@@ -144,12 +145,14 @@ class CupyNamespace:
         self.array_types = (self.cupy.ndarray,)
         self.linalg = _Linalg(self.cupy)
         self.fused = elementwise.Fused(self.cupy)
+        self.copier, self.is_contiguous = copies.Copier(self.cupy), copies.contiguity(self.cupy)
         bind_kernels(self, plain_kernels, plain_copies, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
                      batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm,
-                     copies, convolution, batchnorm, attention_kernels, gpu_attention, row_kernels,
-                     rows, norms, reductions, losses, rotary, multi, gradients, pooling, resample)
+                     copies, joins, convolution, batchnorm, attention_kernels, gpu_attention,
+                     row_kernels, rows, norms, reductions, losses, rotary, multi, gradients, pooling,
+                     resample)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

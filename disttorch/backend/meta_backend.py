@@ -186,7 +186,15 @@ class MetaNamespace:
     def contiguous_copy(array):
         return meta(array.shape, array.dtype)
 
-    ascontiguousarray = contiguous_copy
+    ascontiguousarray = duplicate = contiguous_copy
+
+    @staticmethod
+    def reshaped(array, shape):
+        return array.reshape(shape)
+
+    @staticmethod
+    def framed(source, shape, starts, value=0):
+        return meta(shape, source.dtype)
 
     @staticmethod
     def cast(array, dtype):

@@ -8,6 +8,23 @@ def cast(xp, a, dtype):
     return a.astype(dtype)
 
 
+def duplicate(xp, a):
+    """A copy without gaps whose axes lie in the order of the array's."""
+    return a.copy(order="K")
+
+
+def reshaped(xp, a, shape):
+    """``a`` in another shape of as many elements: a view where the memory allows it, else a copy."""
+    return a.reshape(shape)
+
+
+def framed(xp, source, shape, starts, value=0):
+    """``source`` inside an array of ``shape``, beginning at ``starts``; ``value`` around it."""
+    out = xp.zeros(shape, source.dtype) if value == 0 else xp.full(shape, value, source.dtype)
+    out[tuple([slice(s, s + n) for s, n in zip(starts, source.shape)])] = source
+    return out
+
+
 def assign(xp, out, source):
     """``out[...] = source``; returns ``out``."""
     out[...] = source

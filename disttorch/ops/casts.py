@@ -37,7 +37,7 @@ def _(F, g):
 def clone(xp, input, memory_format=None):
     """A copy with memory of its own, in the graph; its layout is the input's or ``memory_format``."""
     last = memory_formats.wants_last(memory_format, input.ndim)
-    return input.copy(order="K") if last is None else layouts.copied(xp, input, last)
+    return xp.duplicate(input) if last is None else layouts.copied(xp, input, last)
 
 
 @clone.grad("input")

@@ -266,7 +266,7 @@ def _(F, g, input_shape, index):
 ])
 def put_at(xp, input, index, values, accumulate=False):
     """``input`` with ``values`` at ``index`` (a tuple of arrays and slices)."""
-    return _put(xp, input.copy(order="C"), index, values, accumulate)
+    return _put(xp, xp.contiguous_copy(input), index, values, accumulate)
 
 
 @op(method=False, moves=True, samples=lambda m: [

@@ -91,7 +91,7 @@ def scatter_add(xp, input, dim, index, src):
             f"Expected index {list(index.shape)} to be no larger than self {list(input.shape)} "
             f"apart from dimension {dim} and to be no larger size than src {list(src.shape)}"
         )
-    out = input.copy(order="C")
+    out = xp.contiguous_copy(input)
     if index.size == 0:
         return out
     if input.ndim == 0:
@@ -124,7 +124,7 @@ def index_select(xp, input, dim, index):
         raise RuntimeError("index_select(): Expected dtype int32 or int64 for index")
     _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "")
     if input.ndim == 0:
-        return input.copy()
+        return xp.contiguous_copy(input)
     return xp.take(input, index.reshape(-1), axis=dim)
 
 
@@ -162,7 +162,7 @@ def index_add(xp, input, dim, index, source, alpha=1):
         raise (error if input.ndim < 2 else RuntimeError(str(error))) from None
     if alpha != 1:
         source = source * alpha
-    return _add_slices(xp, input.copy(order="C"), dim, index, source)
+    return _add_slices(xp, xp.contiguous_copy(input), dim, index, source)
 
 
 def _add_slices(xp, out, dim, index, source):
@@ -175,7 +175,7 @@ def _add_slices(xp, out, dim, index, source):
     flat = xp.ascontiguousarray(moved).reshape(moved.shape[0], -1)
     xp.add_rows(flat, index.reshape(-1), rows.reshape(rows.shape[0], -1))
     if dim % out.ndim:  # otherwise ``flat`` is ``out`` itself
-        moved[...] = flat.reshape(moved.shape)
+        xp.assign(moved, flat.reshape(moved.shape))
     return out
 
 

@@ -26,10 +26,7 @@ def constant_pad(xp, input, pad, value=0.0):
             f"dimension {bad} of your input."
         )
     kept = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, sides))
-    at = tuple(slice(max(a, 0), n - max(b, 0)) for n, (a, b) in zip(shape, sides))
-    out = xp.zeros(shape, input.dtype) if value == 0 else xp.full(shape, value, input.dtype)
-    out[at] = input[kept]
-    return out
+    return xp.framed(input[kept], shape, tuple(max(a, 0) for a, _ in sides), value)
 
 
 @constant_pad.grad("input")

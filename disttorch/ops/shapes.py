@@ -23,7 +23,7 @@ def flip(xp, input, dims):
     if len(set(dims)) != len(dims):
         repeated = next(d for d in dims if dims.count(d) > 1)
         raise RuntimeError(f"dim {repeated} appears multiple times in the list of dims")
-    return xp.ascontiguousarray(xp.flip(input, dims)) if dims and input.ndim else input.copy()
+    return xp.contiguous_copy(xp.flip(input, dims) if dims and input.ndim else input)
 
 
 @flip.grad("input")

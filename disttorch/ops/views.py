@@ -50,7 +50,7 @@ def check_shape(shape, size: int) -> tuple:
 ])
 def reshape(xp, input, shape):
     """The same elements in another shape; a view where the memory allows it."""
-    return input.reshape(check_shape(shape, input.size))
+    return xp.reshaped(input, check_shape(shape, input.size))
 
 
 @reshape.grad("input")
@@ -208,9 +208,40 @@ def _(F, g, input_shape, index):
     case(m(2, 5), (4, 5), (slice(1, 3),)), case(m(), (3,), (1,))])
 def slice_backward(xp, input, shape, index):
     """Zeros of ``shape`` with ``input`` at ``index`` (basic)."""
+    found = _block(shape, index)
+    if found is not None:
+        starts, lengths = found
+        return xp.framed(input.reshape(lengths), shape, starts)
     out = xp.zeros(shape, input.dtype)
-    out[index] = input
+    xp.assign(out[(*index, Ellipsis)] if Ellipsis not in index else out[index], input)
     return out
+
+
+def _block(shape, index):
+    """(where it begins, how long it is) along every dim of what a basic index shows of ``shape``; None
+    where a slice leaves elements out."""
+    used = sum([i is not None and i is not Ellipsis for i in index])
+    starts: list[int] = []
+    lengths: list[int] = []
+    for i in index:
+        if i is None:
+            continue
+        d = len(starts)
+        if i is Ellipsis:
+            for n in shape[d:d + len(shape) - used]:
+                starts.append(0)
+                lengths.append(n)
+        elif i.__class__ is slice:
+            start, stop, step = i.indices(shape[d])
+            if step != 1:
+                return None
+            starts.append(start)
+            lengths.append(max(stop - start, 0))
+        else:
+            starts.append(i + shape[d] if i < 0 else i)
+            lengths.append(1)
+    rest = shape[len(starts):]
+    return (*starts, *[0] * len(rest)), (*lengths, *rest)
 
 
 @slice_backward.grad("input")
@@ -287,14 +318,14 @@ def _(F, g, input_shape, offset, dim1, dim2):
     case(m(3, 4), m(3)), case(m(3, 3), m(2), 1)])
 def diagonal_scatter(xp, input, src, offset=0, dim1=0, dim2=1):
     """``input`` with its diagonal replaced by ``src``."""
-    out = input.copy()
+    out = xp.contiguous_copy(input)
     diagonal = _writeable(xp, xp.diagonal(out, offset, dim1, dim2))
     if src.shape != diagonal.shape:
         raise RuntimeError(
             "expected src to have a size equal to the slice of self. src size = "
             f"{list(src.shape)}, slice size = {list(diagonal.shape)}"
         )
-    diagonal[...] = src
+    xp.assign(diagonal, src)
     return out
 
 
