@@ -259,6 +259,20 @@ def test_long_rows_and_large_scores():
     assert np.isfinite(np.asarray(out, np.float32)).all() and np.isfinite(np.asarray(logs)).all()
 
 
+@pytest.mark.parametrize("step", [0.02, 0.2, 3.0, -0.2])
+def test_scores_that_rise_from_key_to_key(step):
+    """Slowly, within what a row's base may lag behind, and by more than that from tile to tile."""
+    q = np.zeros((1, 1, 40, 64), np.float16).view(OnHost)
+    k, v = np.zeros((1, 1, 300, 64), np.float16).view(OnHost), made((1, 1, 300, 64), "float16", 1)
+    q[..., 0], k[..., 0] = 1, np.arange(300) * step
+    for causal in (False, True):
+        out, logs = attention.attention_forward(Namespace, q, k, v, None, causal, 1.0, 0.0, None)
+        want, want_logs = attention_kernels.attention_forward(
+            np, *(np.asarray(a, np.float64) for a in (q, k, v)), None, causal, 1.0, 0.0, None)
+        close(out, want, "float16", "out")
+        np.testing.assert_allclose(np.asarray(logs), want_logs, rtol=1e-5, atol=1e-5)
+
+
 def test_nan_stays_in_its_row():
     q, k, v = (made((1, 1, 20, 32), "float16", i) for i in range(3))
     q[0, 0, 3, 5] = np.nan
@@ -292,7 +306,7 @@ def test_tiles_are_those_of_the_sources():
         run = subprocess.run(
             ["g++", "-E", "-P", "-x", "c++", f"-DWIDTH={width}", "-DEXTRAS=0", "-"], text=True,
             input=re.sub(r"^#include.*$", "", text, flags=re.MULTILINE)
-            + "\nfound 4 * 16 * M, KEYS, 4 * 16 * KEY_M, SEEN, 4 * 16 * QUERY_M, STEP;\n",
+            + "\nfound 4 * 16 * M, KEYS, 4 * 16 * KEY_M, SEEN, 4 * 16 * QUERY_M, STEP, LANES;\n",
             capture_output=True, check=True)
         found = re.search(r"found (.*);", run.stdout)[1]
         made_of = [math.prod(map(int, part.split("*"))) for part in found.split(",")]

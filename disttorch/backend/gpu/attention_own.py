@@ -13,12 +13,11 @@ from .kernel import kernel
 
 WIDEST = 128
 _WARPS, _THREADS = 4, 128
-_DELTA_ROWS = 8  # of one block of attention_delta
 _NO_DROPOUT = np.uint64(0), np.uint64(0), None
 
 
 class _Tiles(NamedTuple):
-    """Rows of tiles for one padded width, as the sources define them."""
+    """Rows of tiles for one padded width, and lanes of a row of sums, as the sources define them."""
 
     width: int
     queries: int
@@ -27,6 +26,7 @@ class _Tiles(NamedTuple):
     seen: int
     own_queries: int
     step: int
+    lanes: int
 
     def shared(self, name: str) -> int:
         """Bytes of dynamic shared memory of a kernel."""
@@ -40,8 +40,8 @@ class _Tiles(NamedTuple):
 
 _TILES = {
     t.width: t
-    for t in (_Tiles(32, 128, 64, 128, 32, 128, 32), _Tiles(64, 128, 64, 128, 32, 128, 32),
-              _Tiles(96, 128, 48, 64, 64, 64, 64), _Tiles(128, 128, 32, 64, 48, 64, 48))
+    for t in (_Tiles(32, 128, 64, 128, 32, 128, 32, 4), _Tiles(64, 128, 64, 128, 32, 128, 32, 8),
+              _Tiles(96, 128, 48, 64, 64, 64, 64, 16), _Tiles(128, 128, 32, 64, 48, 64, 48, 16))
 }
 _ready: dict = {}
 
@@ -142,7 +142,7 @@ def backward(xp, g, q, k, v, out, causal: bool, scale: float, plain: bool):
     common = (L, S, E, V, H, H // heads, *strides(q), *strides(k), *strides(v), *strides(g))
     of_sums = (B * H * L, L, H, V, *strides(g), *strides(out))
     of_keys, of_queries = (*common, *lies[1], *lies[2], *last), (*common, *lies[0], *last)
-    sums_grid = (-(-B * H * L // _DELTA_ROWS),)
+    sums_grid = (-(-B * H * L * tiles.lanes // _THREADS),)
     keys_grid = (B * heads * -(-S // tiles.own_keys),)
     queries_grid = (B * H * -(-L // tiles.own_queries),)
 

@@ -19,6 +19,7 @@
 #endif
 #define QUERIES (WARPS * 16 * M)
 #define N (KEYS / 8)
+#define SLACK 8.0f  // float16 holds 2^8, and small weights lose nothing
 
 // Scores outside of the matrix, or later than their query, become −∞.
 __device__ __forceinline__ void hide(float (&s)[M][N][4], int row, int column, int keys, bool causal) {
@@ -35,22 +36,50 @@ __device__ __forceinline__ void hide(float (&s)[M][N][4], int row, int column, i
     }
 }
 
-// From scores to weights that are relative to the largest score so far; `o` and `sum` follow it.
-// `unit`: what a score is multiplied with to be an exponent of 2.
+// From scores to weights that are relative to `top`; `o` and `sum` follow where that grows. `unit`: what a
+// score is multiplied with to be an exponent of 2.
+//
+// `top` is the largest score of a row so far, or up to SLACK / unit less: weights may be as large as
+// 2^SLACK, which costs no precision, and most tiles need not touch `o`. (With EXTRAS all do: there are no
+// registers left for the choice.)
 __device__ __forceinline__ void weigh(float (&s)[M][N][4], float (&top)[M][2], float (&sum)[M][2],
                                       float (&o)[M][WIDTH / 8][4], float unit) {
+    float high[M][2];
+    bool grows = false;
 #pragma unroll
     for (int i = 0; i < M; i++) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float high = top[i][r];
+            float most = MINUS_INFINITY;
 #pragma unroll
-            for (int j = 0; j < N; j++) high = fmaxf(high, fmaxf(s[i][j][2 * r], s[i][j][2 * r + 1]));
-            high = fmaxf(high, __shfl_xor_sync(FULL_WARP, high, 1));
-            high = fmaxf(high, __shfl_xor_sync(FULL_WARP, high, 2));
-            float base = high == MINUS_INFINITY ? 0.0f : high * unit;
-            float shrink = power_of_2(top[i][r] * unit - base);
-            top[i][r] = high;
+            for (int j = 0; j < N; j++) most = fmaxf(most, fmaxf(s[i][j][2 * r], s[i][j][2 * r + 1]));
+            most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
+            high[i][r] = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
+            grows |= (high[i][r] - top[i][r]) * unit > SLACK;  // not if both are -infinity
+        }
+    }
+    if (EXTRAS || __any_sync(FULL_WARP, grows)) {
+#pragma unroll
+        for (int i = 0; i < M; i++) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                float now = fmaxf(top[i][r], high[i][r]), base = now == MINUS_INFINITY ? 0.0f : now * unit;
+                float shrink = power_of_2(top[i][r] * unit - base);
+                top[i][r] = now;
+                sum[i][r] *= shrink;
+#pragma unroll
+                for (int j = 0; j < WIDTH / 8; j++) {
+                    o[i][j][2 * r] *= shrink;
+                    o[i][j][2 * r + 1] *= shrink;
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float base = top[i][r] == MINUS_INFINITY ? 0.0f : top[i][r] * unit;
             float part = 0;
 #pragma unroll
             for (int j = 0; j < N; j++) {
@@ -60,12 +89,7 @@ __device__ __forceinline__ void weigh(float (&s)[M][N][4], float (&top)[M][2], f
                     part += s[i][j][e];
                 }
             }
-            sum[i][r] = sum[i][r] * shrink + part;
-#pragma unroll
-            for (int j = 0; j < WIDTH / 8; j++) {
-                o[i][j][2 * r] *= shrink;
-                o[i][j][2 * r + 1] *= shrink;
-            }
+            sum[i][r] += part;
         }
     }
 }

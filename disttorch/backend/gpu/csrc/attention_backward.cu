@@ -8,28 +8,40 @@
 // variants: ELEMENT=bfloat16 WIDTH=64,128 EXTRAS=1
 #include "attention.cuh"
 
-// Tiles of attention_keys: 16·KEY_M keys a warp, SEEN queries at once; of attention_queries: 16·QUERY_M
-// queries a warp, STEP keys at once. As large as fits without spilling, and below 99 KiB of shared memory.
+// Tiles of attention_keys: 16·KEY_M keys a warp, SEEN queries in shared memory, PART of them at once; of
+// attention_queries: 16·QUERY_M queries a warp, STEP keys at once. As large as fits without spilling, and
+// below 99 KiB of shared memory. Up to 64 wide, what a warp owns stays in registers as operands: shared
+// memory, which feeds the tensor cores, is read a third less.
 #if WIDTH <= 64
 #define KEY_M 2
 #define SEEN 32
+#define PART 16
 #define QUERY_M 2
 #define STEP 32
 #elif WIDTH <= 96
 #define KEY_M 1
 #define SEEN 64
+#define PART SEEN
 #define QUERY_M 1
 #define STEP 64
 #else
 #define KEY_M 1
 #define SEEN 48
+#define PART SEEN
 #define QUERY_M 1
 #define STEP 48
 #endif
 #define OWN_KEYS (WARPS * 16 * KEY_M)
 #define OWN_QUERIES (WARPS * 16 * QUERY_M)
 
-#define LANES 16  // of one row in attention_delta, 8 elements each
+// Lanes of one row in attention_delta, 8 elements each
+#if WIDTH <= 32
+#define LANES 4
+#elif WIDTH <= 64
+#define LANES 8
+#else
+#define LANES 16
+#endif
 
 // delta = Σ dO·O of every row, B×H×L. `THREADS / LANES` rows a block.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_delta(
@@ -52,6 +64,37 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_delta(
     if (row < rows && part == 0) delta[row] = sum;
 }
 
+// Weights of keys that are later than their query become 0. Rows are keys, columns queries; `gap`: by how
+// much the key of element 0 is later than its query.
+template <int M, int N> __device__ __forceinline__ void forget_later(float (&p)[M][N][4], int gap) {
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (gap + i * 16 + e / 2 * 8 > j * 8 + e % 2) p[i][j][e] = 0.0f;
+        }
+    }
+}
+
+// The same for a gradient of scores whose rows are queries and columns keys, from `row` and `column` on;
+// keys outside of the matrix, too.
+template <int M, int N>
+__device__ __forceinline__ void forget(float (&ds)[M][N][4], int row, int column, int keys, bool causal) {
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int c = column + j * 8 + e % 2, r = row + i * 16 + e / 2 * 8;
+                if (c >= keys || (causal && c > r)) ds[i][j][e] = 0.0f;
+            }
+        }
+    }
+}
+
 // dk (B×H/group×S×E) and dv (…×V). Grid: B·H/group·tiles of OWN_KEYS. `heads`: of the queries.
 // In the tiles rows are keys and columns are queries: their products are operands as they are.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
@@ -60,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
     i64 q_row, i64 k_batch, i64 k_head, i64 k_row, i64 v_batch, i64 v_head, i64 v_row, i64 grad_batch,
     i64 grad_head, i64 grad_row, i64 dk_batch, i64 dk_head, i64 dk_row, i64 dv_batch, i64 dv_head,
     i64 dv_row, double scale, i64 causal EXTRA_PARAMETERS) {
-    const int COLUMNS = SEEN / 8;
+    const int COLUMNS = PART / 8;
     DYNAMIC_SHARED(T, shared);
     T *k_tile = shared, *v_tile = k_tile + OWN_KEYS * ROW, *q_tile = v_tile + OWN_KEYS * ROW,
       *grad_tile = q_tile + 2 * SEEN * ROW;
@@ -81,11 +124,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
     float dk_sum[KEY_M][WIDTH / 8][4], dv_sum[KEY_M][WIDTH / 8][4];
     clear(dk_sum);
     clear(dv_sum);
+#if WIDTH <= 64
+    u32 k_rows[KEY_M][WIDTH / 16][4], v_rows[KEY_M][WIDTH / 16][4];
+#else
+    const T *k_rows = k_tile + warp * 16 * KEY_M * ROW, *v_rows = v_tile + warp * 16 * KEY_M * ROW;
+#endif
+    int next_head = place.head * (int)group, next_query = start * SEEN;
+    int head = next_head, query = next_query;
     for (int n = -1; n < count; n++) {
         wait_for_copies();
         __syncthreads();
+        const int seen_query = query;
+#if EXTRAS
+        const int seen_head = head;
+#endif
         if (n + 1 < count) {
-            int head = place.head * (int)group + (n + 1) / each, query = (start + (n + 1) % each) * SEEN;
+            head = next_head, query = next_query;
+            next_query += SEEN;
+            if (next_query >= L) next_query = start * SEEN, next_head++;
             int half = (n + 1) % 2;
             i64 line = (place.batch * heads + head) * L + query;
             load_tile<SEEN>(q_tile + half * SEEN * ROW,
@@ -100,85 +156,79 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
                        (threadIdx.x < SEEN ? logs : delta) + line + i, query + i < L);
             }
         }
-        if (n < 0) continue;
-        const int query = (start + n % each) * SEEN, half = n % 2;
-        if (causal && query + SEEN <= own) continue;
-        const float* line = numbers + half * 2 * SEEN + 2 * t;
-        float p[KEY_M][COLUMNS][4];
-        clear(p);
-        add_product_of_rows<T, WIDTH, ROW>(p, k_tile + warp * 16 * KEY_M * ROW, q_tile + half * SEEN * ROW);
-        // Queries beyond L are zeros, and so are their dO, logs and delta: they add nothing.
-#if EXTRAS
-        const int head = place.head * (int)group + n / each;
-        const Extras extras = EXTRAS_OF(place.batch, head, (u32)(place.batch * heads + head));
+        if (n < 0) {
+#if WIDTH <= 64
+            load_rows_of<T, WIDTH, ROW>(k_rows, k_tile + warp * 16 * KEY_M * ROW);
+            load_rows_of<T, WIDTH, ROW>(v_rows, v_tile + warp * 16 * KEY_M * ROW);
 #endif
-        // a key is later than its query if its distance in the tile is larger than this
-        const int gap = causal ? query - own - g + 2 * t : SEEN + 16 * KEY_M;
-#pragma unroll
-        for (int i = 0; i < KEY_M; i++) {
-#pragma unroll
-            for (int j = 0; j < COLUMNS; j++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    float score = p[i][j][e];
+            continue;
+        }
+        const int half = n % 2;
 #if EXTRAS
-                    score = extras.masked(score * (float)scale, query + j * 8 + 2 * t + e % 2,
-                                          own + i * 16 + e / 2 * 8 + g, L, S);
+        const Extras extras = EXTRAS_OF(place.batch, seen_head, (u32)(place.batch * heads + seen_head));
 #endif
-                    score = power_of_2(score * unit - line[j * 8 + e % 2] * LOG2E);
-                    p[i][j][e] = i * 16 + e / 2 * 8 - j * 8 - e % 2 > gap ? 0.0f : score;
+#pragma unroll 1
+        for (int at = 0; at < SEEN; at += PART) {
+            const int query_at = seen_query + at;
+            if (causal && query_at + PART <= own) continue;
+            const T *q_at = q_tile + (half * SEEN + at) * ROW, *grad_at = grad_tile + (half * SEEN + at) * ROW;
+            const float* line = numbers + half * 2 * SEEN + at + 2 * t;
+            float p[KEY_M][COLUMNS][4], dp[KEY_M][COLUMNS][4];
+            clear(p);
+            add_product_of_rows<T, WIDTH, ROW>(p, k_rows, q_at);
+            clear(dp);
+            add_product_of_rows<T, WIDTH, ROW>(dp, v_rows, grad_at);
+            // Queries beyond L are zeros, and so are their dO, logs and delta: they add nothing.
+#pragma unroll
+            for (int i = 0; i < KEY_M; i++) {
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        float score = p[i][j][e];
+#if EXTRAS
+                        score = extras.masked(score * (float)scale, query_at + j * 8 + 2 * t + e % 2,
+                                              own + i * 16 + e / 2 * 8 + g, L, S);
+#endif
+                        p[i][j][e] = power_of_2(score * unit - line[j * 8 + e % 2] * LOG2E);
+                    }
                 }
             }
-        }
-        u32 part[KEY_M][COLUMNS][2];
+            if (causal && own + 16 * KEY_M - 1 > query_at) forget_later(p, own + g - query_at - 2 * t);
+            u32 part[KEY_M][COLUMNS][2];
 #if EXTRAS
-        float stay[KEY_M][COLUMNS][4];
-#pragma unroll
-        for (int i = 0; i < KEY_M; i++) {
-#pragma unroll
-            for (int j = 0; j < COLUMNS; j++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    stay[i][j][e] = !extras.drops ? 1.0f
-                        : extras.factor(extras.row_key(query + j * 8 + 2 * t + e % 2),
-                                        own + i * 16 + e / 2 * 8 + g);
-            }
-        }
-        {
             float dropped[KEY_M][COLUMNS][4];
 #pragma unroll
             for (int i = 0; i < KEY_M; i++) {
 #pragma unroll
                 for (int j = 0; j < COLUMNS; j++) {
 #pragma unroll
-                    for (int e = 0; e < 4; e++) dropped[i][j][e] = p[i][j][e] * stay[i][j][e];
+                    for (int e = 0; e < 4; e++) {
+                        float stay = !extras.drops ? 1.0f
+                            : extras.factor(extras.row_key(query_at + j * 8 + 2 * t + e % 2),
+                                            own + i * 16 + e / 2 * 8 + g);
+                        dropped[i][j][e] = p[i][j][e] * stay;
+                        dp[i][j][e] *= stay;
+                    }
                 }
             }
             rounded<T>(part, dropped);
-        }
 #else
-        rounded<T>(part, p);
+            rounded<T>(part, p);
 #endif
-        add_product<T, ROW>(dv_sum, part, grad_tile + half * SEEN * ROW);
-        float dp[KEY_M][COLUMNS][4];
-        clear(dp);
-        add_product_of_rows<T, WIDTH, ROW>(dp, v_tile + warp * 16 * KEY_M * ROW,
-                                           grad_tile + half * SEEN * ROW);
+            add_product<T, ROW>(dv_sum, part, grad_at);
 #pragma unroll
-        for (int i = 0; i < KEY_M; i++) {
+            for (int i = 0; i < KEY_M; i++) {
 #pragma unroll
-            for (int j = 0; j < COLUMNS; j++) {
+                for (int j = 0; j < COLUMNS; j++) {
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-#if EXTRAS
-                    dp[i][j][e] *= stay[i][j][e];
-#endif
-                    dp[i][j][e] = p[i][j][e] * (dp[i][j][e] - line[SEEN + j * 8 + e % 2]);
+                    for (int e = 0; e < 4; e++)
+                        dp[i][j][e] = p[i][j][e] * (dp[i][j][e] - line[SEEN + j * 8 + e % 2]);
                 }
             }
+            rounded<T>(part, dp);
+            add_product<T, ROW>(dk_sum, part, q_at);
         }
-        rounded<T>(part, dp);
-        add_product<T, ROW>(dk_sum, part, q_tile + half * SEEN * ROW);
     }
     __syncthreads();
     float one[KEY_M][2], times[KEY_M][2];
@@ -235,6 +285,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
             through[i][r] = row < L ? delta[line + row] : 0.0f;
         }
     }
+#if WIDTH <= 64
+    u32 q_rows[QUERY_M][WIDTH / 16][4], grad_rows[QUERY_M][WIDTH / 16][4];
+#else
+    const T *q_rows = q_tile + warp * 16 * QUERY_M * ROW, *grad_rows = grad_tile + warp * 16 * QUERY_M * ROW;
+#endif
     float dq_sum[QUERY_M][WIDTH / 8][4];
     clear(dq_sum);
     for (int n = 0; n < count; n++) {
@@ -245,20 +300,25 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
             load_tile<STEP>(k_tile + half, k + next * k_row, k_row, S - next, (int)width);
             load_tile<STEP>(v_tile + half, v + next * v_row, v_row, S - next, (int)value_width);
         }
+#if WIDTH <= 64
+        if (n == 0) {
+            load_rows_of<T, WIDTH, ROW>(q_rows, q_tile + warp * 16 * QUERY_M * ROW);
+            load_rows_of<T, WIDTH, ROW>(grad_rows, grad_tile + warp * 16 * QUERY_M * ROW);
+        }
+#endif
         const int column = n * STEP, half = n % 2 * STEP * ROW;
         if (causal && column >= own + 16 * QUERY_M) continue;
         float p[QUERY_M][COLUMNS][4], dp[QUERY_M][COLUMNS][4];
         clear(p);
-        add_product_of_rows<T, WIDTH, ROW>(p, q_tile + warp * 16 * QUERY_M * ROW, k_tile + half);
+        add_product_of_rows<T, WIDTH, ROW>(p, q_rows, k_tile + half);
         clear(dp);
-        add_product_of_rows<T, WIDTH, ROW>(dp, grad_tile + warp * 16 * QUERY_M * ROW, v_tile + half);
-        const bool partly = column + STEP > S || (causal && column + STEP - 1 > own);
+        add_product_of_rows<T, WIDTH, ROW>(dp, grad_rows, v_tile + half);
 #pragma unroll
         for (int i = 0; i < QUERY_M; i++) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const int query = own + i * 16 + r * 8 + g;
 #if EXTRAS
+                const int query = own + i * 16 + r * 8 + g;
                 const u32 key = extras.row_key(query);
 #endif
 #pragma unroll
@@ -266,17 +326,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
 #pragma unroll
                     for (int e = 2 * r; e < 2 * r + 2; e++) {
                         float score = p[i][j][e], slope = dp[i][j][e];
-                        int c = column + j * 8 + 2 * t + e % 2;
 #if EXTRAS
+                        const int c = column + j * 8 + 2 * t + e % 2;
                         score = extras.masked(score * (float)scale, query, c, L, S);
                         if (extras.drops) slope *= extras.factor(key, c);
 #endif
-                        float weight = power_of_2(score * unit - log[i][r]) * (slope - through[i][r]);
-                        dp[i][j][e] = partly && (c >= S || (causal && c > query)) ? 0.0f : weight;
+                        dp[i][j][e] = power_of_2(score * unit - log[i][r]) * (slope - through[i][r]);
                     }
                 }
             }
         }
+        if (column + STEP > S || (causal && column + STEP - 1 > own))
+            forget(dp, own + g, column + 2 * t, S, causal);
         u32 part[QUERY_M][COLUMNS][2];
         rounded<T>(part, dp);
         add_product<T, ROW>(dq_sum, part, k_tile + half);
