@@ -77,7 +77,7 @@ _FROM = {
     "default_generator": "random", "compile": "compiler", "vmap": "func", "mps": "absent_devices",
     "xpu": "absent_devices", "mtia": "absent_devices", "autocast": "amp", "GradScaler": "amp",
     "set_printoptions": "printing", "get_printoptions": "printing",
-    "set_default_tensor_type": "legacy_types", "Stream": "cuda", "Event": "cuda",
+    "set_default_tensor_type": "legacy_types", "Stream": "cuda", "Event": "accelerator",
     "OutOfMemoryError": "cuda", "ScriptModule": "jit", "is_storage": "storage",
     "UntypedStorage": "storage", "TypedStorage": "storage",
     **dict.fromkeys(storage.STORAGE_NAMES, "storage"),

@@ -54,7 +54,7 @@ from . import version as version
 
 _FROM: _dict[_str, _str]
 _LAZY: set[_str]
-from .cuda.streams import Event as Event
+from .accelerator import Event as Event
 from .ops.random import Generator as Generator
 from .amp.grad_scaler import GradScaler as GradScaler
 from .backend.gpu.memory import OutOfMemoryError as OutOfMemoryError

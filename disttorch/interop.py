@@ -164,7 +164,7 @@ def _writeable(array):
 
 
 class _Capsule:
-    """A bare capsule as an object with the protocol; of CPU memory, as its device is not told."""
+    """A bare capsule as an object with the protocol."""
 
     def __init__(self, capsule):
         self.capsule = capsule
@@ -173,7 +173,16 @@ class _Capsule:
         return self.capsule
 
     def __dlpack_device__(self):
-        return (_DLPACK_CPU, 0)
+        """(kind, index), which stand behind the data's address in DLPack's ``DLTensor``."""
+        import ctypes
+
+        name, before = b"dltensor", 0
+        if "versioned" in repr(self.capsule):  # a version, two pointers and flags come first there
+            name, before = b"dltensor_versioned", 32
+        pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+            ("PyCapsule_GetPointer", ctypes.pythonapi))
+        fields = pointer_of(self.capsule, name) + before + ctypes.sizeof(ctypes.c_void_p)
+        return tuple((ctypes.c_int32 * 2).from_address(fields))
 
 
 def to_dlpack(tensor: Tensor):

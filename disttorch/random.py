@@ -38,10 +38,11 @@ def fork_rng(devices=None, enabled=True, _caller="fork_rng", _devices_kw="device
         yield
         return
     from . import cuda
+    from .cuda.which import device_of_number
 
     if devices is None:
         devices = range(cuda.device_count())
-    kept = [cuda.device_of_number(d) for d in devices] if device_type == "cuda" else []
+    kept = [device_of_number(d) for d in devices] if device_type == "cuda" else []
     generators = [_random.default_generator(d) for d in (_cpu, *kept)]
     states = [g.get_state() for g in generators]
     try:

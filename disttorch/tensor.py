@@ -201,6 +201,11 @@ class Tensor:
                     f"attempting to assign a gradient with dtype '{value.dtype.name}' to a tensor "
                     f"with dtype '{self.dtype.name}': they must match"
                 )
+            if value.device != self.device:
+                raise RuntimeError(
+                    f"assigned grad has data located on a different device: {value.device}, but the "
+                    f"tensor is on {self.device}"
+                )
         self._grad = value
 
     @grad.deleter

@@ -57,4 +57,16 @@ class TorchVersion(str):
 
 __version__ = TorchVersion(f"{api}+disttorch{own}")
 debug = False
-cuda = hip = xpu = git_version = None
+hip = xpu = git_version = None
+cuda: str | None
+
+
+def __getattr__(name):
+    if name == "cuda":  # CUDA's runtime library that is used, for example "13.0"; None without a GPU
+        from .backend import cupy_backend, gpu_runtime
+
+        if not cupy_backend.is_available():
+            return None
+        number = gpu_runtime.cupy().cuda.runtime.runtimeGetVersion()
+        return f"{number // 1000}.{number % 1000 // 10}"
+    raise AttributeError(f"module 'torch.version' has no attribute {name!r} (disttorch lacks it)")

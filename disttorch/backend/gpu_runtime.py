@@ -22,7 +22,7 @@ _chosen = threading.local()
 
 def set_device(index: int, chosen: bool = False) -> None:
     """Make a device this thread's current one; ``chosen``: for good, not for a while."""
-    cupy_backend.gpu()  # checks that there is one at all
+    cupy_backend.namespace_of_number(index)  # checks that there is one of this number
     cupy().cuda.Device(index).use()
     if chosen:
         _chosen.device = index

@@ -342,6 +342,10 @@ def index_outside(xp, index, low, high):
     return None
 
 
+def check_places(xp, shape, index) -> None:
+    """Nothing: NumPy's indexing itself raises an IndexError for a place out of range."""
+
+
 def add_rows(xp, out, index, rows):
     """``out[index[i]] += rows[i]``, equal indices summed in order of i (deterministic).
 

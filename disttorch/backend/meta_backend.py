@@ -165,6 +165,10 @@ class MetaNamespace:
         """None: nothing is known of an index."""
 
     @staticmethod
+    def check_places(shape, index):
+        """Nothing is known of indices."""
+
+    @staticmethod
     def from_host(array, non_blocking=False):
         return meta(array.shape, array.dtype)
 
@@ -191,6 +195,10 @@ class MetaNamespace:
     @staticmethod
     def reshaped(array, shape):
         return array.reshape(shape)
+
+    @staticmethod
+    def ramp(start, step, count, dtype):
+        return meta((count,), dtype)
 
     @staticmethod
     def framed(source, shape, starts, value=0):

@@ -7,6 +7,9 @@ for it, since memory that backward has freed is theirs to use again. So results 
 calls of the user's; what is lost is that backwards of two streams could overlap.
 
 A program that uses no stream of its own never gets here: ``used`` stays empty.
+
+Likewise a copy from ordinary host memory: PyTorch's host waits for it, so programs use what they have
+copied in any stream. Here the host goes on, and the streams wait: those in use, and those to come.
 """
 
 from __future__ import annotations
@@ -14,16 +17,42 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from .gpu import graphs
+
 used: Any = weakref.WeakValueDictionary()  # (device, address) -> CuPy stream
+
+
+_uploads: dict[tuple[int, int], Any] = {}  # (device, stream's address) -> event behind its last upload
 
 
 def note(index: int, stream) -> None:
     """Work is given to a stream."""
-    used[index, stream.ptr] = stream
+    key = index, stream.ptr
+    if key not in used:
+        used[key] = stream
+        if not graphs.is_capturing():
+            for (device, _), event in list(_uploads.items()):
+                if device == index:
+                    stream.wait_event(event)
+
+
+def after_upload(cupy) -> None:
+    """All streams wait for the copy that the current one has just been given."""
+    if graphs.is_capturing():
+        return
+    stream = cupy.cuda.get_current_stream()
+    key = cupy.cuda.runtime.getDevice(), stream.ptr
+    event = _uploads.get(key)
+    if event is None:
+        event = _uploads[key] = cupy.cuda.Event(disable_timing=True)
+    stream.record(event)
+    if used:
+        for _, other in _others(cupy):
+            other.wait_event(event)
 
 
 def _others(cupy):
-    """(stream, its device) of all but the current; in a capture only those that are part of it."""
+    """(current stream, another) for all others; in a capture those that are part of one, else not."""
     device = cupy.cuda.runtime.getDevice()
     current = cupy.cuda.get_current_stream()
     capturing = current.ptr != 0 and current.is_capturing()
@@ -32,7 +61,7 @@ def _others(cupy):
     for (index, pointer), stream in candidates:
         if index != device or pointer in seen:
             continue
-        if capturing and (not pointer or not stream.is_capturing()):
+        if capturing != (pointer != 0 and stream.is_capturing()):
             continue
         seen.add(pointer)
         yield current, stream

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import uuid
 
-from ..backend import cupy_backend, devices, gpu_runtime
-from ..ops.random import _checked_seed, default_generator
-from ..tensor import Tensor
+from ..backend import cupy_backend, gpu_runtime
+from ..backend.gpu import graphs as _graphs
+from . import random
+from .driver_figures import (
+    clock_rate,
+    list_gpu_processes,
+    memory_usage,
+    power_draw,
+    temperature,
+    utilization,
+)
 from .graphs import (
     CUDAGraph,
     graph,
@@ -21,6 +29,7 @@ from .memory import (
     OutOfMemoryError,
     device_memory_used,
     empty_cache,
+    get_allocator_backend,
     get_per_process_memory_fraction,
     ipc_collect,
     max_memory_allocated,
@@ -30,6 +39,7 @@ from .memory import (
     memory_allocated,
     memory_cached,
     memory_reserved,
+    memory_snapshot,
     memory_stats,
     memory_stats_as_nested_dict,
     memory_summary,
@@ -39,6 +49,18 @@ from .memory import (
     reset_peak_memory_stats,
     set_per_process_memory_fraction,
 )
+from .random import (
+    get_rng_state,
+    get_rng_state_all,
+    initial_seed,
+    manual_seed,
+    manual_seed_all,
+    seed,
+    seed_all,
+    set_rng_state,
+    set_rng_state_all,
+)
+from .runtime import check_error, cudart
 from .streams import (
     Event,
     ExternalStream,
@@ -51,7 +73,7 @@ from .streams import (
     set_stream,
     stream,
 )
-from .which import current_device, device_number, device_of_number, is_available, require
+from .which import current_device, device_number, is_available, require
 
 
 def device_count() -> int:
@@ -67,6 +89,9 @@ def is_initialized() -> bool:
 def init() -> None:
     """Nothing to initialise; raises if there is no GPU."""
     require()
+
+
+_lazy_init = init  # libraries call it
 
 
 def set_device(device) -> None:
@@ -127,6 +152,8 @@ class _Properties:
         self.shared_memory_per_block_optin = found.get("sharedMemPerBlockOptin", 0)
         self.shared_memory_per_multiprocessor = found.get("sharedMemPerMultiprocessor", 0)
         self.regs_per_multiprocessor = found.get("regsPerMultiprocessor", 0)
+        self.clock_rate, self.memory_clock_rate, self.memory_bus_width = (
+            found.get(k, 0) for k in ("clockRate", "memoryClockRate", "memoryBusWidth"))
         self.is_integrated, self.is_multi_gpu_board = (
             int(bool(found.get(k, 0))) for k in ("integrated", "isMultiGpuBoard"))
         self.pci_bus_id, self.pci_device_id, self.pci_domain_id = (
@@ -142,9 +169,16 @@ class _Properties:
 
 
 def get_device_properties(device=None) -> _Properties:
-    """Name, compute capability, memory in bytes and multiprocessors of a GPU."""
+    """Name, compute capability, memory in bytes and multiprocessors of a GPU.
+
+    Raises:
+        AssertionError: for a device that is not there.
+    """
     require()
-    return _Properties(gpu_runtime.properties(device_number(device)))
+    number = device_number(device)
+    if not 0 <= number < device_count():
+        raise AssertionError(f"Invalid device id {number}: {device_count()} device(s) are visible")
+    return _Properties(gpu_runtime.properties(number))
 
 
 def get_device_name(device=None) -> str:
@@ -173,8 +207,14 @@ def can_device_access_peer(device, peer_device) -> bool:
 
 
 def get_arch_list() -> list[str]:
-    """Kernels are compiled for the GPU at hand: no fixed list."""
-    return []
+    """What kernels are compiled for: the GPUs at hand, for example ``["sm_90"]``."""
+    return sorted({"sm_{}{}".format(*get_device_capability(i)) for i in range(device_count())})
+
+
+def get_gencode_flags() -> str:
+    """The same as flags of nvcc."""
+    numbers = [name.removeprefix("sm_") for name in get_arch_list()]
+    return " ".join(f"-gencode compute=compute_{n},code=sm_{n}" for n in numbers)
 
 
 def is_bf16_supported(including_emulation: bool = True) -> bool:
@@ -187,74 +227,36 @@ def is_tf32_supported() -> bool:
     return is_available() and get_device_capability()[0] >= 8
 
 
-# ---------------------------------------------------------------- random numbers
-def _generators():
-    return [default_generator(devices.device("cuda", i)) for i in range(device_count())]
+# ---------------------------------------------------------------- waits that are not wanted
+def set_sync_debug_mode(debug_mode: int | str) -> None:
+    """Tell of calls that make the CPU wait for the GPU (``item()``, copies, ``nonzero`` …).
+
+    ``synchronize()`` and its like are meant to wait, and are not told of.
+
+    Args:
+        debug_mode: 0 or "default" says nothing, 1 or "warn" warns, 2 or "error" raises.
+
+    Raises:
+        RuntimeError, TypeError: for another mode.
+    """
+    _graphs.tell_of_waits(debug_mode)
 
 
-def manual_seed(seed: int) -> None:
-    """Seed the current GPU's generator; nothing without a GPU."""
-    seed = _checked_seed(seed)
-    if is_available():
-        default_generator(device_of_number(None)).manual_seed(seed)
-
-
-def manual_seed_all(seed: int) -> None:
-    """Seed the generators of all GPUs."""
-    seed = _checked_seed(seed)
-    for g in _generators():
-        g.manual_seed(seed)
-
-
-def seed() -> None:
-    """Seed the current GPU's generator from the system's entropy."""
-    if is_available():
-        default_generator(device_of_number(None)).seed()
-
-
-def seed_all() -> None:
-    """Seed all GPUs' generators from the system's entropy."""
-    for g in _generators():
-        g.seed()
-
-
-def initial_seed() -> int:
-    """The seed of the current GPU's generator."""
-    require()
-    return default_generator(device_of_number(None)).initial_seed()
-
-
-def get_rng_state(device="cuda") -> Tensor:
-    """The state of a GPU's generator, a uint8 tensor on the CPU."""
-    require()
-    return default_generator(device_of_number(device)).get_state()
-
-
-def get_rng_state_all() -> list[Tensor]:
-    """The states of all GPUs' generators."""
-    return [g.get_state() for g in _generators()]
-
-
-def set_rng_state(new_state: Tensor, device="cuda") -> None:
-    """Restore what ``get_rng_state`` returned; nothing without a GPU."""
-    if is_available():
-        default_generator(device_of_number(device)).set_state(new_state)
-
-
-def set_rng_state_all(new_states) -> None:
-    """Restore what ``get_rng_state_all`` returned."""
-    for g, s in zip(_generators(), new_states):
-        g.set_state(s)
+def get_sync_debug_mode() -> int:
+    """0, 1 or 2: see ``set_sync_debug_mode``."""
+    return _graphs.waits_mode()
 
 
 def __getattr__(name):
+    if name == "default_generators":
+        return random.default_generators
     if name.endswith("Tensor"):
         from ..legacy_types import tensor_type
 
         found = tensor_type(name, "cuda")
         if found is not None:
             return found
-    if name in ("amp", "nccl", "nvtx"):
+    if name in ("amp", "nccl", "nvtx", "profiler"):
         import importlib
 
         try:
@@ -267,17 +269,20 @@ def __getattr__(name):
 
 __all__ = [
     "CUDAGraph", "Event", "ExternalStream", "OutOfMemoryError", "Stream", "StreamContext",
-    "can_device_access_peer", "current_device", "current_stream", "default_stream", "device",
-    "device_count", "device_memory_used", "device_of", "empty_cache", "get_arch_list",
-    "get_device_capability", "get_device_name", "get_device_properties",
+    "can_device_access_peer", "check_error", "clock_rate", "cudart", "current_device",
+    "current_stream", "default_stream", "device", "device_count", "device_memory_used", "device_of",
+    "empty_cache", "get_allocator_backend", "get_arch_list", "get_device_capability",
+    "get_device_name", "get_device_properties", "get_gencode_flags",
     "get_per_process_memory_fraction", "get_rng_state", "get_rng_state_all",
-    "get_stream_from_external", "graph", "graph_pool_handle", "init", "initial_seed", "ipc_collect",
-    "is_available", "is_bf16_supported", "is_current_stream_capturing", "is_initialized",
-    "is_tf32_supported", "make_graphed_callables", "manual_seed", "manual_seed_all",
-    "max_memory_allocated", "max_memory_cached", "max_memory_reserved", "mem_get_info",
-    "memory_allocated", "memory_cached", "memory_reserved", "memory_stats",
-    "memory_stats_as_nested_dict", "memory_summary", "reset_accumulated_memory_stats",
+    "get_stream_from_external", "get_sync_debug_mode", "graph", "graph_pool_handle", "init",
+    "initial_seed", "ipc_collect", "is_available", "is_bf16_supported",
+    "is_current_stream_capturing", "is_initialized", "is_tf32_supported", "list_gpu_processes",
+    "make_graphed_callables", "manual_seed", "manual_seed_all", "max_memory_allocated",
+    "max_memory_cached", "max_memory_reserved", "mem_get_info", "memory_allocated", "memory_cached",
+    "memory_reserved", "memory_snapshot", "memory_stats", "memory_stats_as_nested_dict",
+    "memory_summary", "memory_usage", "power_draw", "reset_accumulated_memory_stats",
     "reset_max_memory_allocated", "reset_max_memory_cached", "reset_peak_memory_stats", "seed",
     "seed_all", "set_device", "set_per_process_memory_fraction", "set_rng_state",
-    "set_rng_state_all", "set_stream", "stream", "synchronize",
+    "set_rng_state_all", "set_stream", "set_sync_debug_mode", "stream", "synchronize", "temperature",
+    "utilization",
 ]

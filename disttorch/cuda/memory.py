@@ -110,19 +110,21 @@ def memory_stats(device=None) -> OrderedDict:
     """The figures under PyTorch's keys; empty without a GPU.
 
     ``allocated_bytes`` and ``allocation`` (blocks) with ``current``, ``peak``, ``allocated`` (ever) and
-    ``freed``; ``reserved_bytes`` with ``current`` and ``peak``; ``num_alloc_retries`` and ``num_ooms``.
+    ``freed``, and the same as ``active_bytes`` and ``active`` (memory that waits for a stream is not
+    among it); ``reserved_bytes`` with ``current`` and ``peak``; ``num_alloc_retries`` and ``num_ooms``.
+    PyTorch's other keys are about its own allocator.
     """
     if not is_available():
         return OrderedDict()
     reserved, c = memory_reserved(device), _counters(device)
-    stats = {
-        "allocated_bytes.all.current": c.live, "allocated_bytes.all.peak": c.peak,
-        "allocated_bytes.all.allocated": c.handed, "allocated_bytes.all.freed": c.handed - c.live,
-        "allocation.all.current": c.blocks, "allocation.all.peak": c.most_blocks,
-        "allocation.all.allocated": c.made, "allocation.all.freed": c.made - c.blocks,
-        "num_alloc_retries": c.retries, "num_ooms": c.failures,
-        "reserved_bytes.all.current": reserved, "reserved_bytes.all.peak": c.reserved_peak,
-    }  # fmt: skip
+    stats = {"num_alloc_retries": c.retries, "num_ooms": c.failures,
+             "reserved_bytes.all.current": reserved, "reserved_bytes.all.peak": c.reserved_peak}
+    for names, figures in ((("allocated_bytes", "active_bytes"), (c.live, c.peak, c.handed)),
+                           (("allocation", "active"), (c.blocks, c.most_blocks, c.made))):
+        now, peak, ever = figures
+        for name in names:
+            stats |= {f"{name}.all.current": now, f"{name}.all.peak": peak,
+                      f"{name}.all.allocated": ever, f"{name}.all.freed": ever - now}
     return OrderedDict(sorted(stats.items()))
 
 
@@ -160,14 +162,35 @@ def memory_summary(device=None, abbreviated: bool = False) -> str:
     return "\n".join(rows)
 
 
+def get_allocator_backend() -> str:
+    """PyTorch's name for a caching allocator of the library's own."""
+    return "native"
+
+
+def memory_snapshot(*args, **kwargs):
+    """CuPy's pool does not tell where its segments lie.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError(_NO_SNAPSHOT)
+
+
+_record_memory_history = _dump_snapshot = _snapshot = memory_snapshot
+_NO_SNAPSHOT = (
+    "snapshots and histories of GPU memory are not supported, since CuPy's pool does not tell where its "
+    "segments lie: print torch.cuda.memory_summary(), which names the tensors that hold memory"
+)
+
 memory_cached, max_memory_cached = memory_reserved, max_memory_reserved
 reset_max_memory_allocated = reset_max_memory_cached = reset_peak_memory_stats
 
 __all__ = [
-    "OutOfMemoryError", "device_memory_used", "empty_cache", "get_per_process_memory_fraction",
+    "OutOfMemoryError", "device_memory_used", "empty_cache", "get_allocator_backend",
+    "get_per_process_memory_fraction",
     "ipc_collect", "max_memory_allocated", "max_memory_cached", "max_memory_reserved", "mem_get_info",
     "memory_allocated", "memory_cached", "memory_reserved", "memory_stats",
-    "memory_stats_as_nested_dict", "memory_summary", "reset_accumulated_memory_stats",
+    "memory_snapshot", "memory_stats_as_nested_dict", "memory_summary", "reset_accumulated_memory_stats",
     "reset_max_memory_allocated", "reset_max_memory_cached", "reset_peak_memory_stats",
     "set_per_process_memory_fraction",
 ]

@@ -26,11 +26,18 @@ class Stream:
     Args:
         device: which GPU; default the current one.
         priority: lower numbers run first; see ``priority_range``.
+        stream_id, device_index, device_type: of a stream that exists, to have it again.
     """
 
-    def __init__(self, device=None, priority: int = 0, *, raw=None):
+    device_type = 1  # CUDA in PyTorch's list
+
+    def __init__(self, device=None, priority: int = 0, *, stream_id: int | None = None,
+                 device_index: int | None = None, device_type: int = 1, raw=None):
         require()
-        self.index = device_number(device)
+        self.index = device_number(device if device_index is None else device_index)
+        if stream_id is not None:
+            raw = gpu_runtime.make_stream(self.index, 0, stream_id) if stream_id else (
+                gpu_runtime.null_stream())
         self.raw = gpu_runtime.make_stream(self.index, priority) if raw is None else raw
         self._entered: list[StreamContext] = []
 

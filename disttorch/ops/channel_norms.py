@@ -10,7 +10,7 @@ import math
 
 from ..backend import namespace_of
 from ..tensor import Tensor, wrap
-from .core import F32, REGISTRY, op, share_version
+from .core import F32, REGISTRY, device_error, op, share_version
 from .samples import case
 
 
@@ -92,6 +92,8 @@ def batch_norm(input, weight, bias, running_mean, running_var, training, momentu
             raise RuntimeError(
                 f"{name} should contain {shape[1]} elements not {t._data.size}"
             )
+        if t is not None and t._data.__class__ is not input._data.__class__:
+            raise device_error("batch_norm", input._data, t._data)
     if not training and (running_mean is None or running_var is None):
         raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
     mean, var = running_mean, running_var

@@ -77,7 +77,8 @@ class ElementwiseOp(Op):
         first = raw[tensors[0]]
         for i in tensors:
             if raw[i].__class__ is not first.__class__:
-                raw[i] = self._same_device(first, raw, i, tensors)
+                first = self._same_device(raw, tensors)
+                break
         xp = CPU if first.__class__ is ndarray else namespace_of(first)
         promoted = [i for i in tensors if i not in self.free]
         dtype = dtypes.result_type([raw[i] for i in promoted], [raw[i] for i in numbers])
@@ -113,11 +114,21 @@ class ElementwiseOp(Op):
                 "trying to invert a mask, use the `~` or `logical_not()` operator instead."
             )
 
-    def _same_device(self, first, raw, i, tensors):
-        """A 0-dim CPU tensor may meet a GPU tensor; any other mix is an error."""
-        if raw[i].ndim == 0 and namespace_of(raw[i]) is CPU:
-            return namespace_of(first).asarray(raw[i])
-        raise device_error(self.name, first, raw[i])
+    def _same_device(self, raw, tensors):
+        """0-dim CPU tensors may meet GPU tensors, and go there; any other mix is an error.
+
+        Returns:
+            the first array, on the device that computes.
+        """
+        first = next((raw[i] for i in tensors if raw[i].__class__ is not ndarray), raw[tensors[0]])
+        for i in tensors:
+            if raw[i].__class__ is not first.__class__:
+                if raw[i].__class__ is not ndarray or raw[i].ndim:
+                    found = [raw[tensors[0]], next(
+                        raw[k] for k in tensors if raw[k].__class__ is not raw[tensors[0]].__class__)]
+                    raise device_error(self.name.removeprefix("plain_"), *found)
+                raw[i] = namespace_of(first).asarray(raw[i])
+        return raw[tensors[0]]
 
     def _cast(self, xp, args, raw, tensors, numbers, dtype):
         """Bring all operands to the computing type, recorded where gradients flow through."""

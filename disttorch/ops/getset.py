@@ -11,7 +11,7 @@ import warnings
 
 from ..autograd.graph import share_version
 from ..autograd.modes import state
-from ..backend import CPU, dtypes, namespace_of
+from ..backend import CPU, dtypes, namespace_of, ndarray
 from ..tensor import Tensor
 from .core import REGISTRY, Op, _new, op, type_name
 from .inplace import apply_inplace, check_inplace, copy_, fill_
@@ -97,7 +97,7 @@ def _item(input, i):
             raise ValueError("step must be greater than zero")
         return i
     if isinstance(i, Tensor):
-        return _array_item(i._data)
+        return _array_item(_beside(input._data, i._data))
     xp = namespace_of(input._data)
     if isinstance(i, (list, tuple, range)):
         array = xp.asarray(_plain(i))
@@ -115,6 +115,23 @@ def _item(input, i):
     if hasattr(i, "__index__"):
         return i.__index__()
     raise IndexError(_INDEX_KINDS.format(type(i).__name__))
+
+
+def _beside(array, index):
+    """An index where the indexed array is, to which only those of the CPU go by themselves.
+
+    Raises:
+        RuntimeError: for an index on a GPU into an array elsewhere.
+    """
+    if index.__class__ is array.__class__ or not index.ndim:
+        return index
+    xp = namespace_of(array)
+    if index.__class__ is not ndarray:
+        raise RuntimeError(
+            "indices should be either on cpu or on the same device as the indexed tensor "
+            f"({xp.device_of(array)})"
+        )
+    return xp.from_host(index)
 
 
 def _array_item(a):
@@ -231,6 +248,7 @@ def _translated(error, array, index):
 
 def _index_forward(xp, input, index):
     first = index[0]
+    xp.check_places(input.shape, index)
     try:
         if len(index) == 1 and not isinstance(first, slice) and first.dtype.kind == "i":
             return xp.take(input, first, axis=0)
@@ -289,6 +307,7 @@ def _put(xp, out, index, values, accumulate):
         raise _dtype_mismatch(input, values)
     try:
         if not accumulate:
+            xp.check_places(input.shape, index)
             out[index] = _fitting(values, lambda: input[index].ndim)
         elif (
             len(index) == 1 and not isinstance(first, slice) and first.dtype.kind == "i"
@@ -296,6 +315,7 @@ def _put(xp, out, index, values, accumulate):
         ):
             _add_rows(xp, out, first, values)
         else:
+            xp.check_places(input.shape, index)
             xp.scatter_at("add", out, index, values)
     except IndexError as error:
         raise _translated(error, input, index) from None
@@ -394,6 +414,7 @@ def _write_basic(view, value):
 
 
 def _write_advanced(array, index, values):
+    namespace_of(array).check_places(array.shape, index)
     try:
         array[index] = _fitting(values, lambda: array[index].ndim)
     except IndexError as error:

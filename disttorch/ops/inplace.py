@@ -13,7 +13,7 @@ from ..autograd.modes import state
 from ..backend import CPU, namespace_of, ndarray
 from ..backend.storage import is_writeable
 from ..tensor import Tensor, wrap
-from .core import REGISTRY, Op, Plan, check_castable, make_node, op
+from .core import REGISTRY, Op, Plan, check_castable, device_error, make_node, op
 from .elementwise_core import FAST, FUSED, ElementwiseOp, expand_error
 from .samples import case
 
@@ -99,6 +99,8 @@ def apply_inplace(op: Op, args: tuple) -> Tensor:
 def _compute(op, args):
     result = op.apply(args)
     target = args[0]
+    if result._data.__class__ is not target._data.__class__:
+        raise device_error(op.name, target._data, result._data)
     if result._data.shape != target._data.shape:
         raise RuntimeError(
             f"output with shape {list(target._data.shape)} doesn't match the broadcast shape "
@@ -445,6 +447,8 @@ def _detached_state(t):
 def _finish_write(target, result):
     from ..backend import dtypes
 
+    if result._data.__class__ is not target._data.__class__:
+        raise device_error("an operation in place", target._data, result._data)
     if result._data.shape != target._data.shape:
         raise RuntimeError(
             f"output with shape {list(target._data.shape)} doesn't match the broadcast shape "
@@ -501,6 +505,8 @@ def quick_inplace(made, slow):
             b = other
         elif isinstance(other, Tensor) and other._data.dtype is a.dtype:
             b = other._data
+            if b.__class__ is not ndarray:
+                return slow(self, other)  # which says so
             if state.enabled and other.requires_grad:
                 return slow(self, other)
         else:

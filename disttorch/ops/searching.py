@@ -6,7 +6,7 @@ import math
 
 from ..backend import dtypes, namespace_of
 from ..tensor import Tensor, wrap
-from .core import REGISTRY, wrap_dim, write_out
+from .core import REGISTRY, device_error, wrap_dim, write_out
 from .creation import tensor
 from .sorting import sort
 
@@ -121,6 +121,8 @@ def searchsorted(sorted_sequence: Tensor, input, *, out_int32=False, right=False
     if sorter is not None:
         sorted_sequence = REGISTRY["gather"].call(sorted_sequence, -1, sorter)
     seq, a = sorted_sequence._data, values._data
+    if seq.__class__ is not a.__class__:
+        raise device_error("searchsorted", seq, a)
     if seq.ndim != 1 and (seq.ndim != a.ndim or seq.shape[:-1] != a.shape[:-1]):
         raise RuntimeError(
             "torch.searchsorted(): boundaries tensor should be 1 dimension or the first N-1 "

@@ -7,7 +7,7 @@ from ..backend import CPU, dtypes, namespace_of
 from ..tensor import Size, Tensor, current_node
 from . import memory_formats
 from .compare import where as _where
-from .core import REGISTRY, argument_must_be_tensor, wrap_dim
+from .core import REGISTRY, argument_must_be_tensor, device_error, wrap_dim
 
 
 def size(self, dim=None):
@@ -220,7 +220,13 @@ def equal(input, other) -> bool:
     if not isinstance(other, Tensor):
         raise argument_must_be_tensor("equal", "other", 2, other)
     a, b = input._data, other._data
+    _check_devices("equal", a, b)
     return a.shape == b.shape and bool((a == b).all())
+
+
+def _check_devices(name, a, b) -> None:
+    if a.__class__ is not b.__class__:
+        raise device_error(name, a, b)
 
 
 def allclose(input, other, rtol=1e-05, atol=1e-08, equal_nan=False) -> bool:
@@ -238,6 +244,7 @@ def isclose(input, other, rtol=1e-05, atol=1e-08, equal_nan=False) -> Tensor:
         )
     xp = namespace_of(input._data)
     a, b = input._data, other._data
+    _check_devices("isclose", a, b)
     if a.dtype.itemsize == 2 and a.dtype.kind not in "iu":
         a, b = a.astype("float32"), b.astype("float32")
     return wrap(xp.asarray(xp.isclose(a, b, rtol, atol, equal_nan)))

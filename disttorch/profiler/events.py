@@ -73,6 +73,16 @@ class FunctionEvent:
         """Bytes of its own results alone."""
         return self.cpu_memory_usage
 
+    @property
+    def self_device_memory_usage(self) -> int:
+        """The same of results on the GPU."""
+        return self.device_memory_usage
+
+    @property
+    def self_device_time_total(self) -> float:
+        """Microseconds on the GPU without those of the calls inside."""
+        return self.device_time_total - sum(child.device_time_total for child in self.cpu_children)
+
     def __repr__(self):
         return (
             f"<FunctionEvent name={self.name} thread={self.thread} "
@@ -89,12 +99,14 @@ class FunctionEventAvg:
         self.stack = event.stack[:stack_depth]
         self.is_user_annotation = event.is_user_annotation
         self.count = self.flops = self.cpu_memory_usage = self.device_memory_usage = 0
-        self.cpu_time_total = self.self_cpu_time_total = self.device_time_total = 0.0
+        self.cpu_time_total = self.self_cpu_time_total = 0.0
+        self.device_time_total = self.self_device_time_total = 0.0
 
     def add(self, event: FunctionEvent) -> None:
         """Take one more event in."""
         self.count += event.count
         self.self_cpu_time_total += event.self_cpu_time_total
+        self.self_device_time_total += event.self_device_time_total
         if not _inside_same(event):  # a call inside a call of the same name is not counted twice
             self.cpu_time_total += event.cpu_time_total
             self.device_time_total += event.device_time_total
@@ -116,6 +128,11 @@ class FunctionEventAvg:
     def self_cpu_memory_usage(self) -> int:
         """Bytes of the results alone."""
         return self.cpu_memory_usage
+
+    @property
+    def self_device_memory_usage(self) -> int:
+        """The same of results on the GPU."""
+        return self.device_memory_usage
 
     def __repr__(self):
         return (
@@ -169,9 +186,12 @@ class EventList(list):
         for event in self:
             total.count += event.count
             total.self_cpu_time_total += event.self_cpu_time_total
+            total.self_device_time_total += event.self_device_time_total
             total.cpu_memory_usage += event.cpu_memory_usage
+            total.device_memory_usage += event.device_memory_usage
             total.flops += event.flops
         total.cpu_time_total = total.self_cpu_time_total
+        total.device_time_total = total.self_device_time_total
         return total
 
     def table(self, sort_by: str | None = None, row_limit: int = 100,

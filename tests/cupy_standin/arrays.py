@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from . import memory, order
+from . import exchange, memory, order
 from .memory import MemoryPointer
 
 _IMPLICIT = ("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a "
@@ -203,7 +203,7 @@ class ndarray:
         return (2, 0)
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
-        return Capsule(self)
+        return exchange.capsule(self)
 
     def __reduce__(self):
         return array_from_host, (self.get(),)
@@ -272,13 +272,6 @@ class ndarray:
 
 
 ndarray.__module__ = "cupy"
-
-
-class Capsule:
-    """A DLPack capsule; only this stand-in's ``from_dlpack`` takes it."""
-
-    def __init__(self, array):
-        self.array = array
 
 
 def array_from_host(value: np.ndarray) -> ndarray:

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from . import arrays, order
+from . import arrays, exchange, order
 from .arrays import ndarray, produce, put
 from .calls import HOST_ONLY, NAMES, host, inputs_of, plain_function, settle
 from .ufuncs import ufunc, ufuncs  # noqa: F401, for the package
@@ -157,12 +157,9 @@ def copyto(dst, src, casting="same_kind", where=None):
 
 
 def from_dlpack(obj, *, device=None, copy=None):
-    if isinstance(obj, arrays.Capsule):
-        return obj.array
     if obj.__dlpack_device__()[0] != 2:
         raise TypeError("only CUDA memory becomes a CuPy array by DLPack")
-    shared = obj.__dlpack__().array
-    return shared.view()
+    return exchange.array_of(obj.__dlpack__()).view()
 
 
 def may_share_memory(a, b, max_work=None):

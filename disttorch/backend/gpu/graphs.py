@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -35,6 +36,9 @@ from . import memory
 
 MODES = ("global", "thread_local", "relaxed")
 _capturing: dict[int, Graph] = {}  # thread -> the graph it captures
+_TOLD = ("default", "warn", "error")
+_ERROR = 2
+_waits = 0  # whether calls that wait for the GPU are told of: a place in _TOLD
 # Frames of these are not the user's: this library's, those of CuPy and NCCL, the standard library's
 _PACKAGES = ("disttorch", "collectives", "cupy", "nccl", "contextlib", "threading")
 
@@ -191,14 +195,42 @@ def is_capturing() -> bool:
     return threading.get_ident() in _capturing
 
 
-def refuse(what: str) -> None:
+def refuse(what: str, unasked: bool = False) -> None:
     """Raise if this thread captures a graph: ``what`` cannot be part of one.
+
+    Args:
+        unasked: it waits for the GPU as a means to an end; a program may want to be told of that.
 
     Raises:
         GraphError: with the caller's line.
+        RuntimeError: ``tell_of_waits("error")`` was chosen.
     """
     if _capturing and is_capturing():
         raise GraphError(_sentence(what, "the host would have to wait for the GPU", _line_of_stack()))
+    if _waits and unasked:
+        text = f"called a synchronizing CUDA operation: {what}{_line_of_stack()}"
+        if _waits == _ERROR:
+            raise RuntimeError(text)
+        warnings.warn(text, stacklevel=2)
+
+
+def tell_of_waits(mode: int | str) -> None:
+    """What ``refuse`` does outside of captures: nothing (0, "default"), warn (1) or raise an error (2).
+
+    Raises:
+        TypeError, RuntimeError: for another mode.
+    """
+    global _waits
+    if not isinstance(mode, (int, str)):
+        raise TypeError(f"invalid type of debug_mode, expected int or str, got {type(mode).__name__}")
+    if mode not in _TOLD and mode not in range(len(_TOLD)):
+        raise RuntimeError(f"invalid value of debug_mode, expected one of {', '.join(_TOLD)}: {mode!r}")
+    _waits = _TOLD.index(mode) if isinstance(mode, str) else int(mode)
+
+
+def waits_mode() -> int:
+    """What ``tell_of_waits`` has chosen."""
+    return _waits
 
 
 @contextmanager

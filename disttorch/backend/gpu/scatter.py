@@ -61,6 +61,24 @@ def index_outside(xp, index, low: int, high: int):
             (blocks(n, 256, 1024),), (256,), (index, n, low, high, xp.outside[1]))
 
 
+def check_places(xp, shape, index) -> None:
+    """Have the GPU note places out of range among indices of an array (CuPy takes them modulo its size).
+
+    Args:
+        shape: of the array.
+        index: integer arrays, masks and slices, one for each leading dim (a mask for as many as it has).
+    """
+    dim = 0
+    for i in index:
+        if isinstance(i, slice):
+            dim += 1
+        elif i.dtype.kind == "b":
+            dim += i.ndim
+        else:
+            index_outside(xp, i, -shape[dim], shape[dim])
+            dim += 1
+
+
 def raise_outside(xp) -> None:
     """Raise an IndexError if a kernel has noted an index out of range."""
     if xp.outside is not None and (flag := xp.outside[0])[0]:

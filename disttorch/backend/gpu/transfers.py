@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .. import side_streams
 from . import graphs, memory
 
 _LOCKED = "PinnedMemoryPointer"
@@ -57,13 +58,22 @@ def from_host(xp, array, non_blocking: bool = False):
     cupy = xp.cupy
     with xp.device:
         if array.ndim == 0 or not array.size:  # a number goes as an argument of a kernel
-            return cupy.asarray(array)
+            return _done_for_all(cupy, cupy.asarray(array), non_blocking)
         if not (array.flags.c_contiguous and is_pinned(array)):
-            graphs.refuse(_PAGEABLE)
-            return cupy.asarray(np.ascontiguousarray(array) if is_pinned(array) else array)
+            graphs.refuse(_PAGEABLE, unasked=not non_blocking)
+            array = np.ascontiguousarray(array) if is_pinned(array) else array
+            return _done_for_all(cupy, cupy.asarray(array), non_blocking)
         out = cupy.empty(array.shape, array.dtype)
         _fetch(cupy, out, array, non_blocking)
         return out
+
+
+def _done_for_all(cupy, array, non_blocking: bool):
+    """CuPy's copies go on behind the call's back: whoever did not ask for that may use the copy in any
+    stream, as in PyTorch, where the host waits for it."""
+    if not non_blocking:
+        side_streams.after_upload(cupy)
+    return array
 
 
 def to_host(xp, array, non_blocking: bool = False) -> np.ndarray:
@@ -77,7 +87,7 @@ def to_host(xp, array, non_blocking: bool = False) -> np.ndarray:
         GraphError: while a graph is captured, unless ``non_blocking``.
     """
     if not non_blocking:
-        graphs.refuse("reading values of a GPU tensor")
+        graphs.refuse("reading values of a GPU tensor", unasked=True)
         return array.get()
     cupy = xp.cupy
     with xp.device:
@@ -106,7 +116,7 @@ def copy_into(xp, target, source, non_blocking: bool) -> bool:
         elif non_blocking and is_pinned(target):
             _send(xp.cupy, source, target)
         else:
-            graphs.refuse("copying a GPU tensor to the CPU and waiting for it")
+            graphs.refuse("copying a GPU tensor to the CPU and waiting for it", unasked=True)
             source.get(out=target)
     return True
 
@@ -115,7 +125,7 @@ def _fetch(cupy, target, source: np.ndarray, non_blocking: bool) -> None:
     """Pinned host memory to the device."""
     stream = cupy.cuda.get_current_stream()
     if not non_blocking:
-        graphs.refuse("a copy from the CPU that is waited for (non_blocking=False)")
+        graphs.refuse("a copy from the CPU that is waited for (non_blocking=False)", unasked=True)
     runtime = cupy.cuda.runtime  # CuPy's own copy_from_host_async refuses in a capture, CUDA does not
     runtime.memcpyAsync(target.data.ptr, source.ctypes.data, source.nbytes,
                         runtime.memcpyHostToDevice, stream.ptr)

@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from ... import cuda
 from ...autograd import no_grad
+from ...backend import devices
 from ...nn import Module, ModuleDict, ModuleList, Parameter
 from ...nn.utils import clip_grad_norm_
 from ...tensor import Tensor, wrap
@@ -62,13 +64,14 @@ class FullyShardedDataParallel(Module):
         ignored_modules, ignored_states: modules or parameters to leave alone.
         param_init_fn: initialises a module whose parameters are on the meta device; None: its
             `reset_parameters`.
-        device_id: accepted; the mesh's device is used.
+        device_id: a GPU, the current one, that shards and inputs are brought to; None: where the
+            module is. Without effect where a mesh is given.
         sync_module_states: take rank 0's parameters and buffers.
         forward_prefetch, limit_all_gathers, use_orig_params: accepted, see above.
 
     Raises:
         ValueError: both a group and a mesh; both kinds of ignored things; a hybrid strategy whose
-            mesh has not two axes.
+            mesh has not two axes; `device_id` is not the current GPU.
         NotImplementedError: `keep_low_precision_grads`; a tuple of groups.
     """
 
@@ -94,7 +97,8 @@ class FullyShardedDataParallel(Module):
         super().__init__()
         strategy = sharding_strategy or ShardingStrategy.FULL_SHARD
         modules, params = _ignored(ignored_modules, ignored_states)
-        mesh = _mesh_of(process_group, strategy, device_mesh, module)
+        device = _device_type(device_id, module)
+        mesh = _mesh_of(process_group, strategy, device_mesh, device)
         if auto_wrap_policy is not None:
             options = {
                 "sharding_strategy": strategy, "cpu_offload": cpu_offload,
@@ -362,7 +366,21 @@ def _ignored(modules: Any, states: Any) -> tuple[set[Module], set[Parameter]]:
     return found, params | {p for p in given if isinstance(p, Parameter)}
 
 
-def _mesh_of(group: Any, strategy: ShardingStrategy, mesh: Any, module: Module) -> DeviceMesh:
+def _device_type(device_id: Any, module: Module) -> str:
+    """Where shards live: on the GPU that is asked for, else where the module is."""
+    if device_id is None:
+        on_gpu = next((p.device.type for p in module.parameters()), "cpu") == "cuda"
+        return "cuda" if on_gpu else "cpu"
+    chosen = devices.device(device_id)
+    if chosen.type == "cuda" and cuda.device_number(chosen) != cuda.current_device():
+        raise ValueError(
+            f"FullyShardedDataParallel: device_id is {chosen}, but the current GPU is cuda:"
+            f"{cuda.current_device()}: call torch.cuda.set_device(device_id) first"
+        )
+    return chosen.type
+
+
+def _mesh_of(group: Any, strategy: ShardingStrategy, mesh: Any, device: str) -> DeviceMesh:
     if group is not None and mesh is not None:
         raise ValueError("Cannot pass both process_group and device_mesh at the same time")
     if isinstance(group, tuple):
@@ -371,8 +389,6 @@ def _mesh_of(group: Any, strategy: ShardingStrategy, mesh: Any, module: Module) 
             "(replicas, shards)"
         )
     if mesh is None:
-        device = next((p.device.type for p in module.parameters()), "cpu")
-        device = "cuda" if device == "cuda" else "cpu"
         if strategy in _HYBRID:
             row = int(os.environ.get("LOCAL_WORLD_SIZE", get_world_size()))
             shape = (get_world_size() // row, row)

@@ -478,13 +478,8 @@ class Module(StateDict, HookRegistration):
         return self._apply(lambda t: t.cuda(device))
 
     def type(self, dst_type):
-        """Cast all parameters and buffers to a dtype (or "torch.FloatTensor" …), in place."""
-        if isinstance(dst_type, str):
-            names = {f"torch.{kind}": name for name, kind in TENSOR_TYPES.items()}
-            if dst_type not in names:
-                raise ValueError(f"invalid type: {dst_type!r}; expected one of {sorted(names)}")
-            dst_type = dtypes.BY_NAME[names[dst_type]]
-        return self._apply(lambda t: t.to(dst_type))
+        """Cast all parameters and buffers to a dtype (or "torch.cuda.FloatTensor" …), in place."""
+        return self._apply(lambda t: t.type(dst_type))
 
     def _cast_floating(self, method):
         return self._apply(lambda t: getattr(t, method)() if t.is_floating_point() else t)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 
-from ... import ops
+from ... import cuda, ops
 from ...backend import devices
 from ...tensor import Tensor
 from ..modules.module import Module
@@ -20,8 +20,8 @@ class DataParallel(Module):
 
     Args:
         module: what to call; its parameters stay on, or go to, the first device.
-        device_ids: indices of CUDA devices, or devices; None leaves the module where it is, and a
-            single one means no cutting. Naming a device twice cuts the batch all the same.
+        device_ids: indices of CUDA devices, or devices; None: all GPUs, and without any the module
+            stays where it is. Naming a device twice cuts the batch all the same.
         output_device: where results are gathered; default the first.
         dim: the batch dim.
     """
@@ -29,7 +29,8 @@ class DataParallel(Module):
     def __init__(self, module: Module, device_ids=None, output_device=None, dim: int = 0):
         super().__init__()
         self.module, self.dim = module, dim
-        places = [_device(d) for d in device_ids or ()]
+        given = range(cuda.device_count()) if device_ids is None else device_ids
+        places = [_device(d) for d in given]
         self._places = places
         self.device_ids = [d.index if d.type == "cuda" else d for d in places]
         self._gather_on = places[0] if output_device is None and places else None
@@ -40,9 +41,12 @@ class DataParallel(Module):
             self.module.to(places[0])
 
     def forward(self, *inputs, **kwargs):
-        if len(self._places) < 2:
+        if not self._places:
             return self.module(*inputs, **kwargs)
         parts = scatter((inputs, kwargs), self._places, self.dim)
+        if len(self._places) == 1:
+            inputs, kwargs = parts[0]
+            return self.module(*inputs, **kwargs)
         outputs = [
             self._run_on(place, *part) for place, part in zip(self._places, parts)
         ]
