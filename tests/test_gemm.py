@@ -11,7 +11,7 @@ import pytest
 from cublas_twin import NumpyCublas, Refused
 
 from disttorch.backend import dtypes, plain_kernels
-from disttorch.backend.gpu import cublas, cublaslt, gemm
+from disttorch.backend.gpu import cublas, cublaslt, gemm, linear
 from disttorch.backend.precision import PRECISION
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -78,7 +78,7 @@ class Namespace:
     tanh, erf = staticmethod(np.tanh), None
 
     def __init__(self):
-        for module in (plain_kernels, gemm):
+        for module in (plain_kernels, gemm, linear):
             for name, value in vars(module).items():
                 if isinstance(value, types.FunctionType) and not name.startswith("_"):
                     setattr(self, name, value.__get__(self))
@@ -282,14 +282,14 @@ def test_other_types_are_left_to_cupy(xp):
 
 def test_settings_reach_the_call(monkeypatch):
     f32, f16 = np.dtype(np.float32), np.dtype(np.float16)
-    assert gemm._numbers(f32) == (cublas.R_32F, cublas.COMPUTE_32F, 0)
+    assert gemm.numbers(f32) == (cublas.R_32F, cublas.COMPUTE_32F, 0)
     monkeypatch.setattr(PRECISION, "tf32", True)
-    assert gemm._numbers(f32) == (cublas.R_32F, cublas.COMPUTE_32F_FAST_TF32, 0)
-    assert gemm._numbers(dtypes.complex64.np)[1] == cublas.COMPUTE_32F_FAST_TF32
-    assert gemm._numbers(dtypes.float64.np)[1] == cublas.COMPUTE_64F
+    assert gemm.numbers(f32) == (cublas.R_32F, cublas.COMPUTE_32F_FAST_TF32, 0)
+    assert gemm.numbers(dtypes.complex64.np)[1] == cublas.COMPUTE_32F_FAST_TF32
+    assert gemm.numbers(dtypes.float64.np)[1] == cublas.COMPUTE_64F
     monkeypatch.setattr(PRECISION, "float16_sums", False)
-    assert gemm._numbers(f16) == (cublas.R_16F, cublas.COMPUTE_32F, cublas.NO_REDUCED_SUMS)
-    assert gemm._numbers(BF16) == (cublas.R_16BF, cublas.COMPUTE_32F, cublas.DEFAULT_MATH)
+    assert gemm.numbers(f16) == (cublas.R_16F, cublas.COMPUTE_32F, cublas.NO_REDUCED_SUMS)
+    assert gemm.numbers(BF16) == (cublas.R_16BF, cublas.COMPUTE_32F, cublas.DEFAULT_MATH)
 
 
 # ---------------------------------------------------------------- with something added

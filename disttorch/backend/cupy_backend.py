@@ -39,6 +39,7 @@ from .gpu import (
     gradients,
     graphs,
     joins,
+    linear,
     losses,
     memory,
     multi,
@@ -150,8 +151,8 @@ class CupyNamespace:
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
                      batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm,
-                     copies, joins, convolution, batchnorm, attention_kernels, gpu_attention,
-                     row_kernels, rows, norms, reductions, losses, rotary, multi, gradients, pooling,
+                     linear, copies, joins, convolution, batchnorm, attention_kernels,
+                     gpu_attention, row_kernels, rows, norms, reductions, losses, rotary, multi, gradients, pooling,
                      resample)
 
     def __getattr__(self, name):

@@ -6,6 +6,8 @@ summed, M columns.
 
 from __future__ import annotations
 
+import math
+
 
 def add_matmul(xp, c, a, b, alpha=1, beta=1):
     """alpha·a@b + beta·c; with beta 0, c is not read. c broadcasts to the product's shape."""
@@ -17,16 +19,17 @@ def add_matmul(xp, c, a, b, alpha=1, beta=1):
     return (c if beta == 1 else c * beta) + product
 
 
-def linear(xp, rows, weight, bias):
-    """rows @ weightᵀ + bias. rows: N×K, weight: M×K, bias: M, or None -> N×M.
+def linear(xp, input, weight, bias):
+    """input @ weightᵀ + bias. input: …×K, weight: M×K, bias: M, or None -> …×M.
 
     Raises:
-        ValueError: if the bias does not broadcast to N×M.
+        ValueError: if the bias does not broadcast to N×M, with N rows in the input.
     """
+    rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     out = xp.matmul(rows, weight.T)
     if bias is not None:
         out += bias
-    return out
+    return out.reshape(*input.shape[:-1], weight.shape[0])
 
 
 def linear_gelu(xp, rows, weight, bias):

@@ -84,8 +84,9 @@ class Op:
         self.fused, self.kernel = fused, kernel
         self.samples, self.method, self.inplace = samples, method, inplace
         self.rules: dict[str, object] = {}
-        self.joint = self.fast = self.composed = self.fused_joint = None
+        self.joint = self.fast = self.composed = None
         self.fused_rules: dict[str, object] = {}  # see fused.py
+        self.fused_joints: dict[tuple, tuple] = {}
         self.rule_slots: tuple = ()
         self.plans: dict[int, Plan] = {}
         self.node_name = (node_name or _camel(self.name)) + "Backward0"
@@ -139,8 +140,8 @@ class Op:
         self.fused_rules[name] = kernel
 
     def fused_grads(self, names, kernel, arguments):
-        """One kernel for the rules of several inputs that all need gradients."""
-        self.fused_joint = names, kernel, arguments
+        """One kernel for the rules of several inputs, where just these need gradients."""
+        self.fused_joints[names] = kernel, arguments
 
     def compose(self, function):
         """Decorator: the same operation written with other ops, for graphs of the gradient."""

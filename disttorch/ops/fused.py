@@ -4,6 +4,8 @@ of a rule in ordinary backward, on arrays of one float type, 16-bit floats inclu
     tanh.fused_grad("input", "tanh_backward")    # xp.fused.tanh_backward(g, *what the rule names)
     mul.fused_grads(("input", "other"), "mul_backward", ("input", "other"))  # both at once
 
+A function in the place of a name is called with the namespace: ``function(xp, g, *arguments)``.
+
 The rule stays: it says what is saved, serves double backward, and computes what no kernel takes
 (kernels then return NotImplemented).
 """
@@ -17,8 +19,8 @@ def compile_fused(plan):
     """Backward over arrays of a namespace with kernels: ``f(F, g, saved)``, like ``plan.run_raw``."""
     op, names = plan.op, plan.names
     wanted = tuple([op.params[i] for i in plan.slots])
-    if op.fused_joint is not None and op.fused_joint[0] == wanted:
-        return _joint(plan, *op.fused_joint[1:])
+    if wanted in op.fused_joints:
+        return _joint(plan, *op.fused_joints[wanted])
     if not all(n in op.rules for n in wanted) or not any(n in op.fused_rules for n in wanted):
         return plan.run_raw
     calls = []
@@ -57,7 +59,8 @@ def _joint(plan, kernel, arguments):
     places, rules = [plan.names.index(a) for a in arguments], plan.run_raw
 
     def call(F, g, s):
-        out = getattr(F.xp.fused, kernel)(g, *[s[i] for i in places])
+        args = [s[i] for i in places]
+        out = kernel(F.xp, g, *args) if callable(kernel) else getattr(F.xp.fused, kernel)(g, *args)
         return rules(F, g, s) if out is NotImplemented else out
 
     return call

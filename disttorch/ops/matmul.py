@@ -128,12 +128,11 @@ def linear(xp, input, weight, bias=None):
             f"mat1 and mat2 shapes cannot be multiplied ({rows}x{input.shape[-1]} and "
             f"{weight.shape[1]}x{weight.shape[0]})"
         )
-    rows = math.prod(input.shape[:-1])
     try:
-        out = xp.linear(input.reshape(rows, input.shape[-1]), weight, bias)
+        return xp.linear(input, weight, bias)
     except ValueError:
+        rows = math.prod(input.shape[:-1])
         raise expand_error(bias.shape, (rows, weight.shape[0])) from None
-    return out.reshape(*input.shape[:-1], weight.shape[0])
 
 
 @linear.grad("input")
@@ -152,6 +151,21 @@ def _(F, g, input, weight_shape):
 @linear.grad("bias")
 def _(F, g, bias_shape):
     return F.sum_to(g, bias_shape)
+
+
+def _both(xp, g, input, weight):
+    return xp.linear_backward(g, input, weight)
+
+
+def _all_three(xp, g, input, weight, bias_shape):
+    grads = xp.linear_backward(g, input, weight)
+    if grads is NotImplemented:
+        return grads
+    return (*grads, g if g.shape == bias_shape else xp.sum_rows_to(g, bias_shape))
+
+
+linear.fused_grads(("input", "weight"), _both, ("input", "weight"))
+linear.fused_grads(("input", "weight", "bias"), _all_three, ("input", "weight", "bias_shape"))
 
 
 @op(tensors=("input", "a", "b"), method=False, node_name="Addmm", fused=True, samples=lambda m: [

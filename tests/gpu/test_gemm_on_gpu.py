@@ -319,3 +319,47 @@ def test_products_in_a_graph():
     torch.cuda.synchronize()
     for got, want in zip(captured, products()):
         assert torch.equal(got, want)
+
+
+# ---------------------------------------------------------------- linear maps as they lie
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("lead", [(), (6,), (2, 3), (2, 1, 2), (0,)])
+def test_linear_of_any_rank_with_gradients(dtype, bias, lead):
+    x, w = draw(*lead, 8, dtype=dtype, grad=True), draw(5, 8, dtype=dtype, seed=1, grad=True)
+    b = draw(5, dtype=dtype, seed=2, grad=True) if bias else None
+    out, g = F.linear(x, w, b), draw(*lead, 5, dtype=dtype, seed=3)
+    close(out, wide(x) @ wide(w).T + (wide(b) if bias else 0), dtype)
+    out.backward(g)
+    rows, seeds = wide(x).reshape(-1, 8), wide(g).reshape(-1, 5)
+    close(x.grad, wide(g) @ wide(w).conj(), dtype)
+    close(w.grad, seeds.T @ rows.conj(), dtype)
+    if bias:
+        close(b.grad, seeds.sum(0), dtype)
+
+
+def test_linear_of_views_and_of_two_types():
+    x, w = draw(4, 6, 8).transpose(0, 1), draw(8, 5, seed=1).mT  # neither is contiguous
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    out = F.linear(x, w, draw(1, seed=2))
+    close(out, wide(x) @ wide(w).T + wide(draw(1, seed=2)))
+    out.sum().backward()
+    close(w.grad, np.ones((24, 5)).T @ wide(x).reshape(24, 8))
+    with pytest.raises(RuntimeError, match="same dtype"):
+        F.linear(draw(2, 8, dtype=torch.float16), draw(5, 8))
+
+
+def test_linear_makes_no_views_and_few_launches(monkeypatch):
+    made = []
+
+    def counted(name, given):
+        return lambda *args, **kwargs: (made.append(name), given(*args, **kwargs))[1]
+
+    library = cublas.library(namespace_for(torch.device("cuda")).cupy)
+    for name in ("gemm", "lt_matmul", "gemm_batched"):
+        monkeypatch.setattr(library, name, counted(name, getattr(library, name)), raising=False)
+    x, w, b = draw(2, 4, 8, grad=True), draw(16, 8, seed=1, grad=True), draw(16, seed=2, grad=True)
+    out = F.linear(x, w, b)
+    assert made == ["lt_matmul"] and out.is_contiguous()
+    out.backward(draw(2, 4, 16, seed=3))
+    assert made == ["lt_matmul", "gemm", "gemm"]

@@ -85,6 +85,7 @@ def test_linear_with_gradients(dtype, any_size):
     assert any_size == [(24, 16), (16, 24), (1, 16)]  # the weight, by its rows
     close(out, wide(x) @ wide(w).T + wide(bias))
     out.backward(g)
+    assert any_size[3:] == [(16, 16), (16, 24)]  # the gradient once for both products, and the weight
     rows, seeds = wide(x).reshape(16, 24), wide(g).reshape(16, 13)
     close(x.grad, (seeds @ wide(w)).reshape(x.shape))
     close(w.grad, seeds.T @ rows)

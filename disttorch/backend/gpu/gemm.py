@@ -31,16 +31,16 @@ from .cublas import C_32F, C_64F, OP_N, OP_T, R_16BF, R_16F, R_32F, R_64F
 
 MOST_CALLS = 8  # of one product: further leading dims are copied rather than looped over
 
-_TYPES = {
+TYPES = {
     dtypes.float32.np: R_32F, dtypes.float64.np: R_64F, dtypes.float16.np: R_16F,
     dtypes.bfloat16.np: R_16BF, dtypes.complex64.np: C_32F, dtypes.complex128.np: C_64F,
 }
-_WITH_EPILOGUE = (R_32F, R_16F, R_16BF)
+WITH_EPILOGUE = (R_32F, R_16F, R_16BF)
 
 
-def _numbers(dtype) -> tuple[int, int, int]:
+def numbers(dtype) -> tuple[int, int, int]:
     """(cuBLAS's name of the type, what to compute in, how to add up partial sums), by the settings."""
-    kind = _TYPES[dtype]
+    kind = TYPES[dtype]
     if kind in (R_32F, C_32F):
         return kind, cublas.COMPUTE_32F_FAST_TF32 if PRECISION.tf32 else cublas.COMPUTE_32F, 0
     if kind == R_16BF:
@@ -118,7 +118,7 @@ def matmul(xp, a, b, out=None):
     if a.dtype != b.dtype:
         common = np.result_type(a.dtype, b.dtype)
         a, b = a.astype(common, copy=False), b.astype(common, copy=False)
-    if a.dtype not in _TYPES:
+    if a.dtype not in TYPES:
         return xp.cupy.matmul(a, b) if out is None else xp.cupy.matmul(a, b, out=out)
     if a.ndim == 2 and b.ndim == 2:
         return product(xp, a, b, out)
@@ -149,20 +149,20 @@ def product(xp, a, b, out=None, alpha=1, beta=0):
         raise ValueError(f"matmul: {k} columns of {a.shape} do not fit {b.shape[-2]} rows of {b.shape}")
     flat = a.ndim == 2 and b.ndim == 2
     if flat and out is None and a.itemsize == 2 and n * k * m >= padding.SMALLEST:
-        wide = _padded(xp, a, b)
+        wide = padded_operands(xp, a, b)
         if wide is not None:
-            return padding.cropped(xp, _multiply(xp, *wide, None, alpha, 0), n, m)
-    return _multiply(xp, a, b, out, alpha, beta)
+            return padding.cropped(xp, product_as_is(xp, *wide, None, alpha, 0), n, m)
+    return product_as_is(xp, a, b, out, alpha, beta)
 
 
-def _padded(xp, a, b):
+def padded_operands(xp, a, b):
     """Operands that cuBLAS multiplies faster than a and b; None if there are none."""
     if _matrix_layout(a) is None or _matrix_layout(b) is None:
         return None
     return padding.operands(xp, a, b)
 
 
-def _multiply(xp, a, b, out, alpha, beta):
+def product_as_is(xp, a, b, out, alpha, beta):
     """What ``product`` says, of operands as they are."""
     cupy, (n, k), m = xp.cupy, a.shape[-2:], b.shape[-1]
     flat = a.ndim == 2 and b.ndim == 2
@@ -184,10 +184,10 @@ def _multiply(xp, a, b, out, alpha, beta):
     place = _matrix_layout(out)
     if place is None:  # neither rows nor columns lie in one piece
         start = None if beta == 0 else cupy.ascontiguousarray(out)
-        out[...] = _multiply(xp, a, b, start, alpha, beta)
+        out[...] = product_as_is(xp, a, b, start, alpha, beta)
         return out
     if place[0] == OP_T:  # columns do: outᵀ = bᵀ·aᵀ
-        _multiply(xp, b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), alpha, beta)
+        product_as_is(xp, b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), alpha, beta)
         return out
     if flat:
         _one(cupy, a, b, out, n, m, k, place[1], alpha, beta)
@@ -211,7 +211,7 @@ def _one(cupy, a, b, out, n, m, k, ldc, alpha, beta) -> None:
     if bt is None:
         b, bt = cupy.ascontiguousarray(b), (OP_N, m)
     cublas.library(cupy).gemm(
-        *_numbers(a.dtype), bt[0], at[0], m, n, k, alpha, b.data.ptr, bt[1], a.data.ptr, at[1],
+        *numbers(a.dtype), bt[0], at[0], m, n, k, alpha, b.data.ptr, bt[1], a.data.ptr, at[1],
         beta, out.data.ptr, ldc,
     )
 
@@ -236,7 +236,7 @@ def _many(cupy, a, b, out, lead, alpha, beta) -> None:
         if step_b == 0 and step_a == n * rows_a >= n * k and step_c == n * rows_c >= n * m:
             n, lda, ldc, dims = size * n, rows_a, rows_c, []
     library, itemsize = cublas.library(cupy), a.itemsize
-    front = (*_numbers(a.dtype), bt[0], at[0], m, n, k, alpha)
+    front = (*numbers(a.dtype), bt[0], at[0], m, n, k, alpha)
     pa, pb, pc = a.data.ptr, b.data.ptr, out.data.ptr
     if not dims:
         library.gemm(*front, pb, bt[1], pa, lda, beta, pc, ldc)
@@ -277,7 +277,7 @@ def _is_scattered(a) -> bool:
 
 
 # ---------------------------------------------------------------- with something added
-def _lt(
+def lt(
     cupy, a, b, alpha, beta, c, ldc, out, epilogue=cublaslt.DEFAULT, bias=0, aux=0, ld_aux=0
 ) -> bool:
     """alpha·a@b + beta·c (c an address) into a contiguous N×M ``out``, with an epilogue over its M
@@ -291,12 +291,12 @@ def _lt(
     if bt is None:
         b, bt = cupy.ascontiguousarray(b), (OP_N, m)
     return cublas.library(cupy).lt_matmul(
-        *_numbers(a.dtype), bt[0], at[0], m, n, a.shape[1], alpha, b.data.ptr, bt[1],
+        *numbers(a.dtype), bt[0], at[0], m, n, a.shape[1], alpha, b.data.ptr, bt[1],
         a.data.ptr, at[1], beta, c, ldc, out.data.ptr, m, epilogue, bias, aux, ld_aux,
     )
 
 
-def _is_vector(bias, m: int, dtype) -> bool:
+def is_vector(bias, m: int, dtype) -> bool:
     """Whether an epilogue can read it: M elements of the product's type, one after another."""
     return (bias.ndim == 1 and bias.shape[0] == m and bias.dtype == dtype
             and (m == 1 or bias.strides[0] == bias.itemsize))
@@ -317,7 +317,7 @@ def add_matmul(xp, c, a, b, alpha=1, beta=1):
         ValueError: if shapes do not fit.
     """
     cupy = xp.cupy
-    if a.dtype not in _TYPES:
+    if a.dtype not in TYPES:
         made = cupy.matmul(a, b) if alpha == 1 else cupy.matmul(a, b) * alpha
         return made if beta == 0 else made + (c if beta == 1 else c * beta)
     if beta == 0:
@@ -325,72 +325,22 @@ def add_matmul(xp, c, a, b, alpha=1, beta=1):
     flat = a.ndim == 2 and b.ndim == 2 and a.shape[1] == b.shape[0] > 0
     if flat and a.shape[0] and b.shape[1]:
         n, m = a.shape[0], b.shape[1]
-        kind, out = _TYPES[a.dtype], cupy.empty((n, m), a.dtype)
+        kind, out = TYPES[a.dtype], cupy.empty((n, m), a.dtype)
         if c.shape == (n, m) and c.dtype == a.dtype:
             at = _matrix_layout(c)
             if at is not None and at[0] == OP_N:
-                if _lt(cupy, a, b, alpha, beta, c.data.ptr, at[1], out):
+                if lt(cupy, a, b, alpha, beta, c.data.ptr, at[1], out):
                     return out
-        elif beta == 1 and kind in _WITH_EPILOGUE and _is_vector(c, m, a.dtype):
+        elif beta == 1 and kind in WITH_EPILOGUE and is_vector(c, m, a.dtype):
             if a.itemsize == 2 and n * m * a.shape[1] >= padding.SMALLEST:
-                wide = _padded(xp, a, b)
+                wide = padded_operands(xp, a, b)
                 if wide is not None:
                     row = padding.padded(xp, c[None], (1, wide[1].shape[1]))[0]
                     return padding.cropped(xp, add_matmul(xp, row, *wide, alpha), n, m)
-            if _lt(cupy, a, b, alpha, 0, out.data.ptr, m, out, cublaslt.BIAS, c.data.ptr):
+            if lt(cupy, a, b, alpha, 0, out.data.ptr, m, out, cublaslt.BIAS, c.data.ptr):
                 return out
     else:
         lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         out = cupy.empty((*lead, a.shape[-2], b.shape[-1]), a.dtype)
     out[...] = c
     return product(xp, a, b, out, alpha, beta)
-
-
-def linear(xp, rows, weight, bias):
-    """rows @ weightᵀ + bias. rows: N×K, weight: M×K, bias: M (or anything that broadcasts) -> N×M.
-
-    Raises:
-        ValueError: if the bias does not broadcast to N×M.
-    """
-    if bias is None:
-        return matmul(xp, rows, weight.T)
-    return add_matmul(xp, bias, rows, weight.T)
-
-
-def linear_gelu(xp, rows, weight, bias):
-    """(gelu(z) in its tanh form, z) of z = rows @ weightᵀ + bias. Shapes as in ``linear``, bias: M.
-
-    One call of cuBLASLt (GELU_AUX_BIAS) for float32 and 16-bit floats where M is a multiple of 8;
-    otherwise ``linear`` and ``gelu``.
-    """
-    cupy, m = xp.cupy, weight.shape[0]
-    if m % 8 == 0 and rows.size and m and _TYPES.get(rows.dtype) in _WITH_EPILOGUE:
-        if rows.dtype == weight.dtype and _is_vector(bias, m, rows.dtype):
-            out, aux = (cupy.empty((rows.shape[0], m), rows.dtype) for _ in range(2))
-            if _lt(cupy, rows, weight.T, 1, 0, out.data.ptr, m, out, cublaslt.GELU_AUX_BIAS,
-                   bias.data.ptr, aux.data.ptr, m):
-                return out, aux
-    z = linear(xp, rows, weight, bias)
-    return xp.gelu(_wide(z), "tanh").astype(z.dtype, copy=False), z
-
-
-def matmul_dgelu(xp, g, weight, z):
-    """(d, its sum over rows) of d = (g @ weight)·gelu'(z): the way back through the linear map that
-    follows a gelu (tanh form), and through that gelu. g: N×P, weight: P×M, z: N×M -> N×M, M.
-
-    One call of cuBLASLt (DGELU_BGRAD) for float32 and 16-bit floats where M is a multiple of 8;
-    otherwise one step after another.
-    """
-    cupy, m = xp.cupy, z.shape[1]
-    if m % 8 == 0 and g.size and z.size and _TYPES.get(g.dtype) in _WITH_EPILOGUE:
-        if g.dtype == weight.dtype == z.dtype and z.flags.c_contiguous:
-            out, sums = cupy.empty(z.shape, z.dtype), cupy.empty((m,), z.dtype)
-            if _lt(cupy, g, weight, 1, 0, out.data.ptr, m, out, cublaslt.DGELU_BGRAD, sums.data.ptr,
-                   z.data.ptr, m):
-                return out, sums
-    out = xp.gelu_backward(_wide(matmul(xp, g, weight)), _wide(z), "tanh")
-    return out.astype(z.dtype, copy=False), xp.sum_rows_to(out, (m,)).astype(z.dtype, copy=False)
-
-
-def _wide(a):
-    return a.astype(np.float32) if a.dtype in dtypes.HALF_NP else a
