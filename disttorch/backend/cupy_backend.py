@@ -32,6 +32,7 @@ from . import (
 from .gpu import attention as gpu_attention
 from .gpu import (
     batchnorm,
+    casts,
     convolution,
     copies,
     elementwise,
@@ -147,6 +148,7 @@ class CupyNamespace:
         self.linalg = _Linalg(self.cupy)
         self.fused = elementwise.Fused(self.cupy)
         self.copier, self.is_contiguous = copies.Copier(self.cupy), copies.contiguity(self.cupy)
+        self.caster = casts.Caster(self.fused, self.is_contiguous)
         bind_kernels(self, plain_kernels, plain_copies, optim_kernels, optim_kernels_more, storage,
                      stride_kernels, special_kernels,
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,

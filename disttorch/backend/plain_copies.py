@@ -25,6 +25,14 @@ def framed(xp, source, shape, starts, value=0):
     return out
 
 
+def ramp(xp, start, step, count, dtype):
+    """``start + i·step`` for i below ``count``, computed as int64 or, if one is a float, as float64."""
+    steps = xp.arange(count)
+    if not isinstance(start, float) and not isinstance(step, float):
+        return (steps * step + start).astype(dtype)
+    return (steps * float(step) + float(start)).astype(dtype)
+
+
 def assign(xp, out, source):
     """``out[...] = source``; returns ``out``."""
     out[...] = source

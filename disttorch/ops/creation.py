@@ -170,6 +170,8 @@ def as_tensor(data, dtype=None, device=None) -> Tensor:
     if isinstance(data, CPU.ndarray):
         t = from_numpy(data)
         return as_tensor(t, dtype, device) if device or dtype else t
+    if hasattr(data, "__cuda_array_interface__") and _place(device).type == "cuda":
+        return as_tensor(wrap(namespace_for(_place(device)).asarray(data)), dtype, device)
     return tensor(data, dtype=dtype, device=device)
 
 
@@ -366,11 +368,9 @@ def arange(start, end=None, step=1, *, out=None, dtype=None, layout=None, device
         )
     count = math.ceil((end - start) / step)
     xp = namespace_for(_place(device))
-    steps = xp.arange(count)
-    if dtype.category == dtypes.INT and all(isinstance(v, numbers.Integral) for v in (start, step)):
-        array = (steps * step + start).astype(dtype.np)
-    else:
-        array = (steps * float(step) + float(start)).astype(dtype.np)
+    if dtype.category != dtypes.INT or not all(isinstance(v, numbers.Integral) for v in (start, step)):
+        start = float(start)
+    array = xp.ramp(start, step, count, dtype.np)
     if out is not None:
         return write_out(wrap(array), out, "arange")
     return _finish(wrap(array), requires_grad)

@@ -47,7 +47,8 @@ VIEWS = {
     "one row repeated": lambda x: x[:1].expand(9, 66), "halves": lambda x: x[:, 34:],
     "one column repeated": lambda x: x[:, :1].expand(12, 40),
     "three last": lambda x: x.reshape(1, 264, 3).transpose(1, 2),
-    "three first": lambda x: x.reshape(3, 264).t(), "number": lambda x: x[3, 4], "empty": lambda x: x[:0],
+    "three first": lambda x: x.reshape(3, 264).t(), "number": lambda x: x[3, 4],
+    "empty": lambda x: x[:0],
     "nested": lambda x: x.reshape(2, 3, 2, 11, 6).permute(4, 1, 3, 0, 2),
 }
 
@@ -158,6 +159,13 @@ def test_repeated_rolled_and_reversed(dtype):
         same(call(x.cuda()), call(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, *FLOATS], ids=str)
+def test_ramps(dtype):
+    for bounds in ((0,), (10,), (3, 20, 4), (300, 2, -7), (0.5, 3, 0.3), (-0.1, 1.9, 0.1)):
+        if min(bounds) >= 0 or dtype is not torch.uint8:
+            same(torch.arange(*bounds, dtype=dtype, device="cuda"), torch.arange(*bounds, dtype=dtype))
+
+
 INDICES = {
     "row": (2,), "rows": (slice(1, 4),), "columns": (slice(None), slice(8, 16)), "last": (..., -1),
     "steps": (slice(None, None, 2),), "box": (slice(1, 3), slice(2, 9), None, 1),
@@ -254,3 +262,20 @@ def test_reshapes_copy_only_where_they_must():
         assert (call()._base is not None) is view
     y = torch.empty(3, 0, 4).cuda().transpose(0, 2)
     assert y.reshape(0, 5).shape == (0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, torch.bool], ids=str)
+def test_fills(dtype):
+    def run(device):
+        made = []
+        for shape in ((5, 7), (0,), ()):
+            for value in (0, 1, True, *([2.5, float("nan")] if dtype.is_floating_point else [])):
+                x = torch.ones(shape, dtype=dtype, device=device)
+                made += [x.fill_(value).clone(), torch.full(shape, value, dtype=dtype, device=device)]
+                if shape:
+                    x[..., ::2] = 1
+                    made.append(x)
+        return made
+
+    for got, want in zip(run("cuda"), run("cpu")):
+        same(got, want)

@@ -2,7 +2,7 @@
 
 What keeps its dtype is moved bit by bit: one stretch of memory by the driver's copy (the fastest there
 is, and no kernel to choose), anything else by ``csrc/copies.cu`` as ``moves.plan`` says. Casts, fills
-and GELU are expressions over elements (``elementwise.py``).
+and GELU are expressions over elements (``casts.py``, ``elementwise.py``).
 
 Source and target may be the same memory, element by element; where they overlap otherwise, the caller
 makes a copy first (``ops/inplace.py``).
@@ -14,6 +14,7 @@ import operator
 
 from .. import plain_copies, plain_kernels
 from . import moves
+from .kernel import blocks as blocks_for
 from .kernel import kernel
 
 _TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
@@ -128,7 +129,7 @@ def cast(xp, a, dtype):
     """A copy of ``a`` in another dtype."""
     if a.dtype == dtype:
         return duplicate(xp, a)
-    out = xp.fused.cast(a, dtype)
+    out = xp.caster.cast(a, dtype)
     return plain_copies.cast(xp, a, dtype) if out is NotImplemented else out
 
 
@@ -137,13 +138,13 @@ def assign(xp, out, source):
     if source.dtype == out.dtype:
         xp.copier.move(out, source)
         return out
-    done = xp.fused.assign(out, source)
+    done = xp.caster.assign(out, source)
     return plain_copies.assign(xp, out, source) if done is NotImplemented else done
 
 
 def fill_with(xp, out, value):
     """``out[...] = value`` for a number, cast like NumPy's ``full``; returns ``out``."""
-    done = xp.fused.fill(out, value)
+    done = xp.caster.fill(out, value)
     if done is NotImplemented:
         xp.copier.move(out, xp.cupy.full((), value, out.dtype))
     return out
@@ -159,6 +160,25 @@ def full(xp, shape, value, dtype=None):
 def ones(xp, shape, dtype=float):
     """``numpy.ones``."""
     return fill_with(xp, xp.cupy.empty(shape, dtype), 1)
+
+
+def ramp(xp, start, step, count, dtype):
+    """``start + i·step`` for i below ``count``, computed as int64 or, if one is a float, as float64."""
+    as_float = isinstance(start, float) or isinstance(step, float)
+    value, number = ("float64", float) if as_float else ("int64", int)
+    if dtype.name not in _RAMPS or not as_float and not (
+            min(start, step) >= -_LONG and max(start, step) < _LONG):
+        return plain_copies.ramp(xp, start, step, count, dtype)
+    out = xp.ndarray((count,), dtype)
+    if count:
+        kernel(xp.cupy, "ramp", "ramp", VALUE=value, RESULT=dtype.name)(
+            (blocks_for(count, 256, 4096),), (256,), (out, count, number(start), number(step)))
+    return out
+
+
+_LONG = 1 << 63
+_RAMPS = frozenset((
+    "int8", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"))
 
 
 def gelu(xp, x, approximate="none"):

@@ -25,11 +25,11 @@ BLOCK, STEPS = 256, 2  # as in csrc/elementwise.cu
 _BOOL = np.dtype(np.bool_)
 
 # dtype: what it is computed as
-_VALUES = {np.dtype(k): v for k, v in {
+VALUES = {np.dtype(k): v for k, v in {
     "bool": "bool", "uint8": "i32", "int8": "i32", "int16": "i32", "int32": "i32", "int64": "i64",
     "float16": "float", "float32": "float", "float64": "double"}.items()} | {bfloat16.np: "float"}
 _LETTERS = {d: "f" if v in ("float", "double") else "b" if v == "bool" else "i"
-            for d, v in _VALUES.items()}
+            for d, v in VALUES.items()}
 _FLOATS = frozenset(d for d, letter in _LETTERS.items() if letter == "f")
 _OPERAND = re.compile(r"\b[xyzw]\b")
 
@@ -41,9 +41,6 @@ class Fused:
         self.cupy = cupy
         for name, spec in TABLE.items():
             setattr(self, name, Function(self, name, spec).call)
-        mover = Mover(self)
-        self.cast, self.contiguous, self.assign, self.fill = (
-            mover.cast, mover.contiguous, mover.assign, mover.fill)
         self.pow = _power(self)
 
     def launch_of(self, results, value, arrays, result, numbers, plan):
@@ -150,7 +147,7 @@ class Function:
         outs = [out] if out is not None else [
             new_array(self.fused.cupy, plan, arrays, result) for _ in range(count)]
         if plan.size:
-            key = (dtypes, names, needs, plan.axes > 1 and _variant(plan))
+            key = (dtypes, names, needs, plan.axes > 1 and variant(plan))
             found = self.launches.get(key)
             if found is None:
                 found = self.launches[key] = self._prepare(dtype, dtypes, names, needs, result, plan)
@@ -208,10 +205,10 @@ class Function:
             _OPERAND.sub(lambda m: variables[m[0]], text)
             for i, text in enumerate(self.spec.results) if needs is None or needs[i]]
         numbers = sum(n in "pq" for n in names)
-        return self.fused.launch_of(results, _VALUES[dtype], dtypes, result, numbers, plan)
+        return self.fused.launch_of(results, VALUES[dtype], dtypes, result, numbers, plan)
 
 
-def _variant(plan):
+def variant(plan):
     """What of a plan with several axes its kernel is compiled or chosen for."""
     return plan.axes, plan.inner & 15, plan.size < 1 << 31
 
@@ -236,69 +233,3 @@ def _power(fused):
         return general(x, y) if x.__class__ is fused.cupy.ndarray else of_number(x, y)
 
     return pow
-
-
-# ---------------------------------------------------------------- moving elements
-_BITS = {1: np.dtype("u1"), 2: np.dtype("i2"), 4: np.dtype("i4"), 8: np.dtype("i8")}
-
-
-class Mover:
-    """Copies, casts and fills on one device; its methods return NotImplemented where no kernel fits."""
-
-    def __init__(self, fused: Fused):
-        self.fused = fused
-        self.launches: dict[tuple, tuple] = {}
-
-    def cast(self, source, dtype):
-        """A copy in another dtype; rounded once, integers wrap around, anything but 0 is True."""
-        return self._move(source, None, dtype)
-
-    def contiguous(self, source):
-        """A row-major copy."""
-        return self._move(source, None, source.dtype, row_major=True)
-
-    def assign(self, out, source):
-        """``out[...] = source`` for an array, broadcast and cast."""
-        return self._move(source, out, out.dtype)
-
-    def fill(self, out, value):
-        """``out[...] = value`` for a number."""
-        value = value.item() if isinstance(value, np.generic) else value
-        kind = _VALUES.get(out.dtype)
-        number = float if kind in ("float", "double") else int
-        if kind is None or not isinstance(value, (int, float) if number is float else int):
-            return NotImplemented
-        if number is int and not -(1 << 63) <= value < 1 << 63:
-            return NotImplemented
-        plan = plan_for((), out)
-        if plan is None:
-            return NotImplemented
-        self._launch(plan, (), out, ("p",), kind, (), out.dtype, (number(value),))
-        return out
-
-    def _move(self, source, out, dtype, row_major=False):
-        have = source.dtype
-        if have == dtype and have.itemsize in _BITS:
-            have = dtype_as = _BITS[have.itemsize]  # bits, whatever they mean
-        elif have in _VALUES and dtype in _VALUES:
-            dtype_as = dtype
-        else:
-            return NotImplemented
-        plan = plan_for((source,), out, row_major)
-        if plan is None:
-            return NotImplemented
-        if out is None:
-            out = new_array(self.fused.cupy, plan, (source,), dtype)
-        self._launch(plan, (source,), out, ("a",), _VALUES[have], (have,), dtype_as, ())
-        return out
-
-    def _launch(self, plan, arrays, out, results, value, dtypes, result, numbers):
-        if not plan.size:
-            return
-        key = (value, dtypes, result, plan.axes > 1 and _variant(plan))
-        found = self.launches.get(key)
-        if found is None:
-            found = self.launches[key] = self.fused.launch_of(
-                results, value, dtypes, result, len(numbers), plan)
-        launch, tile = found
-        launch(-(-plan.size // tile), *arrays, out, plan.size, *plan.numbers, *numbers)

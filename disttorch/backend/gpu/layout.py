@@ -37,17 +37,16 @@ class Plan(NamedTuple):
 _plans: dict = {}
 
 
-def plan_for(arrays, out=None, row_major: bool = False) -> Plan | None:
+def plan_for(arrays, out=None) -> Plan | None:
     """The plan for these arrays; None where it would take more than six axes.
 
     Args:
         out: an array for the result, of any strides; None if it is yet to be made.
-        row_major: a new result gets C order, whatever the operands have.
 
     Raises:
         ValueError: for shapes that do not broadcast, or that do not broadcast to ``out``'s.
     """
-    key = (row_major, *[(a.shape, a.strides, a.itemsize) for a in arrays],
+    key = (*[(a.shape, a.strides, a.itemsize) for a in arrays],
            None if out is None else (out.shape, out.strides, out.itemsize))
     try:
         return _plans[key]
@@ -55,11 +54,11 @@ def plan_for(arrays, out=None, row_major: bool = False) -> Plan | None:
         pass
     if len(_plans) > 8192:  # shapes that keep changing
         _plans.clear()
-    plan = _plans[key] = _make(arrays, out, row_major)
+    plan = _plans[key] = _make(arrays, out)
     return plan
 
 
-def _make(arrays, out, row_major):
+def _make(arrays, out):
     shape = np.broadcast_shapes(*[a.shape for a in arrays], *(() if out is None else (out.shape,)))
     if out is not None and out.shape != shape:
         raise ValueError(f"a result of shape {shape} does not fit into one of {out.shape}")
@@ -71,9 +70,7 @@ def _make(arrays, out, row_major):
         to = _spread(out, shape)
         order = sorted(range(len(shape)), key=lambda d: -abs(to[d]))
     else:
-        order = list(range(len(shape)))
-        if not row_major:
-            like, order = _leader(arrays, shape, order)
+        like, order = _leader(arrays, shape, list(range(len(shape))))
         to, step = [0] * len(shape), 1
         for d in reversed(order):
             to[d] = step
