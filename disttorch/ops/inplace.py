@@ -121,7 +121,8 @@ def _write(op, target, array):
 def _old_state(op, target) -> Tensor:
     """The target as the operation's input: with the node it had, and values that stay."""
     saves_self = _saves_input(op)
-    old = wrap(target._data.copy() if saves_self else target._data)
+    data = target._data
+    old = wrap(namespace_of(data).contiguous_copy(data) if saves_self else data)
     node = edge_to(target)
     if node[0] is not target:
         old._node, old._out_nr = node
@@ -264,11 +265,11 @@ def replay_arrays(xp, array, view_ops):
 ])
 def view_scatter(xp, input, src, view_ops):
     """``input`` with the part that the views lead to replaced by ``src``."""
-    out = xp.array(input, copy=True, order="C")
+    out = xp.contiguous_copy(input)
     part = replay_arrays(xp, out, view_ops)
     if not is_writeable(part):
         _reopened(part)  # what could be written in the forward repeats no element
-    part[...] = src
+    xp.assign(part, src)
     return out
 
 
@@ -436,7 +437,7 @@ def _copy_into_view(view, old, result):
 
 
 def _detached_state(t):
-    old = wrap(t._data.copy())
+    old = wrap(namespace_of(t._data).contiguous_copy(t._data))
     target, nr = edge_to(t)
     if target is not t:
         old._node, old._out_nr = target, nr

@@ -119,7 +119,7 @@ def _rnn_cases(m):
 def rnn_layer(xp, input, h0, weight_ih, weight_hh, bias_ih, bias_hh, kind, sizes, reverse):
     """h ← tanh or relu of (W·x + b + U·h + c). input: N×I, h0: B×H -> (N×H, final B×H)."""
     out = _projected(xp, input, weight_ih, None if bias_ih is None else bias_ih + bias_hh)
-    h, before = h0.copy(), xp.empty_like(out)
+    h, before = xp.contiguous_copy(h0), xp.empty_like(out)
     for rows, b in _steps(sizes, reverse):
         a = out[rows]
         before[rows] = h[:b]
@@ -135,7 +135,7 @@ def _(F, g, needs, input, h0, weight_ih, weight_hh, out0, aux, kind, sizes, reve
     running, grads = _start(xp, grad_final, h0), xp.empty_like(before)
     for rows, b in reversed(_steps(sizes, reverse)):
         d, a = grads[rows], out0[rows]
-        d[...] = running[:b]
+        xp.assign(d, running[:b])
         if grad_out is not None:
             d += grad_out[rows]
         if kind == "tanh":
@@ -180,7 +180,7 @@ def lstm_layer(xp, input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight
     """
     width = c0.shape[1]
     x = _projected(xp, input, weight_ih, None if bias_ih is None else bias_ih + bias_hh)
-    n, h, c = x.shape[0], h0.copy(), c0.copy()
+    n, h, c = x.shape[0], xp.contiguous_copy(h0), xp.contiguous_copy(c0)
     gates = xp.empty_like(x)
     out, before = (xp.empty((n, h.shape[1]), x.dtype) for _ in range(2))
     cells, squashed, hidden = (xp.empty((n, width), x.dtype) for _ in range(3))
@@ -220,14 +220,14 @@ def _(F, g, needs, input, h0, c0, weight_ih, weight_hh, weight_hr, aux, sizes, r
     outs = xp.empty_like(before)  # gradients of the outputs, once the later steps' are in
     for rows, b in reversed(_steps(sizes, reverse)):
         d = outs[rows]
-        d[...] = running[:b]
+        xp.assign(d, running[:b])
         if grad_out is not None:
             d += grad_out[rows]
         if weight_hr is not None:
             d = xp.matmul(d, weight_hr)
         made = _lstm_gate_grads(xp, _block(gates, rows, 4), d, grad_cell[:b], cells[rows],
                                 squashed[rows])
-        _gate_first(grads[rows], 4)[...] = made
+        xp.assign(_gate_first(grads[rows], 4), made)
         running[:b] = xp.matmul(grads[rows], weight_hh)
     gx, *rest = _outside(
         xp, (needs[0], *needs[3:7]), grads, grads, input, before, weight_ih
@@ -287,7 +287,7 @@ def gru_layer(xp, input, h0, weight_ih, weight_hh, bias_ih, bias_hh, sizes, reve
     input: N×I, h0: B×H, weights 3H×I and 3H×H (rows: reset, update, new) -> (N×H, final B×H).
     """
     x, width = _projected(xp, input, weight_ih, bias_ih), h0.shape[1]
-    n, h, gates = x.shape[0], h0.copy(), xp.empty_like(x)
+    n, h, gates = x.shape[0], xp.contiguous_copy(h0), xp.empty_like(x)
     out, before, inner = (xp.empty((n, width), x.dtype) for _ in range(3))
     for rows, b in _steps(sizes, reverse):
         a = _block(gates, rows, 3)
@@ -325,9 +325,9 @@ def _(F, g, needs, input, h0, weight_ih, weight_hh, aux, sizes, reverse):
         xp.multiply(made[2], inner[rows], out=made[0])
         xp.multiply(d, before[rows] - new, out=made[1])
         _times_sigmoid_slope(made[:2], a[:2])
-        _gate_first(grads[rows], 3)[...] = made
+        xp.assign(_gate_first(grads[rows], 3), made)
         made[2] *= reset
-        _gate_first(state_grads[rows], 3)[...] = made
+        xp.assign(_gate_first(state_grads[rows], 3), made)
         d *= update
         d += xp.matmul(state_grads[rows], weight_hh)
     gx, *rest = _outside(xp, (needs[0], *needs[2:]), grads, state_grads, input, before, weight_ih)

@@ -34,7 +34,7 @@ def _places(xp, index, dim):
 def scatter_into(xp, input, dim, index, src):
     """``input`` with ``src`` (a number, or a tensor as large as ``index`` or larger) put in."""
     dim = _check_gather(xp, "scatter", input, dim, index)
-    out = input.copy()
+    out = xp.contiguous_copy(input)
     if index.size == 0:
         return out
     array = hasattr(src, "shape")
@@ -126,7 +126,7 @@ _REDUCTIONS = ("sum", "prod", "mean", "amax", "amin")
     ])
 def _reduce_into(xp, input, dim, index, src, reduce, include_self=True):
     dim = _check_gather(xp, "scatter", input, dim, index)
-    out = input.copy()
+    out = xp.contiguous_copy(input)
     if index.size == 0:
         return out
     if input.ndim == 0:
@@ -280,14 +280,14 @@ def index_copy(xp, input, dim, index, source):
     _check_slices("index_copy", input, dim, index, source)
     _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "")
     if input.ndim == 0:
-        return source.reshape(()).copy()
+        return xp.contiguous_copy(source.reshape(()))
     for k in range(input.ndim):
         if k != dim and source.shape[k] != input.shape[k]:
             raise RuntimeError(
                 "index_copy_(): Source/destination tensor must have same slice shapes. Destination "
                 f"{list(input.shape)} and source {list(source.shape)} differ at dimension {k}"
             )
-    out = input.copy()
+    out = xp.contiguous_copy(input)
     out[(*(slice(None),) * dim, index.reshape(-1))] = source
     return out
 
@@ -319,7 +319,7 @@ def index_fill(xp, input, dim, index, value):
     if index.dtype.kind not in "iu":
         raise IndexError("index_fill_(): Expected dtype int64 for index.")
     _check_index(xp, index, input.shape[dim] if input.ndim else 1, dim, "", negative=True)
-    out = input.copy()
+    out = xp.contiguous_copy(input)
     if input.ndim == 0:
         out[...] = value
     else:
@@ -406,7 +406,7 @@ def masked_scatter(xp, input, mask, source):
             f"{input.dtype.name} and {source.dtype.name}"
         )
     shape = xp.broadcast_shapes(input.shape, mask.shape)
-    out, mask = xp.broadcast_to(input, shape).copy(), xp.broadcast_to(mask, shape)
+    out, mask = xp.contiguous_copy(xp.broadcast_to(input, shape)), xp.broadcast_to(mask, shape)
     count = int(mask.sum())
     if count > source.size:
         raise RuntimeError(
