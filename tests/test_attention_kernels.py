@@ -186,13 +186,15 @@ def test_kernels_of_all_widths(width, dtype, causal, L, S):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_views_of_a_projection_are_not_copied(monkeypatch, causal):
-    """B×L×3×H×E, of which q, k and v are views; out lies in memory as they do."""
-    packed = made((2, 70, 3, 2, 64), "bfloat16", 5)
-    q, k, v = (packed[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+@pytest.mark.parametrize("axes", [(0, 2, 1, 3), (1, 2, 0, 3)])
+def test_views_of_a_projection_are_not_copied(monkeypatch, causal, axes):
+    """B×L×3×H×E or L×B×3×H×E, of which q, k and v are views; out lies in memory as they do."""
+    packed = made((2, 70, 3, 2, 64) if axes[0] == 0 else (70, 2, 3, 2, 64), "bfloat16", 5)
+    q, k, v = (packed[:, :, i].transpose(axes) for i in range(3))
     monkeypatch.setattr(Namespace, "zeros", None)  # what a copy would be made with
     out, grads = check(q, k, v, "bfloat16", causal=causal)
-    assert all(a.transpose(0, 2, 1, 3).flags.c_contiguous for a in (out, *grads))
+    back = np.argsort(axes)
+    assert all(a.transpose(back).flags.c_contiguous for a in (out, *grads))
 
 
 @pytest.mark.parametrize("group", [2, 3])

@@ -14,6 +14,7 @@ from ..tensor import Tensor
 from . import (
     arithmetic,
     attention,
+    attention_ops,
     autocast,
     bits,
     casts,
@@ -70,8 +71,8 @@ _FAMILIES = (
     arithmetic, pointwise, pointwise_more, bits, compare, casts, complex_numbers, special,
     reduce, promotion, reduce_more, cumulative, sorting, views, join, matmul, indexing,
     getset, factorizations, ranges, geometry, searching, windows, fft, einsum,
-    linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention, recurrent,
-    ctc, conv, pooling, padding, channel_norms, resample, grid, distances, creation, _random,
+    linalg_functions, norms, lu, linalg, scatter, stacks, shapes, nn, attention_ops, attention,
+    recurrent, ctc, conv, pooling, padding, channel_norms, resample, grid, distances, creation, _random,
     _random_gamma, inplace, tensor_methods,
 )
 

@@ -74,15 +74,20 @@ def strides(a) -> tuple[int, int, int]:
 def maker(xp, like, rows: int, width: int):
     """(``f()``, which makes an empty B×H×rows×width array; its ``strides``).
 
-    Its dims lie in memory as those of ``like``: heads beside each other if that is a view of a
-    projection, so that what follows need not copy.
+    Its dims follow each other in memory as those of ``like`` do: of a view of a projection, B×L×H×E or
+    L×B×H×E in memory, so that what comes next need not copy.
     """
     (B, H), dtype, empty = like.shape[:2], like.dtype, xp.empty
-    if like.strides[1] < like.strides[2]:
-        shape = (B, rows, H, width)
-        return lambda: empty(shape, dtype).transpose(0, 2, 1, 3), (rows * H * width, width, H * width)
-    shape = (B, H, rows, width)
-    return lambda: empty(shape, dtype), (H * rows * width, rows * width, width)
+    sizes, steps = (B, H, rows), like.strides
+    order = sorted(range(3), key=lambda i: -steps[i])  # from the largest step to the smallest
+    shape = (*[sizes[i] for i in order], width)
+    places, step = [0, 0, 0], width
+    for i in reversed(order):
+        places[i], step = step, step * sizes[i]
+    if order == [0, 1, 2]:
+        return lambda: empty(shape, dtype), tuple(places)
+    axes = (*[order.index(i) for i in range(3)], 3)
+    return lambda: empty(shape, dtype).transpose(axes), tuple(places)
 
 
 def extras_of(mask, dropout_p: float, random: tuple | None) -> tuple:
