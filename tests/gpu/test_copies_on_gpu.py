@@ -7,6 +7,7 @@ import pytest
 
 import disttorch as torch
 from disttorch.backend.cupy_backend import gpu
+from disttorch.backend.gpu import joins
 from disttorch.nn import functional as F
 
 pytestmark = [
@@ -113,6 +114,15 @@ def test_stack(dim, dtype):
     parts = [values(3, 8, dtype=dtype, seed=i) for i in range(5)]
     same(torch.stack([p.cuda() for p in parts], dim), torch.stack(parts, dim))
     same(torch.stack([p.cuda().t() for p in parts], dim), torch.stack([p.t() for p in parts], dim))
+
+
+def test_joins_of_many_bytes_are_cut(monkeypatch):
+    parts = [values(9, n, dtype=torch.int16, seed=n) for n in (16, 24, 8)]
+    monkeypatch.setattr(joins, "_LIMIT", joins._PER_BLOCK + 7)
+    monkeypatch.setattr(joins, "_joins", {})
+    same(torch.cat([p.cuda() for p in parts], 1), torch.cat(parts, 1))
+    (plan,) = joins._joins.values()
+    assert sum(len(table[3]) for table in plan.tables) > 9
 
 
 def test_joining_other_things():

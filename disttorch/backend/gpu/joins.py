@@ -11,6 +11,7 @@ import functools
 import math
 import struct
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from .kernel import kernel
 from .moves import BLOCK, STEPS, UNITS, divisor, structure, widest
 
 _LIMIT = 1 << 31
-_PART, _PAD = struct.Struct("<QQqqIIIIII"), bytes(56)
+_ADDRESSES = struct.Struct("<QQ").pack
 _PARTS = {n: structure(f"Parts{n}", "QQqqIIIIII" * n + "q") for n in (4, 64)}
 _TAKEN = structure("Taken", "IIIIIIqq")
 _FRAME = structure("Frame", "16sq" + "III" * 4 + "i" * 12)
@@ -28,85 +29,112 @@ _PER_BLOCK = BLOCK * STEPS
 # ---------------------------------------------------------------- many arrays into one
 def concatenate(xp, arrays, axis=0, out=None, **options):
     """``numpy.concatenate``."""
-    first = arrays[0] if len(arrays) else None
-    if out is not None or options or axis is None or not _alike(xp, arrays) or not first.ndim:
-        return xp.cupy.concatenate(arrays, axis, out, **options)
-    axis = axis + first.ndim if axis < 0 else axis
-    lead, tail = first.shape[:axis], first.shape[axis + 1:]
-    if any(a.shape[:axis] != lead or a.shape[axis + 1:] != tail or a.ndim != first.ndim for a in arrays):
-        return xp.cupy.concatenate(arrays, axis)  # raises
-    made = xp.ndarray((*lead, sum([a.shape[axis] for a in arrays]), *tail), first.dtype)
-    _fill_parts(xp, made, arrays, axis, [a.shape[axis] for a in arrays])
-    return made
+    plain = out is None and not options and axis is not None
+    found = _joined(xp, arrays, axis, False) if plain else None
+    return xp.cupy.concatenate(arrays, axis, out, **options) if found is None else found
 
 
 def stack(xp, arrays, axis=0, out=None, **options):
     """``numpy.stack``."""
-    if out is not None or options or not _alike(xp, arrays) or any(
-            a.shape != arrays[0].shape for a in arrays):
-        return xp.cupy.stack(arrays, axis, out, **options)
-    shape = arrays[0].shape
-    axis = axis + len(shape) + 1 if axis < 0 else axis
-    made = xp.ndarray((*shape[:axis], len(arrays), *shape[axis:]), arrays[0].dtype)
-    _fill_parts(xp, made, arrays, axis, None)
-    return made
+    found = _joined(xp, arrays, axis, True) if out is None and not options else None
+    return xp.cupy.stack(arrays, axis, out, **options) if found is None else found
 
 
-def _alike(xp, arrays) -> bool:
-    """Whether all are arrays of one dtype."""
-    return len(arrays) > 0 and all(
-        a.__class__ is xp.ndarray and a.dtype == arrays[0].dtype for a in arrays)
+class _Join(NamedTuple):
+    """How arrays of some shapes become one.
+
+    Attributes:
+        shape: of the result.
+        places: where along the axis each array lies: an index of the result, None for an empty array.
+        tables: the launches, if all are contiguous: (launch, blocks, class of its table, the arrays
+            with their offsets in the result and what follows their addresses, the rest of the table).
+    """
+
+    shape: tuple
+    places: list
+    tables: list
 
 
-def _fill_parts(xp, out, arrays, axis, sizes) -> None:
-    """Write arrays one behind the other along an axis of ``out``; ``sizes``: how much of the axis each
-    takes, None for one place each (``stack``)."""
-    if not out.size:
-        return
-    below = math.prod(out.shape[axis + 1:]) * out.itemsize
-    pitch, rows, at = out.shape[axis] * below, math.prod(out.shape[:axis]), 0
-    parts = []
-    for i, a in enumerate(arrays):
-        n = 1 if sizes is None else sizes[i]
-        if not n:
-            continue
-        if xp.is_contiguous(a):
-            parts.append((a.data.ptr, out.data.ptr + at * below, n * below))
-        else:
-            lead = (slice(None),) * axis
-            xp.copier.move(out[(*lead, i if sizes is None else slice(at, at + n))], a)
+_joins: dict[tuple, _Join | None] = {}
+
+
+def _joined(xp, arrays, axis, new):
+    """The arrays one behind the other along an axis (a ``new`` one); None if that is not ours."""
+    array, is_contiguous = xp.ndarray, xp.is_contiguous
+    if not arrays or any(a.__class__ is not array for a in arrays):
+        return None
+    dtype = arrays[0].dtype
+    if any(a.dtype != dtype for a in arrays):
+        return None
+    bits, whole = 0, True
+    for a in arrays:
+        bits |= a.data.ptr
+        whole = whole and is_contiguous(a)
+    key = (xp.index, axis, new, dtype, bits & 15, whole, *[a.shape for a in arrays])
+    plan = _joins.get(key, _joins)
+    if plan is _joins:
+        if len(_joins) > 4096:  # shapes that keep changing
+            _joins.clear()
+        shapes = [a.shape for a in arrays]
+        plan = _joins[key] = _plan_join(xp, shapes, dtype, axis, new, bits & 15, whole)
+    if plan is None:
+        return None
+    out = array(plan.shape, dtype)
+    if not whole:
+        for a, at in zip(arrays, plan.places):
+            if at is not None:
+                xp.copier.move(out[at], a)
+        return out
+    to = out.data.ptr
+    for launch, blocks, kind, parts, rest in plan.tables:
+        table = [_ADDRESSES(arrays[i].data.ptr + start, to + offset) + tail
+                 for i, start, offset, tail in parts]
+        launch(blocks, kind(b"".join(table) + rest))
+    return out
+
+
+def _plan_join(xp, shapes, dtype, axis, new, bits, whole) -> _Join | None:
+    first, size = shapes[0], dtype.itemsize
+    rank = len(first) + new
+    if not -rank <= axis < rank:
+        return None
+    axis %= rank
+    if any(len(s) != len(first) or (s if new else s[:axis]) != (first if new else first[:axis])
+           or not new and s[axis + 1:] != first[axis + 1:] for s in shapes):
+        return None
+    sizes = [1 if new else s[axis] for s in shapes]
+    shape = (*first[:axis], sum(sizes), *first[axis + (not new):])
+    below = math.prod(shape[axis + 1:]) * size
+    rows, pitch = math.prod(shape[:axis]), sum(sizes) * below
+    lead, at, places, parts = (slice(None),) * axis, 0, [], []
+    for i, n in enumerate(sizes):
+        empty = not (n and below and rows)
+        places.append(None if empty else (*lead, i if new else slice(at, at + n)))
+        if not empty:
+            parts.append((i, at * below, n * below))
         at += n
-    if parts:
-        _join(xp, parts, rows, pitch)
+    return _Join(shape, places, _tables(xp, parts, rows, pitch, bits) if whole else [])
 
 
-def _join(xp, parts, rows: int, pitch: int) -> None:
-    """Rows of contiguous parts (address, address of the target, bytes of a row) to rows ``pitch`` bytes
-    apart."""
-    unit = widest([x for p in parts for x in p], pitch)
-    for start in range(0, len(parts), 64):
-        some = parts[start:start + 64]
-        most = 4 if len(some) <= 4 else 64
-        packed, block = [], 0
-        for source, target, width in some:
-            width //= unit
-            per = max(1, (_LIMIT - _PER_BLOCK) // width)  # rows of a launch, whose accesses fit 32 bits
-            if rows > per:
-                _join_by_pieces(xp, source, target, width * unit, rows, pitch, per)
-                continue
-            count = rows * width
-            packed.append(_PART.pack(
-                source, target, width, pitch // unit, *divisor(width), count, block, 0))
-            block += -(-count // _PER_BLOCK)
-        if packed:
-            table = b"".join(packed) + _PAD * (most - len(packed)) + struct.pack("<q", len(packed))
-            _launch(xp, f"join{most}", unit, _PARTS[most])(block, _PARTS[most](table))
-
-
-def _join_by_pieces(xp, source, target, width, rows, pitch, per) -> None:
-    for first in range(0, rows, per):
-        part = source + first * width, target + first * pitch, width
-        _join(xp, [part], min(per, rows - first), pitch)
+def _tables(xp, parts, rows: int, pitch: int, bits: int) -> list:
+    """The launches for parts (number, offset in the result, bytes of a row), rows ``pitch`` apart."""
+    unit = widest([bits, *[x for p in parts for x in p[1:]]], pitch)
+    entries = []
+    for i, offset, width in parts:
+        most = max(1, (_LIMIT - _PER_BLOCK) // (width // unit))  # rows, whose accesses fit 32 bits
+        entries += [(i, row * width, row * pitch + offset, width // unit, min(most, rows - row))
+                    for row in range(0, rows, most)]
+    made = []
+    for start in range(0, len(entries), 64):
+        some, block, packed = entries[start:start + 64], 0, []
+        for i, source, offset, width, n in some:
+            packed.append((i, source, offset, struct.pack(
+                "<qqIIIIII", width, pitch // unit, *divisor(width), n * width, block, 0)))
+            block += -(-n * width // _PER_BLOCK)
+        room = 4 if len(some) <= 4 else 64
+        rest = bytes(56 * (room - len(some))) + struct.pack("<q", len(some))
+        made.append((_launch(xp, f"join{room}", unit, _PARTS[room]), block, _PARTS[room], packed, rest))
+    return made
 
 
 _launches: dict[tuple, object] = {}
@@ -124,37 +152,49 @@ def _launch(xp, name, unit, *types):
 # ---------------------------------------------------------------- rows by number
 def take(xp, a, indices, axis=None, **options):
     """``numpy.take``; a number out of range wraps around (index checks have noted it)."""
-    if (options or axis is None or a.__class__ is not xp.ndarray or indices.__class__ is not xp.ndarray
-            or indices.dtype.kind not in "iu" or not a.ndim):
+    if options or axis is None or a.__class__ is not xp.ndarray or indices.__class__ is not xp.ndarray:
         return xp.cupy.take(a, indices, axis, **options)
-    axis = axis + a.ndim if axis < 0 else axis
-    shape = a.shape
-    rows, picks, outer = shape[axis], indices.size, math.prod(shape[:axis])
-    width = math.prod(shape[axis + 1:]) * a.itemsize
-    out = xp.ndarray((*shape[:axis], *indices.shape, *shape[axis + 1:]), a.dtype)
-    if not out.size:
-        return out
+    kind, size = indices.dtype.kind, indices.itemsize
+    if kind not in "iu" or not a.ndim:
+        return xp.cupy.take(a, indices, axis)
     if not xp.is_contiguous(a):
         a = xp.contiguous_copy(a)
-    unit = widest((a.data.ptr, out.data.ptr), width)
-    width //= unit
-    if not rows or outer * picks * width >= _LIMIT:
+    if kind == "u" or size < 4:
+        indices = xp.cast(indices, _INT64)
+    if not xp.is_contiguous(indices):
+        indices = xp.contiguous_copy(indices)
+    shape, launch, blocks, places = _taken(
+        xp, a.shape, a.itemsize, indices.shape, indices.itemsize, axis, a.data.ptr & 15)
+    if blocks is None:
         return xp.cupy.take(a, indices, axis)
-    if indices.dtype.name not in ("int64", "int32"):
-        indices = xp.cast(indices, np.dtype(np.int64))
-    indices = xp.ascontiguousarray(indices)
-    places, blocks = _taken(width, picks, rows, outer)
-    name = "take_i64" if indices.itemsize == 8 else "take_i32"
-    _launch(xp, name, unit, xp.ndarray, xp.ndarray, xp.ndarray, _TAKEN)(
-        blocks, a, indices, out, places)
+    out = xp.ndarray(shape, a.dtype)
+    if blocks:
+        launch(blocks, a, indices, out, places)
     return out
 
 
+_INT64 = np.dtype(np.int64)
+
+
 @functools.lru_cache(4096)
-def _taken(width: int, picks: int, rows: int, outer: int) -> tuple:
+def _taken(xp, shape, size, numbers, number_size, axis, bits) -> tuple:
+    """(the result's shape, launch, blocks or None if there is no kernel, the kernel's structure)."""
+    axis = axis + len(shape) if axis < 0 else axis
+    if not 0 <= axis < len(shape):
+        return (), None, None, None
+    rows, picks, outer = shape[axis], math.prod(numbers), math.prod(shape[:axis])
+    result = (*shape[:axis], *numbers, *shape[axis + 1:])
+    if not math.prod(result):
+        return result, None, 0, None
+    row = math.prod(shape[axis + 1:]) * size
+    unit = widest((bits,), row)
+    width = row // unit
     count = outer * picks * width
-    return (_TAKEN(struct.pack("<IIIIIIqq", *divisor(width), *divisor(picks), rows, count)),
-            -(-count // _PER_BLOCK))
+    if not rows or count >= _LIMIT:
+        return (), None, None, None
+    launch = _launch(xp, "take_i64" if number_size == 8 else "take_i32", unit, *[xp.ndarray] * 3, _TAKEN)
+    places = _TAKEN(struct.pack("<IIIIIIqq", *divisor(width), *divisor(picks), rows, count))
+    return result, launch, -(-count // _PER_BLOCK), places
 
 
 # ---------------------------------------------------------------- frames
