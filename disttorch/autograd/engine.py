@@ -183,9 +183,9 @@ class _Execution:
             return self.ops.plain_add(a, b)
         if may_change_a:
             return _add_to(a, b)
-        if a.dtype.itemsize == 2:
-            return raw_ops(a).plain_add(a, b)
-        return _as_array(a + b, a)
+        if a.__class__ is ndarray and a.dtype.itemsize > 2:
+            return _as_array(a + b, a)
+        return raw_ops(a).plain_add(a, b)
 
     def _leaf_done(self, target):
         """One of the edges into a leaf is done; after the last its gradient is whole."""

@@ -154,8 +154,8 @@ class CupyNamespace:
                      bessel_kernels, gamma_kernels, conv_kernels, pool_kernels,
                      batchnorm_kernels, resample_kernels, matmul_kernels, scatter, gpu_random, gemm,
                      linear, copies, joins, convolution, batchnorm, attention_kernels,
-                     gpu_attention, row_kernels, rows, norms, reductions, losses, rotary, multi, gradients, pooling,
-                     resample)
+                     gpu_attention, row_kernels, rows, norms, reductions, losses, rotary, multi,
+                     gradients, pooling, resample)
 
     def __getattr__(self, name):
         value = getattr(self.cupy, name)

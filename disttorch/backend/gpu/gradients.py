@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from .. import optim_kernels
-from .kernel import kernel
-from .multi import CHUNK, THREADS, is_dense, tables, type_name
+from .kernel import kernel, type_name
+from .multi import CHUNK, THREADS, is_dense, tables
 
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 # Kinds of norms as gradients.cu numbers them

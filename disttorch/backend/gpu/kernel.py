@@ -65,8 +65,15 @@ def _kernel(cupy, device: int, family: str, name: str, values) -> Kernel:
 
 
 def kernel(cupy, family: str, name: str, **values) -> Kernel:
-    """The function ``name`` of a family, its names given ``values`` (see ``source.options``)."""
+    """The function ``name`` of a family, its names given ``values`` (see ``source.options``): numbers,
+    texts, dtypes (as themselves: NumPy puts a dtype's name together anew each time it is asked for)."""
     return _kernel(cupy, cupy.cuda.runtime.getDevice(), family, name, tuple(values.items()))
+
+
+@functools.cache
+def type_name(dtype) -> str:
+    """A dtype's name, which NumPy puts together anew each time it is asked for (some µs)."""
+    return dtype.name
 
 
 def blocks(n: int, size: int, most: int = 1 << 20) -> int:

@@ -31,12 +31,6 @@ _TYPES = {(t, t, t) for t in _FLOATS} | {
 }  # fmt: skip
 
 
-@functools.cache
-def type_name(dtype) -> str:
-    """A dtype's name, which NumPy puts together anew each time (3 µs, for every array of a step)."""
-    return dtype.name
-
-
 # ---------------------------------------------------------------- tables
 @functools.cache
 def _layout(lists: int) -> tuple[int, np.dtype, type[Structure]]:

@@ -258,7 +258,7 @@ def dropout(xp, x, p, generator):
     x = xp.ascontiguousarray(x)  # which has at least one dim
     if n:
         counters = -(-n // 8)
-        kernel(xp.cupy, "random", "dropout_forward", ELEMENT=x.dtype.name)(
+        kernel(xp.cupy, "random", "dropout_forward", ELEMENT=x.dtype)(
             (blocks(counters, _THREADS, _MOST_BLOCKS),), (_THREADS,),
             (x, out, keep, n, round((1 - p) * 65536), 1 / (1 - p), *generator.philox_state(counters)))
     return out, keep
@@ -271,7 +271,7 @@ def dropout_backward(xp, g, keep, scale):
     out, n = xp.empty(g.shape, g.dtype), g.size
     g, keep = xp.ascontiguousarray(g), xp.ascontiguousarray(keep)
     if n:
-        kernel(xp.cupy, "random", "dropout_backward", ELEMENT=g.dtype.name)(
+        kernel(xp.cupy, "random", "dropout_backward", ELEMENT=g.dtype)(
             (blocks(-(-n // 8), _THREADS, _MOST_BLOCKS),), (_THREADS,),
             (g, keep, out, n, float(scale)))
     return out

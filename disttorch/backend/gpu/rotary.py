@@ -24,7 +24,7 @@ def rotary(xp, x, cos, sin, inner, interleaved, inverse):
         n = x.size // 2 // step
     if step == each:
         name += "_packs"
-    kernel(xp.cupy, "rotary", name, ELEMENT=x.dtype.name)(
+    kernel(xp.cupy, "rotary", name, ELEMENT=x.dtype)(
         (blocks(n, 256),), (256,),
         (x, cos, sin, out, n, cos.shape[0], inner, width, -1.0 if inverse else 1.0))
     return out

@@ -57,7 +57,7 @@ def index_outside(xp, index, low: int, high: int):
     n = index.size
     if n:
         index = _indices(xp, index)
-        kernel(xp.cupy, "sort", "check_index", INDEX=index.dtype.name)(
+        kernel(xp.cupy, "sort", "check_index", INDEX=index.dtype)(
             (blocks(n, 256, 1024),), (256,), (index, n, low, high, xp.outside[1]))
 
 
@@ -102,7 +102,7 @@ def _sorted(xp, index, size: int):
     index = _indices(xp, index)
     room = xp.empty(4 * n, np.uint32)
     keys, other, positions, other_positions = (room[i * n : (i + 1) * n] for i in range(4))
-    kernel(cupy, "sort", "index_keys", INDEX=index.dtype.name)(
+    kernel(cupy, "sort", "index_keys", INDEX=index.dtype)(
         (blocks(n, 256, 1024),), (256,), (index, keys, n, size))
     tiles = min(_MOST_TILES, -(-n // _TILE))
     tile = -(-n // (tiles * _DIGITS)) * _DIGITS
