@@ -369,7 +369,13 @@ def test_cudnn_comes_first_where_it_may(monkeypatch, fake_cudnn, has_plan):
     assert not is_cudnns(forward_of(q)[0])
     assert attention.attention_fits(Namespace, q, q, q, None, 0.0, 0.5)
     monkeypatch.setitem(attention_kernels.ALLOWED, "flash", False)
+    assert attention.attention_fits(Namespace, q, q, q, None, 0.0, 0.5)
+    monkeypatch.setitem(attention_kernels.ALLOWED, "mem_efficient", False)
     assert not attention.attention_fits(Namespace, q, q, q, None, 0.0, 0.5)
+    monkeypatch.setitem(attention_kernels.ALLOWED, "cudnn", True)
+    for name in ("flash", "own first"):
+        monkeypatch.setitem(attention_kernels.ALLOWED, name, True)
+    assert not is_cudnns(forward_of(q)[0])
     assert fake_cudnn.calls.count(("plan", q.shape, True, 0.5)) == 1
 
 
@@ -389,7 +395,8 @@ def test_cudnn_is_not_asked_for_what_is_not_worth_a_plan(monkeypatch, fake_cudnn
     monkeypatch.setattr(attention, "_MOST_PLANS", 2)
     for rows, served in ((130, True), (140, True), (150, False), (130, True)):
         assert is_cudnns(forward_of(long_arrays(rows))[0]) == served
-    monkeypatch.setitem(attention_kernels.ALLOWED, "flash", False)
+    for name in ("flash", "mem_efficient"):
+        monkeypatch.setitem(attention_kernels.ALLOWED, name, False)
     assert is_cudnns(forward_of(long_arrays(16))[0])
 
 

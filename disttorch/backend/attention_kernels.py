@@ -13,9 +13,10 @@ import numpy as np
 
 _WIDE = np.dtype(np.float32)
 
-# Which ways may be taken on a GPU, by PyTorch's names; ``torch.backends.cuda.enable_flash_sdp`` and its
-# like set them. "mem_efficient" is only noted: there is no such kernel here.
-ALLOWED = {"flash": True, "mem_efficient": True, "math": True, "cudnn": True}
+# Which ways may be taken, by PyTorch's names; ``torch.backends.cuda.enable_flash_sdp`` and its like set
+# them. "flash" and "mem_efficient" are both the kernels of ``gpu/attention_own.py``, which come before
+# cuDNN's where "own first" is set.
+ALLOWED = {"flash": True, "mem_efficient": True, "math": True, "cudnn": True, "own first": False}
 
 
 def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:

@@ -6,6 +6,13 @@ import contextlib
 
 from ..backend.attention_kernels import ALLOWED as _attention
 from ..backend.precision import PRECISION
+from ._sdp import (  # noqa: F401
+    SDPAParams,
+    can_use_cudnn_attention,
+    can_use_efficient_attention,
+    can_use_flash_attention,
+    is_flash_attention_available,
+)
 
 _FP32 = ("none", "ieee", "tf32")
 _REDUCTIONS = {
@@ -113,8 +120,8 @@ def _switch(name):
 
     read.__doc__ = f"The value last set for {name} attention."
     write.__doc__ = (
-        f"Allow {name} attention on a GPU or not. Those of 'cudnn' and 'flash' choose kernels, in this "
-        "order; the others are noted: what no kernel serves is computed by products and a softmax."
+        f"Allow {name} attention on a GPU or not: 'cudnn' is cuDNN's, 'flash' and 'mem_efficient' are "
+        "the kernels of this library, 'math' are products and a softmax; in this order."
     )
     return read, write
 
@@ -123,6 +130,18 @@ flash_sdp_enabled, enable_flash_sdp = _switch("flash")
 mem_efficient_sdp_enabled, enable_mem_efficient_sdp = _switch("mem_efficient")
 math_sdp_enabled, enable_math_sdp = _switch("math")
 cudnn_sdp_enabled, enable_cudnn_sdp = _switch("cudnn")
+_reduced_math = False
+
+
+def allow_fp16_bf16_reduction_math_sdp(enabled: bool) -> None:
+    """Noted: 'math' attention of 16-bit floats adds up in float32 either way."""
+    global _reduced_math
+    _reduced_math = bool(enabled)
+
+
+def fp16_bf16_reduction_math_sdp_allowed() -> bool:
+    """The value last set."""
+    return _reduced_math
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 from ..backend import META, dtypes, namespace_of
+from ..backend.attention_kernels import ALLOWED
 from ..backend.dtypes import FLOAT_NP
 from ..tensor import Tensor
 from . import attention_ops
@@ -38,7 +39,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     Args:
         query: …×L×E; key: …×S×E; value: …×S×V; of one floating dtype.
         attn_mask: bool (True takes part), or added to the scores: of query's dtype or float32;
-            broadcasts to …×L×S.
+            broadcasts to …×L×S. Or a mask of ``torch.nn.attention.bias``.
         dropout_p: applied to the attention weights (also outside training).
         is_causal: position i sees keys 0..i; excludes ``attn_mask``.
         scale: default 1/√E.
@@ -60,16 +61,18 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if not q.dtype == k.dtype == v.dtype or q.dtype not in FLOAT_NP or q.ndim < 2:
         _check_arrays(query, key, value)
     if attn_mask is not None:
-        attn_mask = _checked_mask(query, attn_mask, is_causal)
+        attn_mask, is_causal = _checked_mask(query, attn_mask, is_causal)
     if dropout_p.__class__ is not float or scale.__class__ is not float:
         dropout_p = _number("dropout_p", dropout_p)
         scale = _number("scale", 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
     if not 0.0 <= dropout_p <= 1.0:
         raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
-    if _has_kernels(q, k, v, attn_mask, dropout_p, scale, enable_gqa):
+    if has_kernels(q, k, v, attn_mask, dropout_p, scale, enable_gqa):
         random = default_generator(query.device).source.philox_state(1) if dropout_p else None
         return attention_ops.fused.call(query, key, value, attn_mask, is_causal, scale, dropout_p,
                                         random)
+    if not ALLOWED["math"]:
+        _refuse_unserved(q, dropout_p)
     if enable_gqa:
         return _grouped(query, key, value, attn_mask, dropout_p, is_causal, scale)
     return _attend(query, key, value, attn_mask, dropout_p, is_causal, scale)
@@ -117,18 +120,20 @@ def _check_arrays(query, key, value) -> None:
 
 
 def _checked_mask(query, mask, is_causal):
-    """The mask as the ops take it: boolean or of query's dtype."""
+    """(mask as the ops take it: None, boolean or of query's dtype; ``is_causal``)."""
     if not isinstance(mask, Tensor):
-        as_tensor = getattr(mask, "materialized_for", None)
-        if as_tensor is None:
+        top_left = getattr(mask, "is_top_left", None)  # of nn.attention.bias
+        if top_left is None:
             raise TypeError(f"{_NAME}(): argument 'attn_mask' must be Tensor, not {type(mask).__name__}")
-        mask = as_tensor(query)
+        if is_causal:
+            raise ValueError(f"{_NAME}: a CausalBias should not be used with is_causal=True")
+        return (None, True) if top_left else (mask._materialize(query.device), False)
     if is_causal:
         raise RuntimeError(f"{_NAME}: Explicit attn_mask should not be set when is_causal=True")
     if mask.dtype is dtypes.bool or mask.dtype is query.dtype:
-        return mask
+        return mask, False
     if mask.dtype is dtypes.float32:
-        return mask.to(query.dtype)
+        return mask.to(query.dtype), False
     raise RuntimeError(
         "Expected attn_mask dtype to be bool or float or to match query dtype, but got "
         f"attn_mask.dtype: {type_name(mask.dtype)} and  query.dtype: {type_name(query.dtype)} instead."
@@ -136,7 +141,7 @@ def _checked_mask(query, mask, is_causal):
 
 
 # ---------------------------------------------------------------- which op
-def _has_kernels(query, key, value, mask, dropout_p, scale, enable_gqa) -> bool:
+def has_kernels(query, key, value, mask, dropout_p, scale, enable_gqa) -> bool:
     """Whether kernels of the namespace compute this: sizes that fit, and a mask without gradient."""
     xp = namespace_of(query)
     if not xp.fused_half or xp is META or mask is not None and mask.requires_grad:
@@ -162,6 +167,17 @@ def _sizes_fit(q, k, v, mask) -> bool:
     m = mask._data.shape
     return 2 <= len(m) <= len(q) and all(
         a in (1, b) for a, b in zip(m, (*q[:-1], k[-2])[len(q) - len(m):]))
+
+
+def _refuse_unserved(query, dropout_p) -> None:
+    """What no kernel serves is not computed where "math" is switched off. On the CPU the formulas here
+    are what PyTorch calls "flash", which takes no dropout."""
+    if namespace_of(query).fused_half or not ALLOWED["flash"] or dropout_p:
+        allowed = [name for name, is_on in ALLOWED.items() if is_on and name != "own first"]
+        raise RuntimeError(
+            f"{_NAME}: No available kernel for these tensors among those allowed ({allowed}): allow "
+            "SDPBackend.MATH, too"
+        )
 
 
 def _attend(query, key, value, mask, dropout_p, is_causal, scale):

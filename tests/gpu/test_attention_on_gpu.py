@@ -16,6 +16,7 @@ pytestmark = [
 
 ERROR = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 1e-4, torch.float64: 1e-9}
 FLASH, CUDNN, MATH = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH
+EFFICIENT = SDPBackend.EFFICIENT_ATTENTION
 
 
 def cudnn_is_there() -> bool:
@@ -187,6 +188,67 @@ def test_a_graph_of_the_gradient():
         results.append([a.cpu().double() for a in second])
     for a, b in zip(*results):
         assert (a - b).abs().max().item() < 0.06 * a.abs().max().item()
+
+
+def test_views_with_the_sequence_first():
+    """As nn.MultiheadAttention makes them: L×B×H×E in memory, and so is the result."""
+    packed = made(33, 2, 3, 2, 64)
+    views = [packed[:, :, i].permute(1, 2, 0, 3) for i in range(3)]
+    check(*views)
+    on_gpu = packed.cuda()
+    out = F.scaled_dot_product_attention(*(on_gpu[:, :, i].permute(1, 2, 0, 3) for i in range(3)))
+    assert out.permute(2, 0, 1, 3).is_contiguous()
+
+
+def test_a_float32_mask_and_a_lower_right_one():
+    q, k, v = (made(2, 2, n, 64) for n in (20, 70, 70))
+    mask = torch.randn(20, 70).bfloat16()
+    run_with = [F.scaled_dot_product_attention(q.cuda(), k.cuda(), v.cuda(), m.cuda())
+                for m in (mask, mask.float())]
+    assert torch.equal(*run_with)
+    bias = torch.nn.attention.bias.causal_lower_right(20, 70)
+    got = F.scaled_dot_product_attention(q.cuda(), k.cuda(), v.cuda(), bias)
+    want = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), bias._materialize())
+    assert (got.cpu().double() - want).abs().max().item() < 0.03
+
+
+def test_which_kernels_may_serve(recwarn):
+    cuda, x = torch.backends.cuda, made(1, 2, 8, 64).cuda()
+    assert cuda.is_flash_attention_available()
+
+    def answers(*given):
+        params = cuda.SDPAParams(*given, 0.0, True, False)
+        asked = (cuda.can_use_flash_attention, cuda.can_use_efficient_attention,
+                 cuda.can_use_cudnn_attention)
+        return [may(params, debug) for debug in (False, True) for may in asked]
+
+    assert answers(x, x, x, None) == [True, True, cudnn_is_there()] * 2
+    recwarn.clear()
+    assert answers(x.float(), x.float(), x.float(), None) == [False] * 6 and len(recwarn) == 3
+    with sdpa_kernel([MATH, EFFICIENT]):
+        assert answers(x, x, x, x[0, 0, :, :8] > 0) == [False, True, False] * 2
+
+
+def test_what_no_allowed_kernel_serves_is_refused():
+    x = made(1, 2, 8, 64, dtype=torch.float32).cuda()
+    for kernels in ([FLASH], [FLASH, EFFICIENT], [CUDNN], []):
+        with sdpa_kernel(kernels), pytest.raises(RuntimeError, match="No available kernel"):
+            F.scaled_dot_product_attention(x, x, x)
+    with sdpa_kernel([FLASH, MATH]):
+        F.scaled_dot_product_attention(x, x, x)
+    with sdpa_kernel(EFFICIENT):
+        F.scaled_dot_product_attention(x.half(), x.half(), x.half(), dropout_p=0.5)
+
+
+@pytest.mark.parametrize("order", [[FLASH, CUDNN], [CUDNN, FLASH]])
+def test_the_order_of_kernels(order):
+    from disttorch.backend.gpu.attention import _switches
+
+    q, k, v = (made(1, 2, 130, 64) for _ in range(3))
+    with sdpa_kernel(order, set_priority=True):
+        assert _switches()[0] == (order[0] is CUDNN and cudnn_is_there())
+        check(q, k, v, is_causal=True)
+    assert _switches()[0] == cudnn_is_there()
 
 
 @pytest.mark.parametrize("causal", [False, True])

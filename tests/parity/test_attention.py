@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -103,3 +104,55 @@ def test_gradients_where_nothing_is_to_be_seen():
         T.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
         results.append([t.grad.tolist() for t in (q, k, v)])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("given", [
+    "x", "{B.MATH}", "B.CUDNN_ATTENTION", "[B.EFFICIENT_ATTENTION]", "[]",
+    "[B.FLASH_ATTENTION, B.CUDNN_ATTENTION]", "B.MATH", "[B.MATH, B.MATH]"])
+def test_allowed_kernels(given):
+    """On the CPU PyTorch knows FLASH_ATTENTION and MATH."""
+    ends = []
+    for T in (torch, dt):
+        attention, x = T.nn.attention, T.ones(1, 2, 3, 4)
+        try:
+            with attention.sdpa_kernel(eval(given, {"B": attention.SDPBackend, "x": "x"})) as entered:
+                T.nn.functional.scaled_dot_product_attention(x, x, x)
+                ends.append(entered)
+        except Exception as error:
+            ends.append(type(error))
+        assert T.backends.cuda.flash_sdp_enabled() and T.backends.cuda.math_sdp_enabled()
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (4, 4), (5, 2), (3,)])
+@pytest.mark.parametrize("name", ["causal_upper_left", "causal_lower_right"])
+@pytest.mark.filterwarnings("ignore:.*ower right")
+def test_causal_biases(name, sizes):
+    ends = []
+    for T in (torch, dt):
+        make = getattr(importlib.import_module(T.__name__ + ".nn.attention.bias"), name)
+        f = T.nn.functional.scaled_dot_product_attention
+        try:
+            bias = make(*sizes)
+        except Exception as error:
+            ends.append(type(error))
+            continue
+        q, k = T.arange(sizes[0] * 4.0).reshape(1, -1, 4), T.arange(sizes[1] * 4.0).reshape(1, -1, 4)
+        with pytest.raises(ValueError, match="CausalBias"):
+            f(q, k, k, bias, is_causal=True)
+        ends.append((bias.variant.name, bias._materialize().tolist(), f(q, k, k, bias).tolist()))
+    assert ends[0] == ends[1] or ends[0][:2] == ends[1][:2] and torch.allclose(
+        *(torch.tensor(e[2]) for e in ends), atol=1e-6)
+
+
+def test_kernels_that_may_serve():
+    for T in (torch, dt):
+        cuda, x = T.backends.cuda, T.ones(1, 2, 3, 4)
+        params = cuda.SDPAParams(x, x, x, None, 0.0, True, False)
+        assert params.query is x or params.query.shape == x.shape
+        assert (params.attn_mask, params.dropout, params.is_causal, params.enable_gqa) == (
+            None, 0.0, True, False)
+        for may in (cuda.can_use_flash_attention, cuda.can_use_efficient_attention,
+                    cuda.can_use_cudnn_attention):
+            assert may(params) is False and may(params, debug=False) is False
+        assert cuda.fp16_bf16_reduction_math_sdp_allowed() is False

@@ -6,9 +6,9 @@ scale that is not positive) go to the formulas of ``attention_kernels``.
 
 Without mask and dropout, cuDNN comes first where it is installed and has a plan. Its backward adds up
 the gradient of the queries in no fixed order, as in PyTorch; where deterministic algorithms are asked
-for, ours runs backward: the same bits on every run. ``torch.backends.cuda.enable_cudnn_sdp`` and
-``enable_flash_sdp`` switch cuDNN's kernels and ours; what only cuDNN may serve, but has no plan for, is
-served by ours.
+for, ours runs backward: the same bits on every run. ``torch.backends.cuda.enable_cudnn_sdp`` switches
+cuDNN's kernels; ours run if either of ``enable_flash_sdp`` and ``enable_mem_efficient_sdp`` allows it,
+or if only cuDNN may serve a call for which it has no plan.
 
 Who serves a call, and with which numbers, hangs on the layout of its arrays alone: that is decided once
 for each layout and kept as a function.
@@ -71,7 +71,9 @@ def _switches() -> tuple[bool, bool, bool]:
     """What programs may change between calls: whether cuDNN and the kernels here may serve, and whether
     the same bits are asked for on every run."""
     allowed = attention_kernels.ALLOWED
-    return allowed["cudnn"] and cudnn.enabled(), allowed["flash"], cudnn.deterministic()
+    own_may = allowed["flash"] or allowed["mem_efficient"]
+    cudnn_may = allowed["cudnn"] and not (own_may and allowed["own first"]) and cudnn.enabled()
+    return cudnn_may, own_may, cudnn.deterministic()
 
 
 def _layout(xp, plain, is_causal, scale, q, k, v) -> tuple:

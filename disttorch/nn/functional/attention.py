@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ... import ops
+from ...ops import attention as _attention
 from ...tensor import Tensor
 
 
@@ -20,6 +20,6 @@ def scaled_dot_product_attention(
         scale: 1/√E by default.
         enable_gqa: key and value have fewer heads (dim -3), each shared by a group of queries'.
     """
-    return ops.scaled_dot_product_attention(
+    return _attention.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
     )
