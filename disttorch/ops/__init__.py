@@ -66,6 +66,7 @@ from . import random_gamma as _random_gamma
 from .core import REGISTRY
 from .getset import getitem, setitem
 from .inplace import inplace_of, inplace_of_function
+from .inplace_direct import quick_inplace
 
 _FAMILIES = (
     arithmetic, pointwise, pointwise_more, bits, compare, casts, complex_numbers, special,
@@ -235,7 +236,8 @@ def _attach_methods() -> None:
 def _attach_quick_inplace() -> None:
     names = {"add_": "plain_add", "sub_": "plain_sub", "mul_": "mul", "div_": "true_divide"}
     for method, op in names.items():
-        setattr(Tensor, method, inplace.quick_inplace(REGISTRY[op], getattr(Tensor, method)))
+        slow = getattr(Tensor, method)
+        setattr(Tensor, method, quick_inplace(REGISTRY[op], slow, inplace.apply_inplace))
 
 
 def _attach_operators() -> None:

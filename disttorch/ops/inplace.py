@@ -14,7 +14,8 @@ from ..backend import CPU, namespace_of, ndarray
 from ..backend.storage import is_writeable
 from ..tensor import Tensor, wrap
 from .core import REGISTRY, Op, Plan, check_castable, device_error, make_node, op
-from .elementwise_core import FAST, FUSED, ElementwiseOp, expand_error
+from .elementwise_core import ElementwiseOp, expand_error
+from .inplace_direct import computed_there, may_overlap, recorded
 from .samples import case
 
 
@@ -80,18 +81,25 @@ def apply_inplace(op: Op, args: tuple) -> Tensor:
     target = args[0]
     if not isinstance(target, Tensor):
         raise TypeError(f"{op.name}_(): argument 'self' must be Tensor, not {type(target).__name__}")
-    check_inplace(target, op.name + "_")
+    check_inplace(target, op.name.removeprefix("plain_") + "_")
     others = any(
         isinstance(args[i], Tensor) and args[i].requires_grad for i in op.slots if i
     )
     record = state.enabled and (others or target.requires_grad) and op.differentiable
     if not record:
-        _write(op, target, _compute(op, args)._data)
+        if computed_there(op, target, args):
+            share_version(target)[0] += 1
+        else:
+            _write(op, target, _compute(op, args)._data)
         return target
     stand_in = _old_state(op, target)
     call_args = tuple(stand_in if a is target else a for a in args)
-    result = _compute(op, call_args)
-    _write(op, target, result._data)
+    if computed_there(op, target, call_args):
+        result = recorded(op, call_args, target._data)
+        share_version(target)[0] += 1
+    else:
+        result = _compute(op, call_args)
+        _write(op, target, result._data)
     _rebase(target, stand_in, result)
     return target
 
@@ -337,7 +345,7 @@ def _copied(input, src):
     target, source = input._data, src._data
     xp = namespace_of(target)
     check_inplace(input, "copy_")
-    if xp.fused is None or _may_overlap(target, source):
+    if xp.fused is None or may_overlap(target, source):
         return apply_inplace(copy, (input, src))
     if source.dtype.kind == "c" and target.dtype.kind != "c":
         source = source.real
@@ -347,15 +355,6 @@ def _copied(input, src):
         raise expand_error(source.shape, target.shape) from None
     share_version(input)[0] += 1
     return input
-
-
-def _may_overlap(a, b) -> bool:
-    """Whether writing to ``a`` may change ``b`` where it is still to be read."""
-    if a is b:
-        return False
-    roots = [x if x.base is None else x.base for x in (a, b)]
-    return roots[0] is roots[1] and (a.shape != b.shape or a.strides != b.strides
-                                     or a.data.ptr != b.data.ptr)
 
 
 @op(method=False, moves=True, samples=lambda m: [case(m(3, 4), 2.0)], node_name="Fill")
@@ -462,71 +461,6 @@ def _finish_write(target, result):
 
 def _any_requires_grad(args, kwargs):
     return any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values()))
-
-
-def quick_inplace(made, slow):
-    """``name_`` of a binary op with a ufunc: straight into the memory where no graph is concerned.
-
-    Optimizers live on this call: it takes two float tensors of one dtype, or one and a number.
-    """
-    function = getattr(CPU, made.ufunc)
-
-    def elsewhere(self, other):
-        """Arrays of a namespace with kernels: the same, in one launch."""
-        a = self._data
-        fused = namespace_of(a).fused
-        if fused is None or a.dtype not in FUSED or self._inference or (
-                state.enabled and self.requires_grad):
-            return slow(self, other)
-        if isinstance(other, Tensor):
-            b = other._data
-            if (b.dtype != a.dtype or b.__class__ is not a.__class__ or _may_overlap(a, b)
-                    or state.enabled and other.requires_grad or not is_writeable(a)):
-                return slow(self, other)
-        elif (other.__class__ is float or other.__class__ is int) and is_writeable(a):
-            b = other
-        else:
-            return slow(self, other)
-        try:
-            done = getattr(fused, made.kernel)(a, b, out=a)
-        except ValueError:
-            return slow(self, other)  # which says what is wrong
-        if done is NotImplemented:
-            return slow(self, other)
-        share_version(self)[0] += 1
-        return self
-
-    def method(self, other, **kwargs):
-        a = self._data
-        if a.__class__ is not ndarray:
-            return slow(self, other, **kwargs) if kwargs else elsewhere(self, other)
-        if kwargs or a.dtype not in FAST or self._inference:
-            return slow(self, other, **kwargs)
-        if other.__class__ is float or other.__class__ is int:
-            b = other
-        elif isinstance(other, Tensor) and other._data.dtype is a.dtype:
-            b = other._data
-            if b.__class__ is not ndarray:
-                return slow(self, other)  # which says so
-            if state.enabled and other.requires_grad:
-                return slow(self, other)
-        else:
-            return slow(self, other)
-        if state.enabled and self.requires_grad:
-            return slow(self, other)
-        try:
-            function(a, b, a)
-        except ValueError:
-            return slow(self, other)  # which says what is wrong
-        if self._ver is None:
-            self._ver = [1]
-        else:
-            self._ver[0] += 1
-        return self
-
-    method.__name__ = method.__qualname__ = slow.__name__
-    method.__doc__ = slow.__doc__
-    return method
 
 
 METHODS = {"copy_": copy_, "fill_": fill_, "zero_": zero_}

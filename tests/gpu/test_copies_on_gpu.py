@@ -289,3 +289,62 @@ def test_fills(dtype):
 
     for got, want in zip(run("cuda"), run("cpu")):
         same(got, want)
+
+
+IN_PLACE = {
+    "relu": lambda x, y: x.relu_(), "add": lambda x, y: x.add_(y), "sub": lambda x, y: x.sub_(y),
+    "mul": lambda x, y: x.mul_(y), "div": lambda x, y: x.div_(2), "tanh": lambda x, y: x.tanh_(),
+    "sigmoid": lambda x, y: x.sigmoid_(), "clamp": lambda x, y: x.clamp_(-0.5, 0.5),
+    "row": lambda x, y: x.add_(y[0]), "view": lambda x, y: x[:, 1:3].mul_(y[:, 1:3]),
+    "itself": lambda x, y: x.mul_(x), "plus": lambda x, y: x.__iadd__(1.5),
+    "functional": lambda x, y: F.leaky_relu(x, 0.1, inplace=True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_tracked_changes_in_place(name, dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    start = [torch.from_numpy(rng.standard_normal((4, 6))).to(dtype) for _ in range(2)]
+    found = []
+    for device, kind in (("cuda", dtype), ("cpu", torch.float64)):
+        x, y = (t.to(device).to(kind).requires_grad_() for t in start)
+        z, w = x * 1, y * 1
+        at = z.data_ptr()
+        with monkeypatch.context() as patch:
+            if device == "cuda" and name in ("relu", "add", "sub", "div", "tanh", "row", "plus"):
+                for call in ("flat", "move"):
+                    patch.setattr(gpu().copier, call, None)  # nothing is copied
+            IN_PLACE[name](z, w)
+        assert z.data_ptr() == at and z._version == 1
+        (z * z).sum().backward()
+        found.append((z, x.grad, torch.zeros(()) if y.grad is None else y.grad))
+    for got, want in zip(*found):
+        close = (1e-5, 1e-5) if dtype is torch.float32 else (0.1, 0.05)
+        np.testing.assert_allclose(
+            got.detach().double().cpu().numpy(), want.detach().numpy(), *close)
+
+
+def test_changes_in_place_say_what_is_wrong():
+    x = values(3, 4).cuda()
+    with pytest.raises(RuntimeError):
+        x.add_(x.repeat(2, 1, 1))
+    with pytest.raises(RuntimeError, match="leaf"):
+        torch.ones(3).cuda().requires_grad_().add_(1)
+    y = torch.ones(3, device="cuda", requires_grad=True)
+    z = y.exp()
+    z.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_counts_change_in_place():
+    n = torch.zeros((), dtype=torch.int64).cuda()
+    at = n.data_ptr()
+    for _ in range(3):
+        n.add_(1)
+    assert n.item() == 3 and n.data_ptr() == at and n._version == 3
+    n.sub_(5).mul_(4)
+    assert n.item() == -8
+    small = torch.tensor([100], dtype=torch.int8)
+    same(small.cuda().add_(100), small.add_(100))
