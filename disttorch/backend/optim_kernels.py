@@ -82,6 +82,12 @@ def optimizer_steps(xp, rule, arrays, own, shared, scale=None):
         step(*given, **options, **shared)
 
 
+def convert_all(xp, sources, targets):
+    """Copy each array into another of its shape, of any dtype."""
+    for source, target in zip(sources, targets):
+        xp.assign(target, source)
+
+
 def counts_on_host(xp):
     """To be called before a step whose number comes from the host."""
 

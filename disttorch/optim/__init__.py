@@ -7,6 +7,7 @@ from .adam import Adam, AdamW
 from .adam_variants import Adamax, NAdam, RAdam
 from .classic import ASGD, Adadelta, Rprop
 from .lbfgs import LBFGS
+from .master_weights import MasterWeights
 from .muon import Muon
 from .optimizer import Optimizer
 from .rmsprop import RMSprop
@@ -15,7 +16,7 @@ from .sparse_adam import SparseAdam
 from .stateless import swap_in_optimizer_params_and_state
 
 __all__ = [
-    "ASGD", "LBFGS", "SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon",
-    "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop", "SparseAdam", "lr_scheduler",
-    "swa_utils", "swap_in_optimizer_params_and_state",
+    "ASGD", "LBFGS", "SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax",
+    "MasterWeights", "Muon", "NAdam", "Optimizer", "RAdam", "RMSprop", "Rprop", "SparseAdam",
+    "lr_scheduler", "swa_utils", "swap_in_optimizer_params_and_state",
 ]

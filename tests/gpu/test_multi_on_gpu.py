@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import disttorch as torch
+from disttorch.backend import namespace_for
 from disttorch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 pytestmark = [
@@ -251,3 +252,49 @@ def test_unscaling_before_clipping():
     scaler.step(optimizer)
     scaler.update()
     np.testing.assert_allclose(host(p), 1 - np.arange(5) / 30**0.5, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- master weights
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_conversions_of_many_at_once(half):
+    xp = namespace_for(torch.device("cuda"))
+    shapes = [(3,), (1,), (0,), (7, 5), (), (4100,), (66_000,)]
+    wide = [torch.randn(s, device="cuda") * 100 for s in shapes]
+    wide.append(torch.randn(6, 4, device="cuda").t())  # not contiguous
+    wide.append(torch.randn(9, device="cuda")[1:])  # not aligned
+    there = [torch.full(w.shape, -1.0, dtype=half, device="cuda") for w in wide]
+    xp.convert_all([w._data for w in wide], [t._data for t in there])
+    back = [torch.full(w.shape, -1.0, device="cuda") for w in wide]
+    xp.convert_all([t._data for t in there], [b._data for b in back])
+    for w, t, b in zip(wide, there, back):
+        assert torch.equal(t, w.to(half)) and torch.equal(b, t.float())
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_master_weights_by_the_scaler_and_in_a_graph(half):
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(5, 3, device="cuda").to(half))
+    start = p.detach().float()
+    optimizer = torch.optim.MasterWeights(torch.optim.AdamW([p], lr=0.01, capturable=True))
+    scaler = torch.amp.GradScaler("cuda", init_scale=256.0)
+    w = torch.nn.Parameter(start.clone())
+    reference = torch.optim.AdamW([w], lr=0.01)
+    given = torch.randn(5, 3, device="cuda").to(half)
+    for factor in (1.0, float("inf"), 2.0):  # the second step is skipped
+        p.grad = scaler.scale(given.float() * factor).to(half)
+        scaler.step(optimizer)
+        scaler.update()
+        if factor < 3:
+            w.grad = given.float() * factor
+            reference.step()
+    master = optimizer.inner.param_groups[0]["params"][0]
+    torch.testing.assert_close(master, w, rtol=1e-4, atol=1e-5)
+    assert torch.equal(p, master.to(half)) and scaler.get_scale() == 128.0
+    p.grad = given.clone()
+    optimizer.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    before = master.detach().clone()
+    graph.replay()
+    assert not torch.equal(before, master) and torch.equal(p, master.to(half))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import optim_kernels
+from ..dtypes import bfloat16, float16, float32
 from .kernel import kernel, type_name
 from .multi import CHUNK, THREADS, is_dense, tables
 
@@ -17,6 +18,8 @@ _FLOATS = ("float32", "float64", "float16", "bfloat16")
 # Kinds of norms as gradients.cu numbers them
 _KINDS = {0.0: 0, 1.0: 1, 2.0: 2, float("inf"): 3, float("-inf"): 4}
 _POWER = 5
+_CONVERTED = {pair for half in (float16.np, bfloat16.np)
+              for pair in ((half, float32.np), (float32.np, half))}
 
 
 def _function(xp, name, element):
@@ -115,3 +118,22 @@ def update_scale(xp, scale, good, found, growth, backoff, interval):
     """The next step's scale and count of good steps, in place; see ``optim_kernels.update_scale``."""
     _function(xp, "update_scale", "float32")(
         (1,), (1,), (scale, good, found, float(growth), float(backoff), int(interval)))
+
+
+# ---------------------------------------------------------------- to float32 and back
+def convert_all(xp, sources, targets):
+    """Copy each array into another of its shape and another dtype: in one launch a pair of dtypes, for
+    16-bit floats to float32 and back; see ``optim_kernels.convert_all``."""
+    groups: dict[tuple, tuple[list, list]] = {}
+    for source, target in zip(sources, targets):
+        kinds = source.dtype, target.dtype
+        if kinds in _CONVERTED and source.flags.c_contiguous and target.flags.c_contiguous:
+            if source.size:
+                for column, array in zip(groups.setdefault(kinds, ([], [])), (source, target)):
+                    column.append(array)
+        else:
+            xp.assign(target, source)
+    for kinds, columns in groups.items():
+        launch = kernel(xp.cupy, "convert", "convert_all", SOURCE=kinds[0], TARGET=kinds[1])
+        for table, chunks, _, _ in tables(columns):
+            launch((chunks,), (THREADS,), (table,))
