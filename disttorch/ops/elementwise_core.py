@@ -77,7 +77,8 @@ class ElementwiseOp(Op):
         first = raw[tensors[0]]
         for i in tensors:
             if raw[i].__class__ is not first.__class__:
-                first = self._same_device(raw, tensors)
+                args = self._same_device(args, raw, tensors)
+                first = raw[tensors[0]]
                 break
         xp = CPU if first.__class__ is ndarray else namespace_of(first)
         promoted = [i for i in tensors if i not in self.free]
@@ -114,21 +115,23 @@ class ElementwiseOp(Op):
                 "trying to invert a mask, use the `~` or `logical_not()` operator instead."
             )
 
-    def _same_device(self, raw, tensors):
+    def _same_device(self, args, raw, tensors):
         """0-dim CPU tensors may meet GPU tensors, and go there; any other mix is an error.
 
         Returns:
-            the first array, on the device that computes.
+            the arguments, with copies that gradients flow through in place of such tensors.
         """
-        first = next((raw[i] for i in tensors if raw[i].__class__ is not ndarray), raw[tensors[0]])
+        args, here = list(args), raw[tensors[0]]
+        there = next(raw[i] for i in tensors if raw[i].__class__ is not here.__class__)
+        on_gpu = there if here.__class__ is ndarray else here
+        place = namespace_of(on_gpu).device_of(on_gpu)
         for i in tensors:
-            if raw[i].__class__ is not first.__class__:
+            if raw[i].__class__ is not on_gpu.__class__:
                 if raw[i].__class__ is not ndarray or raw[i].ndim:
-                    found = [raw[tensors[0]], next(
-                        raw[k] for k in tensors if raw[k].__class__ is not raw[tensors[0]].__class__)]
-                    raise device_error(self.name.removeprefix("plain_"), *found)
-                raw[i] = namespace_of(first).asarray(raw[i])
-        return raw[tensors[0]]
+                    raise device_error(self.name.removeprefix("plain_"), here, there)
+                args[i] = REGISTRY["to_device"].call(args[i], place)
+                raw[i] = args[i]._data
+        return tuple(args)
 
     def _cast(self, xp, args, raw, tensors, numbers, dtype):
         """Bring all operands to the computing type, recorded where gradients flow through."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..autograd.graph import RemovableHandle, add_accumulated_hook
-from ..backend import CPU, dtypes, namespace_of
+from ..backend import CPU, dtypes, namespace_of, ndarray
 from ..tensor import Size, Tensor, current_node
 from . import memory_formats
 from .compare import where as _where
@@ -96,7 +96,8 @@ def item(self):
         raise RuntimeError(
             f"a Tensor with {self._data.size} elements cannot be converted to Scalar"
         )
-    value = self._data.item()
+    array = self._data
+    value = array.item() if array.__class__ is ndarray else namespace_of(array).to_host(array).item()
     return value if isinstance(value, (int, float, complex)) else float(value)
 
 

@@ -242,7 +242,8 @@ class ndarray:
             got = source[index]
             return view_of(self, got if isinstance(got, np.ndarray) else source[_dots(index)])
         _needs_host(index)
-        return produce("getitem", [self, *plain], lambda: np.asarray(source[_unwrap(index)]), "C")
+        return produce("getitem", [self, *plain],
+                       lambda: np.asarray(source[_around(index, source.shape)]), "C")
 
     def __setitem__(self, index, value):
         index = _index(index)
@@ -256,7 +257,7 @@ class ndarray:
 
         def change():
             with np.errstate(all="ignore"):
-                source[_unwrap(index)] = value
+                source[_around(index, source.shape)] = value
 
         mutate("setitem", self, used, change)
 
@@ -326,6 +327,23 @@ def _needs_host(index):
 
 def _unwrap(index):
     return tuple(part._np if isinstance(part, ndarray) else part for part in index)
+
+
+def _around(index, shape):
+    """The index for NumPy; places out of range are taken modulo the size, as CuPy does."""
+    parts = [np.asarray(part) if isinstance(part, list) else part for part in _unwrap(index)]
+
+    def dims(part):
+        if part is None or part is Ellipsis or isinstance(part, (bool, np.bool_)):
+            return 0
+        return part.ndim if isinstance(part, np.ndarray) and part.dtype.kind == "b" else 1
+
+    hidden, dim = len(shape) - sum(map(dims, parts)), 0
+    for k, part in enumerate(parts):
+        if isinstance(part, np.ndarray) and part.dtype.kind in "iu" and dim < len(shape) and shape[dim]:
+            parts[k] = part.astype(np.int64) % shape[dim]
+        dim += hidden if part is Ellipsis else dims(part)
+    return tuple(parts)
 
 
 def _dots(index):

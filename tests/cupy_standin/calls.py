@@ -113,6 +113,11 @@ def settle(what: str, inputs: list[ndarray], compute, order_: str = "C"):
     return tuple(out) if several else out[0]
 
 
+def _around(arr, indices, axis):
+    n = arr.size if axis is None else arr.shape[axis]
+    return arr, indices % n if n else indices, axis
+
+
 def plain_function(name: str, function, parameters):
     anything = parameters is None or any(p.startswith("**") for p in parameters)
     allowed = None if anything else set(parameters)
@@ -132,6 +137,11 @@ def plain_function(name: str, function, parameters):
             for a in inputs:
                 a._host(name)
         given, named = host(args), host(kwargs)
+        if name == "take":  # CuPy takes places out of range modulo the size
+            named["mode"] = "wrap"
+        elif name == "take_along_axis":
+            given = _around(*given, **named)
+            named = {}
         got = settle(name, inputs, lambda: function(*given, **named))
         if out is not None:
             out[...] = got
