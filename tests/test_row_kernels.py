@@ -32,84 +32,123 @@ def test_packs_of_a_row_anywhere(itemsize):
         assert packs(width, itemsize) >= max(touched) >= packs(width, itemsize) - 1
 
 
+TEAMS = {"lanes": (1, 128), "warp1": (2, 128), "warp4": (2, 128), "block": (5, 64), "long": (5, 64)}
+MOST = {"lanes": 8, "warp1": 32, "warp4": 128, "block": 256}  # packs of 16 bytes
+
+
 @pytest.mark.parametrize("name", NEAR)
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 31, 257, 258])
-@pytest.mark.parametrize("kernel", ["warp1", "warp4", "block", "long"])
-def test_softmax(kernel, width, name):
-    most = {"warp1": 32, "warp4": 128}.get(kernel, 1 << 20)
-    if packs(width, 2 if name == "bfloat16" else 4) > most:
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 31, 61, 257, 258, 2049])
+@pytest.mark.parametrize("kind", TEAMS)
+def test_softmax(kind, width, name):
+    """Rows that begin and end between 16 bytes, at the end of the array, too."""
+    if packs(width, 2 if name == "bfloat16" else 4) > MOST.get(kind, 1 << 20):
         pytest.skip("wider than this kernel takes")
     x, out, grad = drawn(5, width, name=name), drawn(5, width, name=name), drawn(5, width, name=name)
-    grid, block = ((2,), (128,)) if kernel.startswith("warp") else ((5,), (64,))
-    run = lambda name_: cuda_host.kernel("softmax", f"{name_}_{kernel}", ELEMENT=name)  # noqa: E731
-    run("softmax")(grid, block, (x, out, 5, width, 0))
+    (grid, block), run = TEAMS[kind], lambda name_: cuda_host.kernel(
+        "softmax", f"{name_}_{kind}", ELEMENT=name)
+    run("softmax")((grid,), (block,), (x, out, 5, width, 0))
     want = CPU.softmax(x.astype(np.float64), 1)
     near(out, want, name)
     g = drawn(5, width, name=name)
-    run("softmax_backward")(grid, block, (g, out, grad, 5, width, 0))
+    run("softmax_backward")((grid,), (block,), (g, out, grad, 5, width, 0))
     near(grad, CPU.softmax_backward(g.astype(np.float64), out.astype(np.float64), 1), name)
-    run("softmax")(grid, block, (x, out, 5, width, 1))
+    run("softmax")((grid,), (block,), (x, out, 5, width, 1))
     near(out, np.log(want), name)
 
 
+@pytest.mark.parametrize("kind", TEAMS)
+def test_softmax_of_large_and_infinite_elements(kind):
+    """The power's folded factor is the same for a whole row, however large its elements."""
+    x = drawn(5, 40, name="bfloat16")
+    x[0] = (x[0].astype(np.float32) + 3e4).astype(x.dtype)
+    x[1, 3:], x[2], x[3, 7], x[4, 39] = -np.inf, -np.inf, np.nan, np.inf
+    out, (grid, block) = np.empty_like(x), TEAMS[kind]
+    for logs in (0, 1):
+        cuda_host.kernel("softmax", f"softmax_{kind}", ELEMENT="bfloat16")(
+            (grid,), (block,), (x, out, 5, 40, logs))
+        wide = x.astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            want = CPU.softmax(wide, 1)
+            want = np.log(want) if logs else want
+        assert np.isnan(out[2:].astype(np.float32)).all()
+        near(out[:2], want[:2], "bfloat16")
+
+
 @pytest.mark.parametrize("name", NEAR)
-@pytest.mark.parametrize("offset", [0, 1, 3])
-def test_inputs_that_start_beside_16_bytes(offset, name):
-    """Other phases of input and output: slower, and right."""
-    x, out = drawn(3 * 70 + offset, name=name)[offset:], drawn(3, 70, name=name)
-    cuda_host.kernel("softmax", "softmax_block", ELEMENT=name)((3,), (32,), (x, out, 3, 70, 0))
-    near(out, CPU.softmax(x.reshape(3, 70).astype(np.float64), 1), name)
-
-
-@pytest.mark.parametrize("classes", [3, 300])
-def test_cross_entropy_by_blocks_and_warps_agree(classes):
-    x, target = drawn(6, classes), rng.integers(0, classes, 6)
-    found = []
+@pytest.mark.parametrize("classes", [3, 300, 4099])
+def test_cross_entropy_by_blocks_and_warps_agree(classes, name):
+    x, target = drawn(6, classes, name=name), rng.integers(0, classes, 6)
+    target[3], found = -100, []
     for kind, grid, block in (("warps", 2, 128), ("rows", 6, 96)):
-        losses, sums, shares = (np.empty(6, np.float32) for _ in range(3))
-        cuda_host.kernel("losses", f"cross_entropy_{kind}", ELEMENT="float32")(
-            (grid,), (block,), (x, target, None, None, losses, sums, shares, 6, classes, -100, 0.1))
+        stats = np.empty(19, np.float32)
+        cuda_host.kernel("losses", f"cross_entropy_{kind}", ELEMENT=name)(
+            (grid,), (block,), (x, target, None, None, stats, 6, classes, -100, 0.1))
         grad, g = np.empty_like(x), np.ones((), np.float32)
-        cuda_host.kernel("losses", f"cross_entropy_backward_{kind}", ELEMENT="float32")(
-            (grid,), (block,), (x, target, None, None, sums, shares, None, g, None, grad, 6, classes,
-                                -100, 0.1, 0))
-        found.append((losses, grad))
+        cuda_host.kernel("losses", f"cross_entropy_backward_{kind}", ELEMENT=name)(
+            (grid,), (block,),
+            (x, target, None, None, stats, None, g, grad, 6, classes, -100, 0.1, 0, 0))
+        found.append((stats[:6], grad))
     wide = x.astype(np.float64)
     want, aux = row_kernels.cross_entropy(CPU, wide, target, None, -100, "none", 0.1)
     slope = row_kernels.cross_entropy_backward(
         CPU, np.ones(6), wide, target, None, aux, -100, "none", 0.1)
     for losses, grad in found:
         near(losses, want, "float32")
-        near(grad, slope, "float32")
+        near(grad, slope, name)
 
 
 @pytest.mark.parametrize("name", NEAR)
-def test_norm_backward_by_every_kernel(name):
-    """One block for several rows, several blocks, and rows of any width give the same gradients."""
+@pytest.mark.parametrize("kind", TEAMS)
+@pytest.mark.parametrize("width", [5, 61, 64])
+def test_norm(kind, width, name):
+    """Scales and shifts beside rows anywhere, and the statistics that backward reads."""
+    if packs(width, 2 if name == "bfloat16" else 4) > MOST.get(kind, 1 << 20):
+        pytest.skip("wider than this kernel takes")
+    x, w, b = drawn(5, width, name=name), drawn(width), drawn(width)
+    (grid, block), wide = TEAMS[kind], x.astype(np.float64)
+    run = cuda_host.kernel("norms", f"norm_{kind}", ELEMENT=name, WEIGHT="float32")
+    for weight, bias in ((w, b), (None, None), (w, None)):
+        out, stats = np.empty_like(x), np.empty(10, np.float32)
+        run((grid,), (block,), (x, weight, bias, out, stats, 5, width, 1e-5, 1))
+        want, mean, rstd = CPU.layer_norm(wide, weight, bias, 1e-5)
+        near(out, want, name)
+        near(stats, np.concatenate([mean, rstd]), "float32")
+        run((grid,), (block,), (x, weight, None, out, stats, 5, width, 1e-5, 0))
+        want, rstd = row_kernels.rms_norm(CPU, wide, weight, 1e-5)
+        near(out, want, name)
+        near(stats[:5], rstd, "float32")
+
+
+@pytest.mark.parametrize("name", NEAR)
+@pytest.mark.parametrize("kind,grid,block,team", [
+    ("block", 2, 256, 32), ("block", 5, 96, 32), ("block", 3, 64, 64), ("wide", 3, 32, 32),
+    ("long", 21, 32, 0)])
+def test_norm_backward_by_every_kernel(kind, grid, block, team, name):
+    """Several rows a block, several blocks, and rows of any width give the same gradients."""
     rows, width = 21, 96
     g, x, w = drawn(rows, width, name=name), drawn(rows, width, name=name), drawn(width)
     wide = [a.astype(np.float64) for a in (g, x, w)]
     _, mean, rstd = CPU.layer_norm(wide[1], None, None, 1e-5)
     want = CPU.layer_norm_backward(*wide, mean, rstd)
-    stats = mean.astype(np.float32), rstd.astype(np.float32)
-    kinds = ("warp1", 2, 256), ("warp3", 3, 256), ("block", 5, 32), ("long", rows, 32)
-    for kind, grid, block in kinds:
-        grad, run = np.empty_like(x), cuda_host.kernel(
-            "norms", f"norm_backward_{kind}", ELEMENT=name, WEIGHT="float32")
-        if kind == "long":
-            parts = np.empty((2, 3, width), np.float32)
-            run((grid,), (block,), (g, x, w, *stats, grad, rows, width))
-            cuda_host.kernel("norms", "norm_columns", ELEMENT=name, WEIGHT="float32")(
-                (1, 3), (128,), (g, x, *stats, parts, rows, width, 7))
-        else:
-            parts = np.empty((2, grid, width), np.float32)
-            shared = 2 * width * 4 if kind.startswith("warp") else 0
-            if packs(width, x.itemsize) > (32 if kind == "warp1" else 96):
-                continue
-            run((grid,), (block,), (g, x, w, *stats, grad, parts, rows, width), shared=shared)
-        near(grad, want[0], name)
-        near(parts[0].sum(0), want[1], "float32")
-        near(parts[1].sum(0), want[2], "float32")
+    stats = np.concatenate([mean, rstd]).astype(np.float32)
+    names = {"ELEMENT": name, "WEIGHT": "float32"}
+    grad, run = np.empty_like(x), cuda_host.kernel("norms", f"norm_backward_{kind}", **names)
+    if kind == "long":
+        parts = np.empty((2, 3, width), np.float32)
+        run((grid,), (block,), (g, x, w, stats, grad, rows, width, 1))
+        cuda_host.kernel("norms", "norm_columns", **names)(
+            (1, 3), (128,), (g, x, stats, parts, rows, width, 7, 1))
+    else:
+        parts, shared = np.empty((2, grid, width), np.float32), 64 * block * (4 if kind == "wide" else 2)
+        run((grid,), (block,), (g, x, w, stats, grad, parts, rows, width, team, 1), shared=shared)
+    near(grad, want[0], name)
+    near(parts[0].sum(0), want[1], "float32")
+    near(parts[1].sum(0), want[2], "float32")
+    gw, gb = np.empty(width, np.float32), np.empty(width, np.float32)
+    cuda_host.kernel("norms", "norm_finish", **names)(
+        (6,), (512,), (parts, gw, gb, parts.shape[1], width))
+    near(gw, want[1], "float32")
+    near(gb, want[2], "float32")
 
 
 @pytest.mark.parametrize("name", NEAR)

@@ -55,6 +55,43 @@ def rms_norm_backward(xp, g, x, weight, rstd, affine=True):
     return (g - xhat * (g * xhat).mean(axis=1, keepdims=True)) * scale, gw
 
 
+# ---------------------------------------------------------------- norms over the last axes
+# What backward needs beside x and weight, `aux`, is the namespace's own affair.
+def layer_norm_over(xp, x, weight, bias, ndim, eps):
+    """LayerNorm over the last ``ndim`` axes, whose shape weight and bias have: (y, aux)."""
+    rows, flat = _rows(xp, ndim, x), [None if p is None else p.reshape(-1) for p in (weight, bias)]
+    out, mean, rstd = xp.layer_norm(*rows, *flat, eps)
+    return out.reshape(x.shape), (mean, rstd)
+
+
+def layer_norm_over_backward(xp, g, x, weight, ndim, aux, affine=True):
+    """(grad x, grad weight, grad bias); the latter None unless ``affine``."""
+    flat, shape = None if weight is None else weight.reshape(-1), x.shape[-ndim:]
+    gx, gw, gb = xp.layer_norm_backward(*_rows(xp, ndim, g, x), flat, *aux, affine)
+    gx = gx.reshape(x.shape)
+    return (gx, None, None) if gw is None else (gx, gw.reshape(shape), gb.reshape(shape))
+
+
+def rms_norm_over(xp, x, weight, ndim, eps):
+    """RMSNorm over the last ``ndim`` axes, whose shape weight has: (y, aux)."""
+    rows = _rows(xp, ndim, x)
+    out, rstd = xp.rms_norm(*rows, None if weight is None else weight.reshape(-1), eps)
+    return out.reshape(x.shape), (rstd,)
+
+
+def rms_norm_over_backward(xp, g, x, weight, ndim, aux, affine=True):
+    """(grad x, grad weight; None unless ``affine``)."""
+    flat = None if weight is None else weight.reshape(-1)
+    gx, gw = xp.rms_norm_backward(*_rows(xp, ndim, g, x), flat, *aux, affine)
+    return gx.reshape(x.shape), None if gw is None else gw.reshape(x.shape[-ndim:])
+
+
+def _rows(xp, ndim, *arrays):
+    """Arrays as matrices whose rows are the last ``ndim`` axes."""
+    width = math.prod(arrays[0].shape[-ndim:])
+    return [xp.ascontiguousarray(a).reshape(-1, width) for a in arrays]
+
+
 # ---------------------------------------------------------------- cross entropy
 def cross_entropy(xp, x, target, weight, ignore_index, reduction, smoothing, wide=False):
     """Loss of logits R×C at classes R, and what backward needs beside them.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from ..autograd.autocast import state as casting
 from ..autograd.autocast import switch as autocast
 from ..backend import dtypes, namespace_of
@@ -87,22 +85,12 @@ def _implicit_dim(input, dim):
         case(m(2, 5), None, None, 1, 1e-3), case(m(0, 4), m(4), m(4), 1, 1e-5),
     ])
 def _layer_norm(xp, input, weight, bias, ndim, eps):
-    width = math.prod(input.shape[-ndim:])
-    rows = xp.ascontiguousarray(input).reshape(-1, width)
-    flat = [None if p is None else p.reshape(-1) for p in (weight, bias)]
-    out, mean, rstd = xp.layer_norm(rows, *flat, eps)
-    return out.reshape(input.shape), (mean, rstd)
+    return xp.layer_norm_over(input, weight, bias, ndim, eps)
 
 
 @_layer_norm.fast_grad("input", "weight", "bias")
 def _(F, g, needs, input, weight, aux, ndim):
-    xp, shape = F.xp, input.shape[-ndim:]
-    width = math.prod(shape)
-    flat = None if weight is None else weight.reshape(-1)
-    rows = [xp.ascontiguousarray(a).reshape(-1, width) for a in (g, input)]
-    gx, gw, gb = xp.layer_norm_backward(*rows, flat, *aux, needs[1] or needs[2])
-    gx = gx.reshape(input.shape)
-    return (gx, None, None) if gw is None else (gx, gw.reshape(shape), gb.reshape(shape))
+    return F.xp.layer_norm_over_backward(g, input, weight, ndim, aux, needs[1] or needs[2])
 
 
 @_layer_norm.compose
@@ -145,20 +133,12 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Ten
         case(m(2, 5), None, 1, 1e-3), case(m(0, 4), m(4), 1, 1e-5),
     ])
 def _rms_norm(xp, input, weight, ndim, eps):
-    width = math.prod(input.shape[-ndim:])
-    rows = xp.ascontiguousarray(input).reshape(-1, width)
-    out, rstd = xp.rms_norm(rows, None if weight is None else weight.reshape(-1), eps)
-    return out.reshape(input.shape), (rstd,)
+    return xp.rms_norm_over(input, weight, ndim, eps)
 
 
 @_rms_norm.fast_grad("input", "weight")
 def _(F, g, needs, input, weight, aux, ndim):
-    xp, shape = F.xp, input.shape[-ndim:]
-    width = math.prod(shape)
-    rows = [xp.ascontiguousarray(a).reshape(-1, width) for a in (g, input)]
-    flat = None if weight is None else weight.reshape(-1)
-    gx, gw = xp.rms_norm_backward(*rows, flat, *aux, needs[1])
-    return gx.reshape(input.shape), None if gw is None else gw.reshape(shape)
+    return F.xp.rms_norm_over_backward(g, input, weight, ndim, aux, needs[1])
 
 
 @_rms_norm.compose

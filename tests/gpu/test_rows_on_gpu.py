@@ -291,6 +291,7 @@ def test_rotary(shape, dim, interleaved, name):
 def test_plain_formulas_are_the_oracle():
     """The GPU's namespace computes with kernels what the formulas say."""
     xp = namespace_of(torch.empty(1, device="cuda")._data)
-    for f in ("mean_over", "variance", "euclidean_norm", "rms_norm", "rms_norm_backward",
-              "cross_entropy", "cross_entropy_backward", "rotary"):
+    for f in ("mean_over", "variance", "euclidean_norm", "rms_norm_over", "rms_norm_over_backward",
+              "layer_norm_over", "layer_norm_over_backward", "cross_entropy", "cross_entropy_backward",
+              "rotary"):
         assert getattr(xp, f).__func__ is not getattr(row_kernels, f)

@@ -7,34 +7,47 @@ from __future__ import annotations
 
 from .. import dtypes
 from .kernel import WARP, kernel
-from .rows import aligned, packs, teams, warps, wider
+from .rows import HELD, THREADS, aligned, block_of, packs, wider
 
 _INT64 = dtypes.int64.np
 _PART = 16384  # losses that one block adds up
+_plans: dict[tuple, tuple] = {}  # launches by device, kernel, number of classes and classes of arguments
 
 
 def _launch(xp, name, x, args):
     """A kernel over the rows of x: a warp a row of few classes, else a block."""
     rows, width = x.shape
-    count = packs(width, x.dtype.itemsize)
-    name, (grid, block) = (name + "_warps", warps(rows)) if count <= 4 * WARP else (
-        name + "_rows", teams(rows, count, 4))
-    kernel(xp.cupy, "losses", name, ELEMENT=x.dtype.name)(grid, block, args)
+    types = tuple(map(type, args))
+    key = (xp, name, width, x.dtype, types)
+    found = _plans.get(key)
+    if found is None:
+        count = packs(width, x.dtype.itemsize)
+        kind, threads, each = "_warps", THREADS, THREADS // WARP
+        if count > HELD * WARP:
+            kind, threads, each = "_rows", block_of(count, HELD, 512), 1
+        made = kernel(xp.cupy, "losses", name + kind, ELEMENT=x.dtype.name)
+        found = _plans[key] = made.prepared(threads, types), each
+    launch, each = found
+    launch(-(-rows // each), *args)
 
 
-def _total(xp, dtype, losses, shares, rows, mean, wide):
-    """(the reduced loss, the sum of the shares), adding in an order given by the rows alone."""
+def _total(xp, dtype, stats, rows, mean, wide):
+    """The reduced loss; the sum of the shares goes to the end of ``stats``.
+
+    The order of additions is given by the number of rows alone.
+    """
     find, strips = kernel(xp.cupy, "losses", "loss_total", ELEMENT=dtype.name), -(-rows // _PART)
+    losses, shares, count = stats, stats[2 * rows :], rows
     if strips > 1:
-        parts = xp.empty((2, strips), losses.dtype)
+        losses, count = xp.ndarray(2 * strips, stats.dtype), strips
         kernel(xp.cupy, "losses", "loss_strips", ELEMENT=dtype.name)(
-            (strips,), (512,), (losses, shares, parts[0], parts[1], rows, _PART))
-        losses, shares, rows = parts[0], parts[1], strips
-    total = xp.empty((), losses.dtype)
-    loss = xp.empty((), total.dtype if wide else dtype)
+            (strips,), (512,), (stats, losses, rows, _PART))
+        shares = losses[strips:]
+    loss = xp.ndarray((), stats.dtype if wide else dtype)
     out = (None, loss) if wide else (loss, None)
-    find((1,), (512,), (losses, shares, *out, total, rows, int(mean)))
-    return loss, total
+    threads = block_of(count, 8)
+    find((1,), (threads,), (losses, shares, *out, stats[3 * rows :], count, int(mean)))
+    return loss
 
 
 def cross_entropy(xp, x, target, weight, ignore_index, reduction, smoothing, wide=False):
@@ -44,33 +57,41 @@ def cross_entropy(xp, x, target, weight, ignore_index, reduction, smoothing, wid
     A target that is no class makes the loss NaN (and the gradient of its row): looking for it would
     make the CPU wait for the GPU.
     """
-    x, rows = aligned(xp, x), x.shape[0]
-    much = wider(x.dtype)
-    target = xp.ascontiguousarray(target if target.dtype == _INT64 else target.astype(_INT64))
+    if not xp.is_contiguous(x) or x.data.ptr & 15:
+        x = aligned(xp, x)
+    rows, much = x.shape[0], wider(x.dtype)
+    if target.dtype != _INT64:
+        target = target.astype(_INT64)
+    if not xp.is_contiguous(target):
+        target = xp.ascontiguousarray(target)
     if weight is not None:
         weight = xp.ascontiguousarray(weight if weight.dtype == much else weight.astype(much))
     weights_sum = weight.sum() if smoothing and weight is not None else None
-    losses, sums, shares = (xp.empty(rows, much) for _ in range(3))
+    stats = xp.ndarray(3 * rows + 1, much)  # losses, log Σ exp, shares; and the shares' sum
     if rows:
-        _launch(xp, "cross_entropy", x, (x, target, weight, weights_sum, losses, sums, shares, rows,
-                                         x.shape[1], int(ignore_index), float(smoothing)))
-    if reduction == "none":
-        loss, total = losses if wide else losses.astype(x.dtype, copy=False), None
+        _launch(xp, "cross_entropy", x, (x, target, weight, weights_sum, stats, rows, x.shape[1],
+                                         int(ignore_index), float(smoothing)))
+    if reduction != "none":
+        loss = _total(xp, x.dtype, stats, rows, reduction == "mean", wide)
     else:
-        loss, total = _total(xp, x.dtype, losses, shares, rows, reduction == "mean", wide)
-    return loss, (target, weight, weights_sum, sums, shares, total if reduction == "mean" else None)
+        loss = stats[:rows]
+        loss = loss if wide else loss.astype(x.dtype, copy=False)
+    return loss, (target, weight, weights_sum, stats)
 
 
 def cross_entropy_backward(xp, g, x, target, weight, aux, ignore_index, reduction, smoothing):
     """Gradient of the logits R×C, of their type; g is that of the loss: a scalar, or R."""
-    target, weight, weights_sum, sums, shares, total = aux
-    x, g = aligned(xp, x), aligned(xp, g)
-    grad, rows = xp.empty(x.shape, x.dtype), x.shape[0]
+    target, weight, weights_sum, stats = aux
+    if not xp.is_contiguous(x) or x.data.ptr & 15:
+        x = aligned(xp, x)
+    if not xp.is_contiguous(g):
+        g = xp.ascontiguousarray(g)
+    grad, rows = xp.ndarray(x.shape, x.dtype), x.shape[0]
     if x.size:
-        if g.dtype != x.dtype and g.dtype != sums.dtype:
-            g = g.astype(sums.dtype)
+        if g.dtype != x.dtype and g.dtype != stats.dtype:
+            g = g.astype(stats.dtype)
         each = (g, None) if g.dtype == x.dtype else (None, g)
         _launch(xp, "cross_entropy_backward", x, (
-            x, target, weight, weights_sum, sums, shares, total, *each, grad, rows, x.shape[1],
-            int(ignore_index), float(smoothing), int(reduction == "none")))
+            x, target, weight, weights_sum, stats, *each, grad, rows, x.shape[1], int(ignore_index),
+            float(smoothing), int(reduction == "none"), int(reduction == "mean")))
     return grad

@@ -8,127 +8,164 @@ from __future__ import annotations
 import math
 
 from .kernel import WARP, kernel
-from .reductions import reduce_middle
-from .rows import F64, FLOATS, MOST, aligned, packs, teams, warps, wider
+from .rows import aligned, block_of, packs, team, wider
 
+_MOST = 512  # threads of a block in backward, as in csrc/norms.cu
 _BLOCKS = 264  # that share the rows of a backward pass: two for each multiprocessor of a large GPU
+_SHARED = 96 << 10  # bytes that a block may have on every GPU
 _STRIPS = 128  # of rows, whose columns are added up apart
+_forwards: dict[tuple, tuple] = {}  # launches by device, dtypes and width
+_backwards: dict[tuple, tuple] = {}
 
 
-def _weight_type(x, *weights):
+def _weight_type(dtype, *weights):
     """What weights are read as: x's type if all have it, else what x is computed in."""
-    alike = all(w is None or w.dtype == x.dtype for w in weights)
-    return x.dtype if alike else wider(x.dtype)
+    alike = all(w is None or w == dtype for w in weights)
+    return dtype if alike else wider(dtype)
 
 
-def _as(xp, w, dtype):
+def _read_as(xp, w, dtype):
+    """A weight as a contiguous array of ``dtype`` on 16 bytes."""
     if w is None:
         return None
-    return aligned(xp, w if w.dtype == dtype else w.astype(dtype))
+    if w.dtype != dtype:
+        w = w.astype(dtype)
+    return w if xp.is_contiguous(w) and not w.data.ptr & 15 else aligned(xp, w)
 
 
-def _find(xp, x, weight_type, name):
-    return kernel(xp.cupy, "norms", name, ELEMENT=x.dtype.name, WEIGHT=weight_type.name)
+# ---------------------------------------------------------------- forward
+def _forward_plan(xp, key):
+    """(prepared launch, rows of a block, what weights are read as) for rows of one width."""
+    _, _, width, dtype, weight, bias = key
+    suffix, threads, rows = team(packs(width, dtype.itemsize))
+    read = _weight_type(dtype, weight, bias)
+    made = kernel(xp.cupy, "norms", "norm" + suffix, ELEMENT=dtype.name, WEIGHT=read.name)
+    array = xp.ndarray
+    types = (array, type(None) if weight is None else array, type(None) if bias is None else array,
+             array, array, int, int, float, int)
+    return _forwards.setdefault(key, (made.prepared(threads, types), rows, read))
 
 
-def _forward(xp, x, weight, bias, eps, centred):
-    rows, width = x.shape
-    read = _weight_type(x, weight, bias)
-    x, weight, bias = aligned(xp, x), _as(xp, weight, read), _as(xp, bias, read)
-    out, scales = xp.empty(x.shape, x.dtype), xp.empty(rows, wider(x.dtype))
-    means = xp.empty(rows, scales.dtype) if centred else None
-    if width == 0:
-        scales[...] = math.nan
-        if centred:
-            means[...] = math.nan
-    elif rows:
-        count, held = packs(width, x.dtype.itemsize), 8 if x.dtype.itemsize == 4 else 4
-        if count <= 4 * WARP:
-            name, (grid, block) = "norm_warp1" if count <= WARP else "norm_warp4", warps(rows)
-        else:
-            name, (grid, block) = "norm_block", teams(rows, count, held)
-            if count > held * MOST:
-                name = "norm_long"
-        _find(xp, x, read, name)(
-            grid, block, (x, weight, bias, out, means, scales, rows, width, float(eps)))
-    return out, means, scales
-
-
-def _fits(x, count):
-    """Whether backward can keep a row, and the sums of its columns, in registers."""
-    held = 2 if x.dtype.itemsize == 2 else 4
-    return x.shape[1] % (16 // x.dtype.itemsize) == 0 and count <= held * MOST
-
-
-def _backward_in_registers(xp, g, x, weight, read, means, scales, grad, count, affine):
-    """One pass; returns the sums of columns of each block, 2×blocks×C, or None."""
-    rows, width = x.shape
-    wide, shared = wider(x.dtype), 0
-    if count <= 3 * WARP:
-        name, block = "norm_backward_warp1" if count <= WARP else "norm_backward_warp3", 256
-        blocks, shared = min(_BLOCKS, -(-rows // 8)), 2 * width * wide.itemsize
-    else:
-        name, held = "norm_backward_block", 2 if x.dtype.itemsize == 2 else 4
-        (block,) = teams(rows, count, held)[1]
-        blocks = min(_BLOCKS if block > 128 else 2 * _BLOCKS, rows)
-    parts = xp.empty((2, blocks, width), wide) if affine else None
-    args = (g, x, weight, means, scales, grad, parts, rows, width)
-    _find(xp, x, read, name)((blocks,), (block,), args, shared=shared)
-    return parts
-
-
-def _backward_long(xp, g, x, weight, read, means, scales, grad, count, affine):
-    """Rows of any width or alignment; returns the sums of columns of strips of rows, or None."""
-    rows, width = x.shape
-    grid, block = teams(rows, count, 4)
-    _find(xp, x, read, "norm_backward_long")(
-        grid, block, (g, x, weight, means, scales, grad, rows, width))
-    if not affine:
-        return None
-    chunk = -(-rows // min(_STRIPS, rows))
-    strips = -(-rows // chunk)
-    parts = xp.empty((2, strips, width), wider(x.dtype))
-    _find(xp, x, read, "norm_columns")(
-        (-(-width // 128), strips), (128,), (g, x, means, scales, parts, rows, width, chunk))
-    return parts
-
-
-def _backward(xp, g, x, weight, means, scales, affine):
-    read = _weight_type(x, weight)
-    out = x.dtype if weight is None else weight.dtype
-    if g.dtype != x.dtype:
-        g = g.astype(x.dtype)
-    g, x, weight = aligned(xp, g), aligned(xp, x), _as(xp, weight, read)
-    grad, width = xp.empty(x.shape, x.dtype), x.shape[1]
+def _forward(xp, x, weight, bias, ndim, eps, centred):
+    shape, dtype = x.shape, x.dtype
+    width = shape[-1] if ndim == 1 else math.prod(shape[-ndim:])
+    rows = x.size // width if width else math.prod(shape[:-ndim])
+    if not xp.is_contiguous(x) or x.data.ptr & 15:
+        x = aligned(xp, x)
+    out = xp.ndarray(shape, dtype)
+    stats = xp.ndarray(2 * rows if centred else rows, wider(dtype))
     if x.size == 0:
-        return (grad, *((xp.zeros(width, out), xp.zeros(width, out)) if affine else (None, None)))
-    count = packs(width, x.dtype.itemsize)
-    run = _backward_in_registers if _fits(x, count) else _backward_long
-    parts = run(xp, g, x, weight, read, means, scales, grad, count, affine)
+        stats[...] = math.nan
+        return out, (stats,)
+    key = (xp, centred, width, dtype, None if weight is None else weight.dtype,
+           None if bias is None else bias.dtype)
+    launch, per_block, read = _forwards.get(key) or _forward_plan(xp, key)
+    weight, bias = _read_as(xp, weight, read), _read_as(xp, bias, read)
+    launch(-(-rows // per_block), x, weight, bias, out, stats, rows, width, float(eps), centred)
+    return out, (stats,)
+
+
+# ---------------------------------------------------------------- backward
+class _Plan:
+    """How backward goes over rows of one width, dtype and weight."""
+
+    def __init__(self, xp, width, dtype, weight):
+        self.read, self.width = _weight_type(dtype, weight), width
+        self.wide, array, none = wider(dtype), xp.ndarray, type(None)
+        count = packs(width, dtype.itemsize)
+        held = 1 if dtype.itemsize == 2 else 2
+        types = array, array, none if weight is None else array, array, array
+        self.strips = width % (16 // dtype.itemsize) != 0 or count * 128 > _SHARED
+        find = lambda name: kernel(xp.cupy, "norms", name, ELEMENT=dtype.name,  # noqa: E731
+                                   WEIGHT=self.read.name)
+        self.finish = find("norm_finish").prepared(_MOST, (array,) * 3 + (int,) * 2)
+        if self.strips:
+            made, threads = find("norm_backward_long"), block_of(count, 2, _MOST)
+            self.launch = made.prepared(threads, (*types, int, int, int))
+            self.columns = find("norm_columns")
+            return
+        wide = count > held * _MOST
+        held *= 1 + wide
+        self.team = block_of(count, held, _MOST)
+        self.teams = 1 if wide else max(1, _MOST // self.team)
+        threads = self.team * self.teams
+        made = find("norm_backward_wide" if wide else "norm_backward_block")
+        self.shared = 64 * held * threads
+        if self.shared > 40 << 10:
+            made.allow_shared(_SHARED)  # the kernel's for all widths
+        self.run, self.threads = made, (threads,)
+
+    def blocks(self, rows):
+        """Enough to fill the GPU, each with several rows where there are that many."""
+        return min(_BLOCKS, -(-rows // (2 * self.teams)))
+
+    def parts(self, xp, g, x, weight, stats, grad, rows, affine, centred):
+        """Launch; returns the sums of columns by blocks or strips, 2×n×C, or None."""
+        width = self.width
+        if not self.strips:
+            blocks = self.blocks(rows)
+            parts = xp.ndarray((2, blocks, width), self.wide) if affine else None
+            self.run((blocks,), self.threads,
+                     (g, x, weight, stats, grad, parts, rows, width, self.team, centred), self.shared)
+            return parts
+        self.launch(rows, g, x, weight, stats, grad, rows, width, centred)
+        if not affine:
+            return None
+        chunk = -(-rows // min(_STRIPS, rows))
+        strips = -(-rows // chunk)
+        parts = xp.ndarray((2, strips, width), self.wide)
+        grid = -(-width // 128), strips
+        self.columns(grid, (128,), (g, x, stats, parts, rows, width, chunk, centred))
+        return parts
+
+
+def _backward(xp, g, x, weight, ndim, stats, affine, centred):
+    """(grad x, grad weight, grad bias), the latter of the shape of the last axes, or None."""
+    shape, dtype = x.shape, x.dtype
+    last = shape[-ndim:]
+    width = last[0] if ndim == 1 else math.prod(last)
+    if g.dtype != dtype:
+        g = g.astype(dtype)
+    if not xp.is_contiguous(g) or g.data.ptr & 15:
+        g = aligned(xp, g)
+    if not xp.is_contiguous(x) or x.data.ptr & 15:
+        x = aligned(xp, x)
+    grad = xp.ndarray(shape, dtype)
+    if x.size == 0:
+        out = dtype if weight is None else weight.dtype
+        return (grad, *((xp.zeros(last, out), xp.zeros(last, out)) if affine else (None, None)))
+    key = (xp, width, dtype, None if weight is None else weight.dtype)
+    plan = _backwards.get(key)
+    if plan is None:
+        plan = _backwards[key] = _Plan(*key)
+    rows = x.size // width
+    parts = plan.parts(xp, g, x, _read_as(xp, weight, plan.read), stats, grad, rows, affine, centred)
     if parts is None:
         return grad, None, None
-    if out not in FLOATS or (out == F64) != (parts.dtype == F64):
-        out = parts.dtype  # the engine casts
-    both = reduce_middle(xp, parts, 2, parts.shape[1], width, "sum", out).reshape(2, width)
-    return grad, both[0], both[1]
+    gw, gb = xp.ndarray(last, plan.read), xp.ndarray(last, plan.read)
+    plan.finish(2 * -(-width // WARP), parts, gw, gb, parts.shape[1], width)
+    return grad, gw, gb
 
 
-def layer_norm(xp, x, weight, bias, eps):
-    """(y R×C, mean R, 1/√(variance + eps) R); weight and bias are C, of any float type, or None."""
-    return _forward(xp, x, weight, bias, eps, True)
+# ---------------------------------------------------------------- what the namespace has
+def layer_norm_over(xp, x, weight, bias, ndim, eps):
+    """LayerNorm over the last ``ndim`` axes: (y, what backward needs beside x and weight).
+
+    weight and bias have the shape of those axes and any float type, or are None.
+    """
+    return _forward(xp, x, weight, bias, ndim, eps, 1)
 
 
-def layer_norm_backward(xp, g, x, weight, mean, rstd, affine=True):
-    """(grad x R×C, grad weight C, grad bias C); the latter None unless ``affine``. Deterministic."""
-    return _backward(xp, g, x, weight, mean, rstd, affine)
+def layer_norm_over_backward(xp, g, x, weight, ndim, aux, affine=True):
+    """(grad x, grad weight, grad bias); the latter None unless ``affine``. Deterministic."""
+    return _backward(xp, g, x, weight, ndim, *aux, affine, 1)
 
 
-def rms_norm(xp, x, weight, eps):
-    """(x·weight/√(mean x² + eps) R×C, that factor without the weight R)."""
-    out, _, scales = _forward(xp, x, weight, None, eps, False)
-    return out, scales
+def rms_norm_over(xp, x, weight, ndim, eps):
+    """RMSNorm over the last ``ndim`` axes: (y, what backward needs beside x and weight)."""
+    return _forward(xp, x, weight, None, ndim, eps, 0)
 
 
-def rms_norm_backward(xp, g, x, weight, rstd, affine=True):
-    """(grad x R×C, grad weight C; None unless ``affine``). Deterministic."""
-    return _backward(xp, g, x, weight, None, rstd, affine)[:2]
+def rms_norm_over_backward(xp, g, x, weight, ndim, aux, affine=True):
+    """(grad x, grad weight; None unless ``affine``). Deterministic."""
+    return _backward(xp, g, x, weight, ndim, *aux, affine, 0)[:2]

@@ -7,16 +7,16 @@ two where that group is long and few blocks would share the work. What is no flo
 from __future__ import annotations
 
 import builtins
-import functools
 import math
 
 from .. import plain_kernels, row_kernels
 from .kernel import WARP, kernel
-from .rows import F32, FLOATS, aligned, warps, wider
+from .rows import F32, FLOATS, THREADS, aligned, wider
 
-_BLOCKS = 1024  # blocks that keep every multiprocessor busy
+_BLOCKS = 528  # that work at the same time on a large GPU, four on each of its multiprocessors
 _PIECE = 16384  # elements of a row that are worth a block of its own
 _ROWS = 64  # rows of a column that are worth a block of its own
+_SHALLOW = 512  # rows of a column that one block goes through rather than two launches
 _SECOND = {"sum": "sum", "squares": "sum", "largest": "largest", "smallest": "smallest"}
 
 
@@ -24,49 +24,65 @@ def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _launch(xp, x, outer, n, inner, what, dtype, strips, divisor, root, centre):
-    """One launch over outer×n×inner: an array of outer·strips·inner elements of ``dtype``."""
-    out = xp.empty(outer * strips * inner, dtype)
-    chunk = -(-n // strips)
-    find = functools.partial(kernel, xp.cupy, "reductions", ELEMENT=x.dtype.name, RESULT=dtype.name)
+# ---------------------------------------------------------------- launches
+def _step(xp, outer, n, inner, what, source, dtype, strips=1, divisor=1.0, root=0):
+    """One launch over outer×n×inner elements of ``source`` to outer·strips·inner of ``dtype``.
+
+    Returns:
+        (kernel, grid, block, size of the result, its dtype, what follows the arrays).
+    """
+    chunk, each = -(-n // strips), 16 // source.itemsize
     if inner == 1:
-        if n <= 1024 and strips == 1:
-            name, (grid, block) = "warps_", warps(outer)
-        else:
-            threads = builtins.min(512, -(-n * x.dtype.itemsize // (64 * WARP)) * WARP)
+        name, grid, block, parts = "warps_", (-(-outer * WARP // THREADS),), (THREADS,), strips
+        if n > 1024 or strips > 1:
+            threads = builtins.min(512, -(-chunk * source.itemsize // (64 * WARP)) * WARP)
             name, grid, block = "rows_", (outer * strips,), (threads,)
-        find(name + what)(grid, block, (x, centre, out, outer, n, strips, chunk, divisor, root))
-        return out
-    each = 16 // x.dtype.itemsize
-    name, each = ("packs_", each) if inner % each == 0 else ("columns_", 1)
-    wide = builtins.min(32, _power_of_2(inner // each))
-    if n > 64 and strips * outer * inner < 128 * 32 * each:  # few blocks: deeper ones make more
-        wide = builtins.min(wide, 8)
-    grid = (-(-inner // (wide * each)), strips, builtins.min(outer, 65535))
-    find(name + what)(
-        grid, (wide, 256 // wide), (x, centre, out, outer, n, inner, chunk, divisor, root))
-    return out
+        rest = outer, n, parts, chunk, divisor, root
+    else:
+        name, each = ("packs_", each) if inner % each == 0 else ("columns_", 1)
+        wide = builtins.min(32, _power_of_2(inner // each))
+        if n > 64 and strips * outer * inner < 128 * 32 * each:  # few blocks: deeper ones make more
+            wide = builtins.min(wide, 8)
+        grid = (-(-inner // (wide * each)), strips, builtins.min(outer, 65535))
+        block, rest = (wide, 256 // wide), (outer, n, inner, chunk, divisor, root)
+    made = kernel(xp.cupy, "reductions", name + what, ELEMENT=source.name, RESULT=dtype.name)
+    return made, grid, block, outer * strips * inner, dtype, rest
 
 
 def _strips(outer, n, inner, itemsize):
     """Into how many parts the reduced axis is cut, so that there are blocks enough."""
     if inner == 1:
         return builtins.max(1, builtins.min(_BLOCKS // outer, n // _PIECE))
+    if n <= _SHALLOW:
+        return 1
     each = 16 // itemsize if inner % (16 // itemsize) == 0 else 1
     columns = -(-inner // (32 * each))
     return builtins.max(1, builtins.min(_BLOCKS // (columns * outer), n // _ROWS))
 
 
-def reduce_middle(xp, x, outer, n, inner, what, dtype, divisor=1.0, root=0, centre=None):
-    """The middle axis of an aligned array, seen as outer×n×inner, reduced: outer·inner elements."""
-    strips = _strips(outer, n, inner, x.dtype.itemsize)
-    if strips > 1:
-        strips = -(-n // -(-n // strips))  # none of them empty
-        x = _launch(xp, x, outer, n, inner, what, wider(x.dtype), strips, 1.0, 0, centre)
-        n, what, centre = strips, _SECOND[what], None
-    return _launch(xp, x, outer, n, inner, what, dtype, 1, divisor, root, centre)
+def _steps(xp, outer, n, inner, what, source, dtype, divisor=1.0, root=0):
+    """The launches that reduce the middle axis of outer×n×inner: one, or two if it is long."""
+    strips = _strips(outer, n, inner, source.itemsize)
+    if strips == 1:
+        return [_step(xp, outer, n, inner, what, source, dtype, 1, divisor, root)]
+    strips, much = -(-n // -(-n // strips)), wider(source)  # none of them empty
+    return [_step(xp, outer, n, inner, what, source, much, strips),
+            _step(xp, outer, strips, inner, _SECOND[what], much, dtype, 1, divisor, root)]
 
 
+def _run(xp, x, steps, shape, centre=None):
+    """Put the launches into the stream; the last result has ``shape``."""
+    for made, grid, block, size, dtype, rest in steps[:-1]:
+        out = xp.ndarray(size, dtype)
+        made(grid, block, (x, centre, out, *rest))
+        x, centre = out, None
+    made, grid, block, _, dtype, rest = steps[-1]
+    out = xp.ndarray(shape, dtype)
+    made(grid, block, (x, centre, out, *rest))
+    return out
+
+
+# ---------------------------------------------------------------- any axes
 def _groups(shape, axes):
     """[(size, whether reduced)] of neighbouring axes alike; sizes of 1 left out."""
     groups: list[tuple[int, bool]] = []
@@ -81,6 +97,25 @@ def _groups(shape, axes):
     return groups
 
 
+def _all_steps(xp, shape, axes, what, source, dtype, divisor, root):
+    """The launches that reduce some axes of a contiguous array, the last group of them first."""
+    groups = _groups(shape, axes)
+    left = builtins.sum(g[1] for g in groups)
+    if left == 0:  # only axes of size 1
+        groups, left = [*groups, (1, True)], 1
+    steps: list[tuple] = []
+    while left:
+        at = builtins.max(i for i, g in enumerate(groups) if g[1])
+        outer, n = math.prod(g[0] for g in groups[:at]), groups[at][0]
+        inner = math.prod(g[0] for g in groups[at + 1 :])
+        left -= 1
+        end = (dtype, divisor, root) if left == 0 else (wider(source),)
+        steps += _steps(xp, outer, n, inner, what, source, *end)
+        source, what = steps[-1][4], _SECOND[what]
+        del groups[at]
+    return steps
+
+
 def _in_memory_order(xp, a, axes):
     """(an aligned array, its axes in order of strides, which of those are ``axes``)."""
     order = tuple(range(a.ndim))
@@ -92,28 +127,28 @@ def _in_memory_order(xp, a, axes):
     return aligned(xp, a), order, set(axes)
 
 
+_plans: dict[tuple, tuple] = {}  # (launches, shape of the result) by all that decides them
+
+
 def _over(xp, a, axes, keepdims, what, dtype=None, divisor=1.0, root=0):
     """Reduce the axes (a tuple, not negative) of a float array that is not empty."""
-    dtype, kept = dtype or a.dtype, tuple(1 if i in axes else s for i, s in enumerate(a.shape))
+    if not xp.is_contiguous(a) or a.data.ptr & 15:
+        return _over_view(xp, a, axes, keepdims, what, dtype, divisor, root)
+    key = (xp, a.shape, a.dtype, axes, keepdims, what, dtype, divisor, root)
+    found = _plans.get(key)
+    if found is None:
+        shape = [1 if i in axes else s for i, s in enumerate(a.shape) if keepdims or i not in axes]
+        steps = _all_steps(xp, a.shape, axes, what, a.dtype, dtype or a.dtype, divisor, root)
+        if len(_plans) > 4096:
+            _plans.clear()
+        found = _plans[key] = steps, tuple(shape)
+    return _run(xp, a, *found)
+
+
+def _over_view(xp, a, axes, keepdims, what, dtype, divisor, root):
     x, order, reduced = _in_memory_order(xp, a, axes)
-    groups = _groups(x.shape, reduced)
-    left = builtins.sum(g[1] for g in groups)
-    if left == 0:  # only axes of size 1
-        groups, left = [*groups, (1, True)], 1
-    while left:  # the last reduced group first
-        at = builtins.max(i for i, g in enumerate(groups) if g[1])
-        outer, n = math.prod(g[0] for g in groups[:at]), groups[at][0]
-        inner = math.prod(g[0] for g in groups[at + 1 :])
-        left -= 1
-        last = not left
-        x = reduce_middle(xp, x, outer, n, inner, what, dtype if last else wider(x.dtype),
-                    divisor if last else 1.0, root if last else 0)
-        what = _SECOND[what]
-        del groups[at]
-    if order == tuple(range(a.ndim)):
-        return x.reshape(kept if keepdims else [s for i, s in enumerate(a.shape) if i not in axes])
-    back = sorted(range(a.ndim), key=order.__getitem__)
-    x = x.reshape([kept[d] for d in order]).transpose(back)
+    x = _over(xp, x, tuple(sorted(reduced)), True, what, dtype or a.dtype, divisor, root)
+    x = x.transpose(sorted(range(a.ndim), key=order.__getitem__))
     return x if keepdims else x.squeeze(axes)
 
 
@@ -186,11 +221,12 @@ def variance(xp, a, axes, correction, keepdims, root=False):
     n = groups[at[0]][0]
     outer = math.prod(g[0] for g in groups[: at[0]])
     inner = math.prod(g[0] for g in groups[at[0] + 1 :])
-    mean = reduce_middle(xp, x, outer, n, inner, "sum", wider(a.dtype), float(n))
+    steps = _steps(xp, outer, n, inner, "sum", a.dtype, wider(a.dtype), float(n))
+    mean = _run(xp, x, steps, outer * inner)
     left = builtins.max(float(n - correction), 0.0)
-    out = reduce_middle(xp, x, outer, n, inner, "squares", a.dtype, left, int(root), mean)
-    kept = [1 if i in axes else s for i, s in enumerate(a.shape)]
-    return out.reshape(kept if keepdims else [s for i, s in enumerate(a.shape) if i not in axes])
+    steps = _steps(xp, outer, n, inner, "squares", a.dtype, a.dtype, left, int(root))
+    shape = [1 if i in axes else s for i, s in enumerate(a.shape) if keepdims or i not in axes]
+    return _run(xp, x, steps, tuple(shape), mean)
 
 
 def sum_rows_to(xp, g, shape):
@@ -200,4 +236,6 @@ def sum_rows_to(xp, g, shape):
     lead = g.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(
         i + lead for i, s in enumerate(shape) if s == 1 and g.shape[i + lead] != 1)
+    if len(axes) == lead:
+        return _over(xp, g, axes, False, "sum")
     return _over(xp, g, axes, True, "sum").reshape(shape)

@@ -7,8 +7,8 @@ import math
 from .. import dtypes
 from .kernel import WARP, kernel
 
-WARPS = 4  # rows of a block, where a warp works on each
-MOST = 512  # threads of a block that works on one row
+THREADS = 128  # of a block whose warps, or parts of them, work on rows of their own
+HELD = 4  # packs that a thread holds
 FLOATS = frozenset(d.np for d in (dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64))
 F32, F64 = dtypes.float32.np, dtypes.float64.np
 
@@ -20,7 +20,7 @@ def wider(dtype):
 
 def aligned(xp, a):
     """``a`` as a contiguous array that starts on 16 bytes; a copy only if it is none."""
-    if not a.flags.c_contiguous:  # of 0-dim arrays ascontiguousarray would make 1-dim ones
+    if not xp.is_contiguous(a):  # of 0-dim arrays ascontiguousarray would make 1-dim ones
         a = xp.ascontiguousarray(a)
     return a if a.data.ptr % 16 == 0 else a.copy()
 
@@ -31,66 +31,88 @@ def packs(width: int, itemsize: int) -> int:
     return width // each if width % each == 0 else (width - 2) // each + 2
 
 
-def warps(rows: int) -> tuple[tuple[int], tuple[int]]:
-    """(grid, block) with a warp for each row."""
-    return (-(-rows // WARPS),), (WARP * WARPS,)
+def team(count: int, most: int = 1024) -> tuple[str, int, int]:
+    """Who works on a row of ``count`` packs: (suffix of the kernel, threads of a block, its rows).
+
+    Short rows share a warp, longer ones have one, then a block of up to ``most`` threads that hold the
+    row; what is longer yet is read more than once.
+    """
+    if count <= 8:
+        return "_lanes", THREADS, THREADS // 8
+    if count <= HELD * WARP:
+        return ("_warp1" if count <= WARP else "_warp4"), THREADS, THREADS // WARP
+    if count <= HELD * most:
+        return "_block", block_of(count, HELD), 1
+    return "_long", 512, 1
 
 
-def teams(rows: int, count: int, held: int) -> tuple[tuple[int], tuple[int]]:
-    """(grid, block) with a block for each row of ``count`` packs, of which a thread holds ``held``."""
-    threads = -(-count // held)
-    return (rows,), (min(MOST, -(-threads // WARP) * WARP),)
+def block_of(count: int, held: int, most: int = 1024) -> int:
+    """Threads, whole warps, that hold ``count`` packs, ``held`` each."""
+    return min(most, -(-count // (held * WARP)) * WARP)
+
+
+_plans: dict[tuple, tuple] = {}  # launches by device, kernel, dtype and width
+
+
+def _plan(xp, name, dtype, width):
+    """(prepared launch, rows of a block) of a softmax kernel over rows of ``width`` elements."""
+    most = 512 if name == "softmax_backward" else 1024  # backward holds two arrays
+    suffix, threads, rows = team(packs(width, dtype.itemsize), most)
+    count = 3 if name == "softmax_backward" else 2
+    made = kernel(xp.cupy, "softmax", name + suffix, ELEMENT=dtype.name)
+    found = made.prepared(threads, (xp.ndarray,) * count + (int,) * 3), rows
+    return _plans.setdefault((xp, name, dtype, width), found)
+
+
+def _columns(xp, name, arrays, axis, logs):
+    """A softmax kernel over contiguous arrays of one shape and dtype along an axis but the last."""
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    width, inner, rows = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape[:axis])
+    threads = min(128, -(-inner // WARP) * WARP)
+    kernel(xp.cupy, "softmax", name + "_columns", ELEMENT=dtype.name)(
+        (-(-inner // threads), min(rows, 65535)), (threads,), (*arrays, rows, width, inner, logs))
 
 
 def _launch(xp, name, arrays, axis, logs):
-    """A softmax kernel over contiguous arrays of one shape and dtype along ``axis``."""
-    shape, dtype = arrays[0].shape, arrays[0].dtype
-    axis %= len(shape)
-    width, inner = shape[axis], math.prod(shape[axis + 1 :])
-    rows = math.prod(shape[:axis])
-    if inner > 1:
-        threads = min(128, -(-inner // WARP) * WARP)
-        grid, block = (-(-inner // threads), min(rows, 65535)), (threads,)
-        kernel(xp.cupy, "softmax", name + "_columns", ELEMENT=dtype.name)(
-            grid, block, (*arrays, rows, width, inner, logs))
-        return
-    count, held = packs(width, dtype.itemsize), 8 if dtype.itemsize == 4 else 4
-    if count <= 4 * WARP:
-        kind, (grid, block) = "_warp1" if count <= WARP else "_warp4", warps(rows)
-    elif count <= held * MOST:
-        kind, (grid, block) = "_block", teams(rows, count, held)
-    else:
-        kind, (grid, block) = "_long", teams(rows, count, 4)
-    kernel(xp.cupy, "softmax", name + kind, ELEMENT=dtype.name)(
-        grid, block, (*arrays, rows, width, logs))
+    x = arrays[0]
+    shape, size = x.shape, x.size
+    if axis < 0:
+        axis += len(shape)
+    if axis + 1 != len(shape) and math.prod(shape[axis + 1 :]) > 1:
+        return _columns(xp, name, arrays, axis, logs)
+    width = shape[axis] if shape else 1
+    launch, rows = _plans.get((xp, name, x.dtype, width)) or _plan(xp, name, x.dtype, width)
+    count = size // width
+    launch(-(-count // rows), *arrays, count, width, logs)
 
 
 def _forward(xp, x, axis, logs):
-    x = aligned(xp, x)
-    out = xp.empty(x.shape, x.dtype)
+    if not xp.is_contiguous(x) or x.data.ptr & 15:
+        x = aligned(xp, x)
+    out = xp.ndarray(x.shape, x.dtype)
     if x.size:
-        if x.ndim == 0:
-            _launch(xp, "softmax", (x.reshape(1), out.reshape(1)), 0, logs)
-        else:
-            _launch(xp, "softmax", (x, out), axis, logs)
+        _launch(xp, "softmax", (x, out), axis, logs)
     return out
 
 
 def _backward(xp, g, out, axis, logs):
     if g.dtype != out.dtype:
         g = g.astype(out.dtype)
-    g, out = aligned(xp, g), aligned(xp, out)
-    grad = xp.empty(out.shape, out.dtype)
+    if not xp.is_contiguous(g) or g.data.ptr & 15:
+        g = aligned(xp, g)
+    if not xp.is_contiguous(out) or out.data.ptr & 15:
+        out = aligned(xp, out)
+    grad = xp.ndarray(out.shape, out.dtype)
     if out.size:
-        if out.ndim == 0:
-            grad[...] = 0
-        else:
+        if out.ndim:
             _launch(xp, "softmax_backward", (g, out, grad), axis, logs)
+        else:
+            grad[...] = 0
     return grad
 
 
 def softmax(xp, x, axis):
-    """exp(x − max) / sum along ``axis``; a row of up to 16K elements is read once."""
+    """exp(x − max) / sum along ``axis``; a row of up to 64 KiB is read once."""
     return _forward(xp, x, axis, 0)
 
 

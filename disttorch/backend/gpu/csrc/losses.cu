@@ -10,124 +10,114 @@
 typedef ELEMENT T;
 typedef Acc<T>::type A;
 #define V PACK(T)
-#define BATCH 4
+#define BATCH 4  // packs that a thread loads before it uses the first
 
-struct Running {  // the largest element so far, Σ exp(element − it), Σ weight·element
-    A top, sum, weighted;
-};
+template <class> struct Power { typedef Folded type; };
+template <> struct Power<float> { typedef Quick type; };
+template <> struct Power<double> { typedef Exact type; };
+typedef Power<T>::type E;
 
-__device__ __forceinline__ A finite_shift(A top) { return top == (A)-INFINITY_ ? (A)0 : top; }
-
-// Elements of −inf leave everything as it is; a NaN gets into the sum.
-__device__ __forceinline__ void see(Running& r, const Pack<T, V>& pack) {
-    A top = r.top;
-#pragma unroll
-    for (int j = 0; j < V; j++) top = up(pack.v[j]) > top ? up(pack.v[j]) : top;
-    A shift = finite_shift(top);
-    if (top != r.top) {
-        r.sum *= quick_exp(r.top - shift);
-        r.top = top;
-    }
-#pragma unroll
-    for (int j = 0; j < V; j++) r.sum += quick_exp(up(pack.v[j]) - shift);
-}
-
-__device__ __forceinline__ void see_weighted(Running& r, const T* x, const A* weight, i64 first, i64 width) {
+// Σ weight·element over the elements of a pack that are the row's.
+__device__ __forceinline__ A weigh(const Words<T>& words, const A* weight, const Span<T, int>& span, int first) {
+    A sum = 0;
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        i64 i = first + j;
-        if (i >= 0 && i < width) r.weighted += weight ? weight[i] * up(x[i]) : up(x[i]);
+        if (span.holds(first + j)) sum += weight ? weight[first + j] * words.at(j) : words.at(j);
     }
+    return sum;
 }
 
-// losses, sums (log Σ exp) and shares (the weight of the target, 0 if ignored): R of each.
+// stats: R losses, R sums (log Σ exp), R shares (the weight of the target, 0 if ignored), and their total.
 // weights_sum: Σ weight (null: C).
-template <bool BLOCK>
-__device__ __forceinline__ void forward(const T* __restrict__ x, const i64* target, const A* weight,
-                                        const A* weights_sum, A* losses, A* sums, A* shares, i64 rows,
-                                        i64 width, i64 ignored, double smoothing) {
-    __shared__ A scratch[WARP];
-    Team<BLOCK> team;
-    if (team.row >= rows) return;
+template <int LANES>
+__device__ __forceinline__ void forward(const T* __restrict__ x, const i64* __restrict__ target,
+                                        const A* __restrict__ weight, const A* weights_sum, A* stats,
+                                        i64 rows, i64 width, i64 ignored, double smoothing) {
+    __shared__ A scratch[3][WARP];
+    Team<LANES> team(rows);
+    if (!team.there) return;
     x += team.row * width;
-    int phase = phase_of(x);
-    const A lowest = (A)-INFINITY_;
-    Running r = {lowest, 0, 0};
-    i64 step = (i64)team.size * V;
-    for (i64 i = (i64)team.lane * V - phase; i < width; i += BATCH * step) {
-        Pack<T, V> pack[BATCH];
-#pragma unroll
-        for (int k = 0; k < BATCH; k++) pack[k] = load_pack(x, i + k * step, width, true, down<T>(lowest));
-#pragma unroll
-        for (int k = 0; k < BATCH; k++) see(r, pack[k]);
+    const T lowest = down<T>((A)-INFINITY_);
+    i64 t = target[team.row];
+    bool known = t >= 0 && t < width;
+    T picked = known ? x[t] : lowest;
+    Span<T, int> span(x, width);
+    int first = team.lane * V - span.phase, step = team.size * V;
+    Running<A, E> seen;
+    A weighted = 0;
+    Words<T> held[BATCH];
+    for (int i = first; i < span.width; i += BATCH * step) {
+        span.load(held, x, i, step, lowest);
+        span.mend(held, x, i, step, lowest);
+        seen.see(held);
         if (smoothing != 0) {
-            for (int k = 0; k < BATCH; k++) see_weighted(r, x, weight, i + k * step, width);
+#pragma unroll
+            for (int k = 0; k < BATCH; k++) weighted += weigh(held[k], weight, span, i + k * step);
         }
     }
-    A top = team_reduce<BLOCK>(r.top, Max(), scratch, lowest);
-    A shift = finite_shift(top);
-    A sum = team_reduce<BLOCK>(r.sum * quick_exp(r.top - shift), Add(), scratch, (A)0);
-    A weighted = smoothing != 0 ? team_reduce<BLOCK>(r.weighted, Add(), scratch, (A)0) : (A)0;
+    seen.rise(team.reduce(seen.top, Top(), scratch[0], up(lowest)));
+    A sum = team.reduce(seen.sum, Add(), scratch[1], (A)0);
+    if (smoothing != 0) weighted = team.reduce(weighted, Add(), scratch[2], (A)0);
     if (team.lane != 0) return;
-    if (top == lowest) sum = top - top;  // nothing but −inf: NaN, as 0/0
-    A all = top + log(sum);
-    i64 t = target[team.row];
-    sums[team.row] = all;
+    if (seen.top == up(lowest)) sum = seen.top - seen.top;  // nothing but −inf: NaN, as 0/0
+    A all = seen.top + log(sum);
+    stats[rows + team.row] = all;
     if (t == ignored) {
-        losses[team.row] = shares[team.row] = 0;
+        stats[team.row] = stats[2 * rows + team.row] = 0;
         return;
     }
-    bool known = t >= 0 && t < width;
     A share = !known ? (A)0 / (all - all) : weight ? weight[t] : (A)1;
-    A loss = known ? (all - up(x[t])) * share : share;
+    A loss = known ? (all - up(picked)) * share : share;
     if (smoothing != 0) {
         A even = all * (weights_sum ? *weights_sum : (A)width) - weighted;
         loss = loss * (A)(1 - smoothing) + even * (A)(smoothing / width);
     }
-    losses[team.row] = loss;
-    shares[team.row] = share;
+    stats[team.row] = loss;
+    stats[2 * rows + team.row] = share;
 }
 
-extern "C" __global__ void __launch_bounds__(128)
-cross_entropy_warps(const T* x, const i64* target, const A* weight, const A* weights_sum, A* losses, A* sums,
-                    A* shares, i64 rows, i64 width, i64 ignored, double smoothing) {
-    forward<false>(x, target, weight, weights_sum, losses, sums, shares, rows, width, ignored, smoothing);
-}
-extern "C" __global__ void __launch_bounds__(512)
-cross_entropy_rows(const T* x, const i64* target, const A* weight, const A* weights_sum, A* losses, A* sums,
-                   A* shares, i64 rows, i64 width, i64 ignored, double smoothing) {
-    forward<true>(x, target, weight, weights_sum, losses, sums, shares, rows, width, ignored, smoothing);
-}
+#define FORWARD(name, most, LANES)                                                                      \
+    extern "C" __global__ void __launch_bounds__(most)                                                  \
+    cross_entropy_##name(const T* x, const i64* target, const A* weight, const A* weights_sum,          \
+                         A* stats, i64 rows, i64 width, i64 ignored, double smoothing) {                \
+        forward<LANES>(x, target, weight, weights_sum, stats, rows, width, ignored, smoothing);         \
+    }
+FORWARD(warps, 128, WARP)
+FORWARD(rows, 512, BLOCK)
 
 // Sums of losses and of shares over a strip of `chunk` rows each: two values a block.
 extern "C" __global__ void __launch_bounds__(512)
-loss_strips(const A* losses, const A* shares, A* loss_parts, A* share_parts, i64 rows, i64 chunk) {
-    __shared__ A scratch[WARP];
-    i64 begin = blockIdx.x * chunk, end = begin + chunk < rows ? begin + chunk : rows;
+loss_strips(const A* stats, A* parts, i64 rows, i64 chunk) {
+    __shared__ A scratch[2][WARP];
+    Team<BLOCK> team(gridDim.x);
+    i64 begin = team.row * chunk, end = begin + chunk < rows ? begin + chunk : rows;
     A loss = 0, share = 0;
+#pragma unroll 4
     for (i64 i = begin + threadIdx.x; i < end; i += blockDim.x) {
-        loss += losses[i];
-        share += shares[i];
+        loss += stats[i];
+        share += stats[2 * rows + i];
     }
-    loss = block_reduce(loss, Add(), scratch, (A)0);
-    share = block_reduce(share, Add(), scratch, (A)0);
+    loss = team.reduce(loss, Add(), scratch[0], (A)0);
+    share = team.reduce(share, Add(), scratch[1], (A)0);
     if (threadIdx.x == 0) {
-        loss_parts[blockIdx.x] = loss;
-        share_parts[blockIdx.x] = share;
+        parts[team.row] = loss;
+        parts[gridDim.x + team.row] = share;
     }
 }
 
-// The sum of all losses (mean: over that of all shares), to one of `out` and `wide`; and the latter sum.
-extern "C" __global__ void __launch_bounds__(512)
-loss_total(const A* losses, const A* shares, T* out, A* wide, A* total, i64 rows, i64 mean) {
-    __shared__ A scratch[WARP];
+// The sum of `count` losses (mean: over that of all shares), to one of `out` and `wide`; and the latter sum.
+extern "C" __global__ void __launch_bounds__(1024)
+loss_total(const A* losses, const A* shares, T* out, A* wide, A* total, i64 count, i64 mean) {
+    __shared__ A scratch[2][WARP];
+    Team<BLOCK> team(1);
     A loss = 0, share = 0;
-    for (i64 i = threadIdx.x; i < rows; i += blockDim.x) {
+#pragma unroll 8
+    for (i64 i = threadIdx.x; i < count; i += blockDim.x) {
         loss += losses[i];
         share += shares[i];
     }
-    loss = block_reduce(loss, Add(), scratch, (A)0);
-    share = block_reduce(share, Add(), scratch, (A)0);
+    loss = team.reduce(loss, Add(), scratch[0], (A)0);
+    share = team.reduce(share, Add(), scratch[1], (A)0);
     if (threadIdx.x == 0) {
         if (mean) loss = loss / share;
         if (wide) {
@@ -140,57 +130,66 @@ loss_total(const A* losses, const A* shares, T* out, A* wide, A* total, i64 rows
 }
 
 // grad_c = g·[(1 − s)·w_t·(p_c − [c = t]) + s/C·(W·p_c − w_c)], p = exp(x − lse), W = Σ w_c; g is divided
-// by `total` if there is one. The gradient of the loss is one of g and wide, a value per row if `each`.
-template <bool BLOCK>
-__device__ __forceinline__ void backward(const T* __restrict__ x, const i64* target, const A* weight,
-                                         const A* weights_sum, const A* sums, const A* shares,
-                                         const A* total, const T* g, const A* wide, T* grad, i64 rows,
-                                         int width, i64 ignored, double smoothing, bool each) {
-    Team<BLOCK> team;
-    i64 row = team.row;
-    if (row >= rows) return;
+// by the total of the shares if `mean`. The gradient of the loss is one of g and wide, a value per row if `each`.
+template <int LANES>
+__device__ __forceinline__ void backward(const T* __restrict__ x, const i64* __restrict__ target,
+                                         const A* __restrict__ weight, const A* weights_sum,
+                                         const A* stats, const T* g, const A* wide, T* __restrict__ grad,
+                                         i64 rows, i64 width, i64 ignored, double smoothing, bool each,
+                                         bool mean) {
+    Team<LANES> team(rows);
+    if (!team.there) return;
+    i64 row = team.row, t = target[row];
     x += row * width;
     grad += row * width;
-    i64 t = target[row];
-    bool counts = t != ignored;
-    A scale = wide ? wide[each ? row : 0] : up(g[each ? row : 0]);
-    if (total) scale = scale / *total;
-    A all = sums[row], share = shares[row] * (A)(1 - smoothing) * scale, even = 0;
-    if (smoothing != 0) even = (A)(smoothing / width) * scale;
-    A factor = share + even * (weights_sum ? *weights_sum : (A)width);
-    int at = (int)t, phase = phase_of(x), step = team.size * V;
-    bool alike = phase_of(grad) == phase;
-    for (int i = team.lane * V - phase; i < width; i += BATCH * step) {
-        Pack<T, V> pack[BATCH];
+    Span<T, int> span(x, width);
+    int begin = team.lane * V - span.phase, step = team.size * V;
+    Words<T> held[BATCH];
+    if (t == ignored) {
 #pragma unroll
-        for (int k = 0; k < BATCH; k++) pack[k] = load_pack(x, i + k * step, width, true, T());
+        for (int k = 0; k < BATCH; k++) held[k].clear();
+        for (int i = begin; i < span.width; i += BATCH * step) span.store(grad, i, step, held);
+        return;
+    }
+    A scale = wide ? wide[each ? row : 0] : up(g[each ? row : 0]);
+    if (mean) scale = scale / stats[3 * rows];
+    A share = stats[2 * rows + row] * (A)(1 - smoothing) * scale, even = 0;
+    if (smoothing != 0) even = (A)(smoothing / width) * scale;
+    A start = E::from(stats[rows + row]), factor = share + even * (weights_sum ? *weights_sum : (A)width);
+    int at = t >= 0 && t < width ? (int)t : -2 * V;  // no pack begins there
+    for (int i = begin; i < span.width; i += BATCH * step) {
+        span.load(held, x, i, step, T());
+        span.mend(held, x, i, step, T());
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
             int first = i + k * step;
+            A slope[V];
 #pragma unroll
-            for (int j = 0; j < V; j++) {
-                int c = first + j;
-                A a = quick_exp(up(pack[k].v[j]) - all) * factor;
-                if (even != 0) a -= even * (weight && c >= 0 && c < width ? weight[c] : (A)1);
-                if (c == at) a -= share;
-                pack[k].v[j] = down<T>(counts ? a : (A)0);
+            for (int j = 0; j < V; j++) slope[j] = E::of(held[k].at(j), start) * factor;
+            if (even != 0) {
+#pragma unroll
+                for (int j = 0; j < V; j++) {
+                    slope[j] -= even * (weight && span.holds(first + j) ? weight[first + j] : (A)1);
+                }
             }
-            store_pack(grad, first, width, alike, pack[k]);
+            if (first <= at && at < first + V) {
+#pragma unroll
+                for (int j = 0; j < V; j++) slope[j] -= first + j == at ? share : (A)0;
+            }
+#pragma unroll
+            for (int j = 0; j < V; j++) held[k].put(j, slope[j]);
         }
+        span.store(grad, i, step, held);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128)
-cross_entropy_backward_warps(const T* x, const i64* target, const A* weight, const A* weights_sum,
-                             const A* sums, const A* shares, const A* total, const T* g, const A* wide,
-                             T* grad, i64 rows, i64 width, i64 ignored, double smoothing, i64 each) {
-    backward<false>(x, target, weight, weights_sum, sums, shares, total, g, wide, grad, rows, (int)width,
-                    ignored, smoothing, each);
-}
-extern "C" __global__ void __launch_bounds__(512)
-cross_entropy_backward_rows(const T* x, const i64* target, const A* weight, const A* weights_sum,
-                            const A* sums, const A* shares, const A* total, const T* g, const A* wide,
-                            T* grad, i64 rows, i64 width, i64 ignored, double smoothing, i64 each) {
-    backward<true>(x, target, weight, weights_sum, sums, shares, total, g, wide, grad, rows, (int)width,
-                   ignored, smoothing, each);
-}
+#define BACKWARD(name, most, LANES)                                                                     \
+    extern "C" __global__ void __launch_bounds__(most)                                                  \
+    cross_entropy_backward_##name(const T* x, const i64* target, const A* weight, const A* weights_sum, \
+                                  const A* stats, const T* g, const A* wide, T* grad, i64 rows,         \
+                                  i64 width, i64 ignored, double smoothing, i64 each, i64 mean) {       \
+        backward<LANES>(x, target, weight, weights_sum, stats, g, wide, grad, rows, width, ignored,     \
+                        smoothing, each, mean);                                                         \
+    }
+BACKWARD(warps, 128, WARP)
+BACKWARD(rows, 512, BLOCK)

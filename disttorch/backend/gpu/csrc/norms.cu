@@ -1,143 +1,165 @@
 // LayerNorm and RMSNorm over rows: forward, and backward with the gradients of weight and bias.
 //
-// RMSNorm is what these kernels do where `mean` is null. Backward goes over the rows once: a team keeps
-// the columns' sums of its rows in registers and leaves them in `parts`, which a reduction of columns
-// adds up; no atomics, so results repeat bit by bit.
+// RMSNorm is what these kernels do where `centred` is 0. `stats` holds what backward needs of each row: the
+// means (if centred), then the scales 1/√(variance + eps). Backward goes over the rows once: a block
+// keeps the columns' sums of its rows in registers and leaves them in `parts`, which `norm_finish` adds
+// up; no atomics, so results repeat bit by bit. Arrays start on 16 bytes.
 // variants: ELEMENT=float WEIGHT=float
 // variants: ELEMENT=double WEIGHT=double
 // variants: ELEMENT=half_t WEIGHT=half_t,float
 // variants: ELEMENT=bf16_t WEIGHT=bf16_t,float
+#include "mma.cuh"
 #include "rows.cuh"
 
 typedef ELEMENT T;
 typedef WEIGHT W;
 typedef Acc<T>::type A;
 #define V PACK(T)
-#define MANY (sizeof(T) == 4 ? 8 : 4)
+#define HELD 4    // packs of a thread of a block, forward
+#define BATCH 2   // packs of two arrays in rows that no block holds
+#define MOST 512  // threads of a block in backward
 
 // ---- forward ---------------------------------------------------------------------------------------
 
-__device__ __forceinline__ A square_sum(const Pack<T, V>& pack, A mean, i64 first, i64 width) {
+template <class I>
+__device__ __forceinline__ A square_sum(const Words<T>& words, A mean, const Span<T, I>& span, I first) {
     A sum = 0;
-    if (first >= 0 && first + V <= width) {
+    if (first >= 0 && first + V <= span.width) {
 #pragma unroll
-        for (int j = 0; j < V; j++) sum += (up(pack.v[j]) - mean) * (up(pack.v[j]) - mean);
-    } else {
+        for (int j = 0; j < V; j++) sum += (words.at(j) - mean) * (words.at(j) - mean);
+    } else if (first < span.width) {
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            A d = up(pack.v[j]) - mean;
-            if (first + j >= 0 && first + j < width) sum += d * d;
+            A d = words.at(j) - mean;
+            if (span.holds(first + j)) sum += d * d;
         }
     }
     return sum;
 }
 
-__device__ __forceinline__ void normalise(Pack<T, V>& pack, const W* weight, const W* bias, A mean, A scale,
-                                          i64 first, i64 width, bool beside) {
-    A w[V], b[V];
-    if (weight) load_beside<V>(weight, first, width, beside, w);
-    if (bias) load_beside<V>(bias, first, width, beside, b);
+template <class I>
+__device__ __forceinline__ void normalise(Words<T>& words, const W* __restrict__ weight,
+                                          const W* __restrict__ bias, A mean, A scale,
+                                          const Span<T, I>& span, I first) {
+    if (span.phase == 0 && first + V <= span.width) {  // both loads before the first use
+        Pack<W, V> w, b;
+#pragma unroll
+        for (int j = 0; j < V; j++) w.v[j] = down<W>(1), b.v[j] = down<W>(0);
+        if (weight) w = *reinterpret_cast<const Pack<W, V>*>(weight + first);
+        if (bias) b = *reinterpret_cast<const Pack<W, V>*>(bias + first);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            words.put(j, (words.at(j) - mean) * scale * up(w.v[j]) + up(b.v[j]));
+        }
+        return;
+    }
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        A a = (up(pack.v[j]) - mean) * scale;
-        if (weight) a *= w[j];
-        if (bias) a += b[j];
-        pack.v[j] = down<T>(a);
+        if (!span.holds(first + j)) continue;
+        A a = (words.at(j) - mean) * scale;
+        if (weight) a *= up(weight[first + j]);
+        if (bias) a += up(bias[first + j]);
+        words.put(j, a);
     }
 }
 
-template <int K, bool BLOCK>
-__device__ __forceinline__ void forward(const T* __restrict__ x, const W* weight, const W* bias, T* out,
-                                        A* means, A* scales, i64 rows, int width, double eps) {
-    __shared__ A scratch[WARP];
-    Team<BLOCK> team;
-    if (team.row >= rows) return;
+template <int K, int LANES>
+__device__ __forceinline__ void forward(const T* __restrict__ x, const W* __restrict__ weight,
+                                        const W* __restrict__ bias, T* __restrict__ out, A* stats, i64 rows,
+                                        i64 width, double eps, bool centred) {
+    __shared__ A scratch[2][WARP];
+    Team<LANES> team(rows);
     x += team.row * width;
     out += team.row * width;
-    int phase = phase_of(x);
-    bool alike = phase_of(out) == phase;
-    Pack<T, V> pack[K];
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-        pack[k] = load_pack(x, (team.lane + k * team.size) * V - phase, width, true, T());
-    }
+    Span<T, int> span(x, team.there ? width : 0);
+    int first = team.lane * V - span.phase, step = team.size * V;
+    Words<T> held[K];
+    span.load(held, x, first, step, T());
+    span.mend(held, x, first, step, T());
     A mean = 0, sum = 0;
-    if (means) {
+    if (centred) {
 #pragma unroll
         for (int k = 0; k < K; k++) {
 #pragma unroll
-            for (int j = 0; j < V; j++) mean += up(pack[k].v[j]);
+            for (int j = 0; j < V; j++) mean += held[k].at(j);
         }
-        mean = team_reduce<BLOCK>(mean, Add(), scratch, (A)0) / width;
-    }
-#pragma unroll
-    for (int k = 0; k < K; k++) sum += square_sum(pack[k], mean, (team.lane + k * team.size) * V - phase, width);
-    sum = team_reduce<BLOCK>(sum, Add(), scratch, (A)0);
-    A scale = 1 / sqrt(sum / width + (A)eps);
-    if (team.lane == 0) {
-        if (means) means[team.row] = mean;
-        scales[team.row] = scale;
+        mean = team.reduce(mean, Add(), scratch[0], (A)0) / (A)width;
     }
 #pragma unroll
     for (int k = 0; k < K; k++) {
-        int first = (team.lane + k * team.size) * V - phase;
-        if (first < width) {
-            normalise(pack[k], weight, bias, mean, scale, first, width, phase == 0);
-            store_pack(out, first, width, alike, pack[k]);
+        held[k].forget();
+        sum += square_sum(held[k], mean, span, first + k * step);
+    }
+    sum = team.reduce(sum, Add(), scratch[1], (A)0);
+    A scale = 1 / sqrt(sum / (A)width + (A)eps);
+    if (team.lane == 0 && team.there) {
+        if (centred) stats[team.row] = mean;
+        stats[centred ? rows + team.row : team.row] = scale;
+    }
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        held[k].forget();
+        if (first + k * step < span.width) {
+            normalise(held[k], weight, bias, mean, scale, span, first + k * step);
         }
     }
+    span.store(out, first, step, held);
 }
 
-extern "C" __global__ void __launch_bounds__(1024)
-norm_long(const T* x, const W* weight, const W* bias, T* out, A* means, A* scales, i64 rows, i64 width,
-          double eps) {
-    __shared__ A scratch[WARP];
-    Team<true> team;
+extern "C" __global__ void __launch_bounds__(512)
+norm_long(const T* x, const W* weight, const W* bias, T* out, A* stats, i64 rows, i64 width, double eps,
+          i64 centred) {
+    __shared__ A scratch[2][WARP];
+    Team<BLOCK> team(rows);
     x += team.row * width;
     out += team.row * width;
-    int phase = phase_of(x);
-    bool alike = phase_of(out) == phase;
-    i64 begin = (i64)team.lane * V - phase, step = (i64)team.size * V;
+    Span<T, i64> span(x, width);
+    i64 first = team.lane * V - span.phase, step = team.size * V;
+    Words<T> held[BATCH];
     A mean = 0, sum = 0;
-    if (means) {
-        for (i64 i = begin; i < width; i += step) {
-            Pack<T, V> pack = load_pack(x, i, width, true, T());
+    if (centred) {
+        for (i64 i = first; i < width; i += BATCH * step) {
+            span.load(held, x, i, step, T());
+            span.mend(held, x, i, step, T());
 #pragma unroll
-            for (int j = 0; j < V; j++) mean += up(pack.v[j]);
+            for (int k = 0; k < BATCH; k++) {
+#pragma unroll
+                for (int j = 0; j < V; j++) mean += held[k].at(j);
+            }
         }
-        mean = block_reduce(mean, Add(), scratch, (A)0) / width;
+        mean = team.reduce(mean, Add(), scratch[0], (A)0) / (A)width;
     }
-    for (i64 i = begin; i < width; i += step) {
-        sum += square_sum(load_pack(x, i, width, true, T()), mean, i, width);
+    for (i64 i = first; i < width; i += BATCH * step) {
+        span.load(held, x, i, step, T());
+        span.mend(held, x, i, step, T());
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) sum += square_sum(held[k], mean, span, i + k * step);
     }
-    sum = block_reduce(sum, Add(), scratch, (A)0);
-    A scale = 1 / sqrt(sum / width + (A)eps);
+    sum = team.reduce(sum, Add(), scratch[1], (A)0);
+    A scale = 1 / sqrt(sum / (A)width + (A)eps);
     if (team.lane == 0) {
-        if (means) means[team.row] = mean;
-        scales[team.row] = scale;
+        if (centred) stats[team.row] = mean;
+        stats[centred ? rows + team.row : team.row] = scale;
     }
-    for (i64 i = begin; i < width; i += step) {
-        Pack<T, V> pack = load_pack(x, i, width, true, T());
-        normalise(pack, weight, bias, mean, scale, i, width, phase == 0);
-        store_pack(out, i, width, alike, pack);
+    for (i64 i = first; i < width; i += BATCH * step) {
+        span.load(held, x, i, step, T());
+        span.mend(held, x, i, step, T());
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) normalise(held[k], weight, bias, mean, scale, span, i + k * step);
+        span.store(out, i, step, held);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128)
-norm_warp1(const T* x, const W* weight, const W* bias, T* out, A* means, A* scales, i64 rows, i64 width,
-           double eps) {
-    forward<1, false>(x, weight, bias, out, means, scales, rows, (int)width, eps);
-}
-extern "C" __global__ void __launch_bounds__(128)
-norm_warp4(const T* x, const W* weight, const W* bias, T* out, A* means, A* scales, i64 rows, i64 width,
-           double eps) {
-    forward<4, false>(x, weight, bias, out, means, scales, rows, (int)width, eps);
-}
-extern "C" __global__ void __launch_bounds__(512)
-norm_block(const T* x, const W* weight, const W* bias, T* out, A* means, A* scales, i64 rows, i64 width,
-           double eps) {
-    forward<MANY, true>(x, weight, bias, out, means, scales, rows, (int)width, eps);
-}
+#define FORWARD(name, most, K, LANES)                                                      \
+    extern "C" __global__ void __launch_bounds__(most)                                     \
+    norm_##name(const T* x, const W* weight, const W* bias, T* out, A* stats, i64 rows,    \
+                i64 width, double eps, i64 centred) {                                      \
+        forward<K, LANES>(x, weight, bias, out, stats, rows, width, eps, centred);         \
+    }
+FORWARD(lanes, 128, 1, 8)
+FORWARD(warp1, 128, 1, WARP)
+FORWARD(warp4, 128, 4, WARP)
+FORWARD(block, 1024, HELD, BLOCK)
 
 // ---- backward --------------------------------------------------------------------------------------
 // x̂ = (x − mean)·scale, h = g·weight; grad x = scale·(h − Σh/C − x̂·Σ(h·x̂)/C), without the first sum in
@@ -147,62 +169,42 @@ struct Sums {
     A h, hx;
 };
 
-template <bool BLOCK> __device__ __forceinline__ Sums reduce(Sums s, Sums* scratch) {
+// Over `team` threads, whole warps, of which this one is number `lane`. `scratch` is written anew by the
+// next call but one at the earliest, so that its barrier is the only one.
+__device__ __forceinline__ Sums reduce(Sums s, Sums* scratch, int lane, int team) {
     s.h = warp_reduce(s.h, Add());
     s.hx = warp_reduce(s.hx, Add());
-    int warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
-    if (!BLOCK || warps == 1) return s;
-    if (lane == 0) scratch[threadIdx.x / WARP] = s;
+    if (team == WARP) return s;
+    int place = lane % WARP, warp = lane / WARP;
+    scratch += threadIdx.x / WARP - warp;
+    if (place == 0) scratch[warp] = s;
     __syncthreads();
-    if (lane < warps) {
-        s = scratch[lane];
+    if (place < team / WARP) {
+        s = scratch[place];
     } else {
         s.h = s.hx = 0;
     }
-    __syncthreads();
     s.h = warp_reduce(s.h, Add());
     s.hx = warp_reduce(s.hx, Add());
     return s;
 }
 
-// 16 bytes whose elements are taken out anew after `forget`: kept converted between two loops over them,
-// they would need two to four times the registers.
-union Held {
-    u32 words[4];
-    Pack<T, V> pack;
-    __device__ __forceinline__ Held() {}
-    __device__ __forceinline__ A at(int j) const { return up(pack.v[j]); }
-    __device__ __forceinline__ void load(const T* row, int first, int width) {
-        if (first < width) {
-            pack = *reinterpret_cast<const Pack<T, V>*>(row + first);
-        } else {
-            words[0] = words[1] = words[2] = words[3] = 0;
-        }
-    }
-    __device__ __forceinline__ void forget() {
-#ifndef DISTTORCH_HOST
-        asm volatile("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]) : : "memory");
-#endif
-    }
-};
-
-// The sums of a block's columns into its row of parts; warps of a block, each with all columns, are
-// added up in shared memory one after another.
-template <int K, bool BLOCK>
-__device__ __forceinline__ void leave(A (&gw)[K][V], A (&gb)[K][V], A* parts, int width) {
-    DYNAMIC_SHARED(A, shared);
-    Team<BLOCK> team;
+// The sums of a block's columns into its row of parts; teams, each with all columns, are added up in
+// shared memory one after another.
+template <int K>
+__device__ __forceinline__ void leave(A (&gw)[K][V], A (&gb)[K][V], A* parts, A* shared, int width, int lane,
+                                      int team) {
     A* part_w = parts + (i64)blockIdx.x * width;
     A* part_b = parts + ((i64)gridDim.x + blockIdx.x) * width;
-    A *to_w = BLOCK ? part_w : shared, *to_b = BLOCK ? part_b : shared + width;
-    int turns = BLOCK ? 1 : blockDim.x / WARP;
-    for (int turn = 0; turn < turns; turn++) {
-        if (BLOCK || threadIdx.x / WARP == turn) {
+    bool alone = team == blockDim.x;
+    A *to_w = alone ? part_w : shared, *to_b = alone ? part_b : shared + width;
+    for (int turn = 0; turn < blockDim.x / team; turn++) {
+        if (threadIdx.x / team == turn) {
 #pragma unroll
             for (int k = 0; k < K; k++) {
 #pragma unroll
                 for (int j = 0; j < V; j++) {
-                    int c = (team.lane + k * team.size) * V + j;
+                    int c = (lane + k * team) * V + j;
                     if (c < width) {
                         to_w[c] = (turn ? to_w[c] : (A)0) + gw[k][j];
                         to_b[c] = (turn ? to_b[c] : (A)0) + gb[k][j];
@@ -210,151 +212,193 @@ __device__ __forceinline__ void leave(A (&gw)[K][V], A (&gb)[K][V], A* parts, in
                 }
             }
         }
-        if (!BLOCK) __syncthreads();
+        if (!alone) __syncthreads();
     }
-    for (int c = threadIdx.x; !BLOCK && c < width; c += blockDim.x) {
+    for (int c = threadIdx.x; !alone && c < width; c += blockDim.x) {
         part_w[c] = shared[c];
         part_b[c] = shared[width + c];
     }
 }
 
-// Width is a multiple of V, all arrays lie on 16 bytes, a row has at most K packs for each thread of a
-// team. parts: 2×gridDim.x×width (null: no gradients of weight and bias wanted). Teams of a warp need
-// dynamic shared memory for 2·width values of A.
-template <int K, bool BLOCK>
-__device__ __forceinline__ void backward(const T* __restrict__ g, const T* __restrict__ x, const W* weight,
-                                         const A* means, const A* scales, T* grad, A* parts, i64 rows,
-                                         int width) {
-    __shared__ Sums scratch[WARP];
-    Team<BLOCK> team;
-    i64 teams = BLOCK ? gridDim.x : (i64)gridDim.x * (blockDim.x / WARP);
+// A block works on blockDim.x / team rows at a time. The next rows are on their way to shared memory while
+// these are worked on (registers for them would halve the threads); every thread reads what it has
+// fetched itself. Width is a multiple of V, at most team·K packs. parts: 2×gridDim.x×width (null: no
+// gradients of weight and bias wanted). Dynamic shared memory: 4·K packs a thread.
+template <int K>
+__device__ __forceinline__ void backward(const T* __restrict__ g, const T* __restrict__ x,
+                                         const W* __restrict__ weight, const A* __restrict__ stats,
+                                         T* __restrict__ grad, A* parts, i64 rows, int width, int team,
+                                         bool centred) {
+    __shared__ Sums scratch[2][MOST / WARP];
+    DYNAMIC_SHARED(Words<T>, stage);
+    int lane = threadIdx.x % team, begin = lane * V, step = team * V;
+    i64 row = (i64)blockIdx.x * (blockDim.x / team) + threadIdx.x / team;
+    i64 stride = (i64)gridDim.x * (blockDim.x / team);
     A gw[K][V], gb[K][V];
+    Pack<W, V> w[K];
 #pragma unroll
     for (int k = 0; k < K; k++) {
 #pragma unroll
-        for (int j = 0; j < V; j++) gw[k][j] = gb[k][j] = 0;
+        for (int j = 0; j < V; j++) gw[k][j] = gb[k][j] = 0, w[k].v[j] = down<W>(1);
+        if (weight && begin + k * step < width) {
+            w[k] = *reinterpret_cast<const Pack<W, V>*>(weight + begin + k * step);
+        }
     }
-    for (i64 row = team.row; row < rows; row += teams) {
-        Held gs[K], xs[K];
+    Words<T>* mine = stage + threadIdx.x;
+    auto at = [&](int turn, int array, int k) { return mine + ((turn * 2 + array) * K + k) * blockDim.x; };
+    A next_mean, next_scale;
+    auto fetch = [&](int turn, i64 row) {  // zeros where there is no row or the row has ended
+        bool there = row < rows;
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            int first = (team.lane + k * team.size) * V;
-            gs[k].load(g + row * width, first, width);
-            xs[k].load(x + row * width, first, width);
+            i64 place = row * width + begin + k * step;
+            bool given = there && begin + k * step < width;
+            copy_16(at(turn, 0, k), g + place, given);
+            copy_16(at(turn, 1, k), x + place, given);
         }
-        A mean = means ? means[row] : (A)0, scale = scales[row];
+        next_mean = there && centred ? stats[row] : (A)0;
+        next_scale = there ? stats[centred ? rows + row : row] : (A)0;
+    };
+    fetch(0, row);
+    int turn = 0;
+    for (i64 i = row - threadIdx.x / team; i < rows; i += stride, row += stride, turn ^= 1) {
+        A mean = next_mean, scale = next_scale;
+        wait_for_copies();
+        fetch(turn ^ 1, row + stride);
         Sums s = {0, 0};
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            int first = (team.lane + k * team.size) * V;
-            gs[k].forget();
-            xs[k].forget();
-            A w[V];
-            if (weight) load_beside<V>(weight, first, width, true, w);
+            Words<T> gs = *at(turn, 0, k), xs = *at(turn, 1, k);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                A a = gs[k].at(j), xhat = (xs[k].at(j) - mean) * scale;
+                A a = gs.at(j), xhat = (xs.at(j) - mean) * scale;
                 gw[k][j] += a * xhat;
                 gb[k][j] += a;
-                if (weight) a *= w[j];
+                a *= up(w[k].v[j]);
                 s.h += a;
                 s.hx += a * xhat;
             }
         }
-        s = reduce<BLOCK>(s, scratch);
-        A level = means ? s.h / width : (A)0, along = s.hx / width;
+        s = reduce(s, scratch[turn], lane, team);
+        A level = centred ? s.h / (A)width : (A)0, along = s.hx / (A)width;
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            int first = (team.lane + k * team.size) * V;
-            if (first >= width) continue;
-            gs[k].forget();
-            xs[k].forget();
-            A w[V];
-            if (weight) load_beside<V>(weight, first, width, true, w);
+            Words<T> gs = *at(turn, 0, k), xs = *at(turn, 1, k);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                A a = gs[k].at(j), xhat = (xs[k].at(j) - mean) * scale;
-                if (weight) a *= w[j];
-                gs[k].pack.v[j] = down<T>((a - level - xhat * along) * scale);
+                A a = gs.at(j) * up(w[k].v[j]), xhat = (xs.at(j) - mean) * scale;
+                gs.put(j, (a - level - xhat * along) * scale);
             }
-            *reinterpret_cast<Pack<T, V>*>(grad + row * width + first) = gs[k].pack;
+            if (row < rows && begin + k * step < width) store_16(grad + row * width + begin + k * step, gs.raw);
         }
     }
-    if (parts) leave<K, BLOCK>(gw, gb, parts, width);
+    wait_for_copies();
+    __syncthreads();  // shared memory has another use from here on
+    if (parts) leave<K>(gw, gb, parts, reinterpret_cast<A*>(stage), width, lane, team);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2)
-norm_backward_warp1(const T* g, const T* x, const W* weight, const A* means, const A* scales, T* grad,
-                    A* parts, i64 rows, i64 width) {
-    backward<1, false>(g, x, weight, means, scales, grad, parts, rows, (int)width);
-}
-extern "C" __global__ void __launch_bounds__(256, 2)
-norm_backward_warp3(const T* g, const T* x, const W* weight, const A* means, const A* scales, T* grad,
-                    A* parts, i64 rows, i64 width) {
-    backward<3, false>(g, x, weight, means, scales, grad, parts, rows, (int)width);
-}
-extern "C" __global__ void __launch_bounds__(512)
-norm_backward_block(const T* g, const T* x, const W* weight, const A* means, const A* scales, T* grad,
-                    A* parts, i64 rows, i64 width) {
-    backward<sizeof(T) == 2 ? 2 : 4, true>(g, x, weight, means, scales, grad, parts, rows, (int)width);
-}
+#define BACKWARD(name, K, blocks)                                                                     \
+    extern "C" __global__ void __launch_bounds__(MOST, blocks)                                        \
+    norm_backward_##name(const T* g, const T* x, const W* weight, const A* stats, T* grad, A* parts,  \
+                         i64 rows, i64 width, i64 team, i64 centred) {                                \
+        backward<K>(g, x, weight, stats, grad, parts, rows, (int)width, (int)team, centred);          \
+    }
+BACKWARD(block, sizeof(T) == 2 ? 1 : 2, 2)
+BACKWARD(wide, sizeof(T) == 2 ? 2 : 4, 1)
 
 // Rows of any width, wherever they start; a block a row. The gradient of x alone.
 extern "C" __global__ void __launch_bounds__(512)
-norm_backward_long(const T* __restrict__ g, const T* __restrict__ x, const W* weight, const A* means,
-                   const A* scales, T* grad, i64 rows, i64 width) {
+norm_backward_long(const T* __restrict__ g, const T* __restrict__ x, const W* __restrict__ weight,
+                   const A* stats, T* __restrict__ grad, i64 rows, i64 width, i64 centred) {
     __shared__ Sums scratch[WARP];
     i64 row = blockIdx.x;
     g += row * width;
     x += row * width;
     grad += row * width;
-    int phase = phase_of(x);
-    bool alike = phase_of(g) == phase, fits = phase_of(grad) == phase, beside = phase == 0;
-    i64 begin = (i64)threadIdx.x * V - phase, step = (i64)blockDim.x * V;
-    A mean = means ? means[row] : (A)0, scale = scales[row];
+    Span<T, i64> span(x, width);
+    i64 begin = (i64)threadIdx.x * V - span.phase, step = (i64)blockDim.x * V;
+    bool beside = span.phase == 0;
+    A mean = centred ? stats[row] : (A)0, scale = stats[centred ? rows + row : row];
+    Words<T> gs[BATCH], xs[BATCH];
     Sums s = {0, 0};
-    for (i64 i = begin; i < width; i += step) {
-        Pack<T, V> gs = load_pack(g, i, width, alike, T()), xs = load_pack(x, i, width, true, T());
-        A w[V];
-        if (weight) load_beside<V>(weight, i, width, beside, w);
+    for (i64 i = begin; i < width; i += BATCH * step) {
+        span.load(gs, g, i, step, T());
+        span.load(xs, x, i, step, T());
+        span.mend(gs, g, i, step, T());
+        span.mend(xs, x, i, step, T());
 #pragma unroll
-        for (int j = 0; j < V; j++) {
-            A a = up(gs.v[j]);
-            if (weight) a *= w[j];
-            s.h += a;
-            s.hx += a * ((up(xs.v[j]) - mean) * scale);
+        for (int k = 0; k < BATCH; k++) {
+            A w[V];
+            if (weight) load_beside<V>(weight, i + k * step, width, beside, w);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                A a = gs[k].at(j);
+                if (weight) a *= w[j];
+                s.h += a;
+                s.hx += a * ((xs[k].at(j) - mean) * scale);
+            }
         }
     }
-    s = reduce<true>(s, scratch);
-    A level = means ? s.h / width : (A)0, along = s.hx / width;
-    for (i64 i = begin; i < width; i += step) {
-        Pack<T, V> gs = load_pack(g, i, width, alike, T()), xs = load_pack(x, i, width, true, T());
-        A w[V];
-        if (weight) load_beside<V>(weight, i, width, beside, w);
+    s = reduce(s, scratch, threadIdx.x, blockDim.x);
+    A level = centred ? s.h / (A)width : (A)0, along = s.hx / (A)width;
+    for (i64 i = begin; i < width; i += BATCH * step) {
+        span.load(gs, g, i, step, T());
+        span.load(xs, x, i, step, T());
+        span.mend(gs, g, i, step, T());
+        span.mend(xs, x, i, step, T());
 #pragma unroll
-        for (int j = 0; j < V; j++) {
-            A a = up(gs.v[j]);
-            if (weight) a *= w[j];
-            gs.v[j] = down<T>((a - level - (up(xs.v[j]) - mean) * scale * along) * scale);
+        for (int k = 0; k < BATCH; k++) {
+            A w[V];
+            if (weight) load_beside<V>(weight, i + k * step, width, beside, w);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                A a = gs[k].at(j);
+                if (weight) a *= w[j];
+                gs[k].put(j, (a - level - (xs[k].at(j) - mean) * scale * along) * scale);
+            }
         }
-        store_pack(grad, i, width, fits, gs);
+        span.store(grad, i, step, gs);
     }
 }
 
 // Sums over the rows of strip blockIdx.y, a thread a column: parts as above, strips in place of blocks.
 extern "C" __global__ void __launch_bounds__(128)
-norm_columns(const T* __restrict__ g, const T* __restrict__ x, const A* means, const A* scales, A* parts,
-             i64 rows, i64 width, i64 chunk) {
+norm_columns(const T* __restrict__ g, const T* __restrict__ x, const A* __restrict__ stats, A* parts, i64 rows,
+             i64 width, i64 chunk, i64 centred) {
     i64 column = blockIdx.x * (i64)blockDim.x + threadIdx.x;
     if (column >= width) return;
     i64 begin = blockIdx.y * chunk, end = begin + chunk < rows ? begin + chunk : rows;
+    const A* scales = centred ? stats + rows : stats;
     A gw = 0, gb = 0;
 #pragma unroll 4
     for (i64 row = begin; row < end; row++) {
         A a = up(g[row * width + column]);
-        gw += a * ((up(x[row * width + column]) - (means ? means[row] : (A)0)) * scales[row]);
+        gw += a * ((up(x[row * width + column]) - (centred ? stats[row] : (A)0)) * scales[row]);
         gb += a;
     }
     parts[blockIdx.y * width + column] = gw;
     parts[((i64)gridDim.y + blockIdx.y) * width + column] = gb;
+}
+
+// The gradients of weight and bias: sums of the columns of parts, 2×count×width. A block sums 32 columns
+// with 16 rows of threads; blocks of the second half do the bias.
+extern "C" __global__ void __launch_bounds__(MOST)
+norm_finish(const A* __restrict__ parts, W* weight, W* bias, i64 count, i64 width) {
+    __shared__ A shared[MOST];
+    int lane = threadIdx.x % WARP, turns = MOST / WARP, half = gridDim.x / 2;
+    bool second = blockIdx.x >= half;
+    i64 column = (i64)(second ? blockIdx.x - half : blockIdx.x) * WARP + lane;
+    const A* from = parts + (second ? count * width : 0) + column;
+    A sum = 0;
+    if (column < width) {
+#pragma unroll 8
+        for (i64 i = threadIdx.x / WARP; i < count; i += turns) sum += from[i * width];
+    }
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    for (int rest = turns / 2; rest; rest /= 2) {
+        if (threadIdx.x / WARP < rest) shared[threadIdx.x] += shared[threadIdx.x + rest * WARP];
+        __syncthreads();
+    }
+    if (threadIdx.x < WARP && column < width) (second ? bias : weight)[column] = down<W>(shared[lane]);
 }

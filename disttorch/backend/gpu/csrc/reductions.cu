@@ -13,7 +13,7 @@ typedef ELEMENT T;
 typedef RESULT R;
 typedef Acc<T>::type A;
 #define V PACK(T)
-#define BATCH 4  // loads of a thread before the first is used
+#define BATCH 4  // packs that a thread loads before it uses the first
 
 // What is done to an element (c: its centre) and to two results, and what leaves a result as it is.
 struct Sum {
@@ -43,55 +43,62 @@ __device__ __forceinline__ R finish(A value, double divisor, i64 root) {
 
 // ---- inner = 1 -------------------------------------------------------------------------------------
 
-template <class F, bool BLOCK>
+template <class F, int LANES>
 __device__ __forceinline__ void reduce_rows(const T* __restrict__ x, const A* centre, R* out, i64 outer,
                                             i64 n, i64 strips, i64 chunk, double divisor, i64 root) {
     __shared__ A scratch[WARP];
-    Team<BLOCK> team;
-    if (team.row >= outer * strips) return;
+    Team<LANES> team(outer * strips);
+    if (!team.there) return;
     i64 o = team.row / strips, begin = (team.row - o * strips) * chunk;
-    i64 width = begin + chunk < n ? chunk : n - begin;
     x += o * n + begin;
+    Span<T, i64> span(x, begin + chunk < n ? chunk : n - begin);
+    i64 step = (i64)team.size * V;
     A c = centre ? centre[o] : (A)0;
-    int phase = phase_of(x);
     A sums[V];
 #pragma unroll
     for (int j = 0; j < V; j++) sums[j] = F::neutral();
-    i64 step = (i64)team.size * V;
-    for (i64 i = (i64)team.lane * V - phase; i < width; i += BATCH * step) {
-        Pack<T, V> pack[BATCH];
-#pragma unroll
-        for (int k = 0; k < BATCH; k++) pack[k] = load_pack(x, i + k * step, width, true, T());
+    Words<T> held[BATCH];
+    for (i64 i = (i64)team.lane * V - span.phase; i < span.width; i += BATCH * step) {
+        span.load(held, x, i, step, T());
+        span.mend(held, x, i, step, T());
+        bool whole = i >= 0 && i + (BATCH - 1) * step + V <= span.width;
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            i64 first = i + k * step;
-            if (first >= 0 && first + V <= width) {
 #pragma unroll
-                for (int j = 0; j < V; j++) sums[j] = F()(sums[j], F::of(up(pack[k].v[j]), c));
-            } else {
-#pragma unroll
-                for (int j = 0; j < V; j++) {
-                    if (first + j >= 0 && first + j < width) {
-                        sums[j] = F()(sums[j], F::of(up(pack[k].v[j]), c));
-                    }
-                }
+            for (int j = 0; j < V; j++) {
+                if (whole || span.holds(i + k * step + j)) sums[j] = F()(sums[j], F::of(held[k].at(j), c));
             }
         }
     }
     A sum = sums[0];
 #pragma unroll
     for (int j = 1; j < V; j++) sum = F()(sum, sums[j]);
-    sum = team_reduce<BLOCK>(sum, F(), scratch, F::neutral());
+    sum = team.reduce(sum, F(), scratch, F::neutral());
     if (team.lane == 0) out[team.row] = finish(sum, divisor, root);
 }
 
 // ---- inner > 1 -------------------------------------------------------------------------------------
+
+// What a thread reads at once: a pack as it lies in memory, or one element.
+template <int N> struct Bits {
+    Words<T> words;
+    __device__ __forceinline__ void load(const T* from) {
+        words.raw = *reinterpret_cast<const Pack<u32, 4>*>(from);
+    }
+    __device__ __forceinline__ A at(int j) const { return words.at(j); }
+};
+template <> struct Bits<1> {
+    T element;
+    __device__ __forceinline__ void load(const T* from) { element = *from; }
+    __device__ __forceinline__ A at(int) const { return up(element); }
+};
 
 // A block of blockDim.x·N columns by blockDim.y rows at a time (256 threads); blockIdx.y is the strip.
 // N > 1: inner is a multiple of N, and x lies on 16 bytes.
 template <class F, int N>
 __device__ __forceinline__ void reduce_columns(const T* __restrict__ x, const A* centre, R* out, i64 outer,
                                                i64 n, i64 inner, i64 chunk, double divisor, i64 root) {
+    const int AHEAD = N == 1 ? 8 : BATCH;
     __shared__ A shared[256 * N];
     int at = threadIdx.y * blockDim.x + threadIdx.x, rows = blockDim.y;
     i64 column = (blockIdx.x * (i64)blockDim.x + threadIdx.x) * N;
@@ -104,20 +111,22 @@ __device__ __forceinline__ void reduce_columns(const T* __restrict__ x, const A*
             c[j] = centre && column < inner ? centre[o * inner + column + j] : (A)0;
         }
         const T* from = x + o * n * inner + column;
-        for (i64 i = begin + threadIdx.y; column < inner && i < end; i += BATCH * rows) {
-            Pack<T, N> pack[BATCH];
+        i64 i = column < inner ? begin + threadIdx.y : end;
+        for (; i + (AHEAD - 1) * rows < end; i += AHEAD * rows) {
+            Bits<N> bits[AHEAD];
 #pragma unroll
-            for (int k = 0; k < BATCH; k++) {
-                i64 row = i + k * rows;
-                if (row < end) pack[k] = *reinterpret_cast<const Pack<T, N>*>(from + row * inner);
+            for (int k = 0; k < AHEAD; k++) bits[k].load(from + (i + k * rows) * inner);
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+#pragma unroll
+                for (int j = 0; j < N; j++) sums[j] = F()(sums[j], F::of(bits[k].at(j), c[j]));
             }
+        }
+        for (; i < end; i += rows) {
+            Bits<N> bits;
+            bits.load(from + i * inner);
 #pragma unroll
-            for (int k = 0; k < BATCH; k++) {
-                if (i + k * rows < end) {
-#pragma unroll
-                    for (int j = 0; j < N; j++) sums[j] = F()(sums[j], F::of(up(pack[k].v[j]), c[j]));
-                }
-            }
+            for (int j = 0; j < N; j++) sums[j] = F()(sums[j], F::of(bits.at(j), c[j]));
         }
 #pragma unroll
         for (int j = 0; j < N; j++) shared[j * 256 + at] = sums[j];
@@ -150,10 +159,10 @@ __device__ __forceinline__ void reduce_columns(const T* __restrict__ x, const A*
                     double divisor, i64 root)
 #define REDUCTION(name, F)                                                                   \
     extern "C" __global__ void __launch_bounds__(128) warps_##name ROWS_OF {                 \
-        reduce_rows<F, false>(x, centre, out, outer, n, strips, chunk, divisor, root);       \
+        reduce_rows<F, WARP>(x, centre, out, outer, n, strips, chunk, divisor, root);       \
     }                                                                                        \
     extern "C" __global__ void __launch_bounds__(512) rows_##name ROWS_OF {                  \
-        reduce_rows<F, true>(x, centre, out, outer, n, strips, chunk, divisor, root);        \
+        reduce_rows<F, BLOCK>(x, centre, out, outer, n, strips, chunk, divisor, root);        \
     }                                                                                        \
     extern "C" __global__ void __launch_bounds__(256) packs_##name COLUMNS_OF {              \
         reduce_columns<F, V>(x, centre, out, outer, n, inner, chunk, divisor, root);         \
