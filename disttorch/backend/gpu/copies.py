@@ -162,6 +162,16 @@ def ones(xp, shape, dtype=float):
     return fill_with(xp, xp.cupy.empty(shape, dtype), 1)
 
 
+def ones_like(xp, a, dtype=None):
+    """``numpy.ones_like``."""
+    return fill_with(xp, xp.cupy.empty_like(a, dtype), 1)
+
+
+def full_like(xp, a, value, dtype=None):
+    """``numpy.full_like`` for a number."""
+    return fill_with(xp, xp.cupy.empty_like(a, dtype), value)
+
+
 def ramp(xp, start, step, count, dtype):
     """``start + i·step`` for i below ``count``, computed as int64 or, if one is a float, as float64."""
     as_float = isinstance(start, float) or isinstance(step, float)

@@ -169,6 +169,25 @@ template <int M> __device__ __forceinline__ void transpose(const void* source, v
         transpose<(M < WIDE ? M : WIDE)>(source, target, p); }
 TRANSPOSE(1) TRANSPOSE(2) TRANSPOSE(4)
 
+// M elements written at once: 16 bytes put together in registers (the compiler would store a Pack that was
+// filled behind conditions by elements), or a single element.
+template <class T, int M> struct Together {
+    static __device__ __forceinline__ void store(T* to, const T* x) {
+        u64 words[2] = {0, 0};
+#pragma unroll
+        for (int v = 0; v < M; v++) words[v * 2 / M] |= (u64)x[v] << (v % (M / 2) * 8 * sizeof(T) % 64);
+#ifdef DISTTORCH_HOST
+        u128 whole = {words[0], words[1]};
+        *(u128*)to = whole;
+#else
+        asm volatile("st.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(words[0]), "l"(words[1]) : "memory");
+#endif
+    }
+};
+template <class T> struct Together<T, 1> {
+    static __device__ __forceinline__ void store(T* to, const T* x) { *to = *x; }
+};
+
 // ---- few planes to elements side by side, and back (channels-first and channels-last images) ----------
 // One side has `few` planes (2 to 32), the other their elements in turn, without a gap. A tile is `high`
 // elements of every plane, as planes in shared memory (`high` is a multiple of WIDE; few·high ≤ ROOM).
@@ -222,13 +241,13 @@ template <int M, bool JOIN> __device__ __forceinline__ void planes(const void* s
             if (c < few && b < here) *(Few*)(to + c * p.pitch + b) = *(const Few*)(room + c * pitch + b);
         } else if (i * M < few * here) {
             int b = (int)p.few.of(i * M), c = i * M - b * few;
-            Few out;
+            UNIT out[M];
 #pragma unroll
             for (int v = 0; v < M; v++) {
-                out.v[v] = room[c * pitch + b];
+                out[v] = room[c * pitch + b];
                 if (++c == few) c = 0, b++;
             }
-            *(Few*)(to + (i64)i * M) = out;
+            Together<UNIT, M>::store(to + (i64)i * M, out);
         }
     }
 }
