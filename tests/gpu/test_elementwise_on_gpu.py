@@ -174,3 +174,26 @@ def test_one_launch_for_sixteen_bits():
     for name in ("exp", "tanh", "relu", "silu", "gelu", "sigmoid", "rsqrt"):
         assert getattr(fused, name)(a).dtype == a.dtype
     assert fused.add(a, a.astype("f4")) is NotImplemented
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_of_every_16_bit_number(dtype, approximate):
+    """The shorter ways that 16-bit results take, over all of the type's numbers, and both gradients."""
+    bits = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
+    x = bits.view(dtype)
+    x = x[x.float().abs() < 1e18]  # beyond, x² overflows in PyTorch's formula, too
+    on = x.cuda().requires_grad_()
+    out = F.gelu(on, approximate=approximate)
+    out.backward(torch.ones_like(out))
+    wide = x.double().requires_grad_()
+    want = F.gelu(wide, approximate=approximate)
+    want.sum().backward()
+    ulp = 2.0**-8 if dtype is torch.bfloat16 else 2.0**-11
+    for got, exact in ((out, want.detach()), (on.grad, wide.grad)):
+        got, exact = got.detach().cpu().double(), exact.double()
+        near = (got - exact).abs() <= ulp * exact.abs() + 4e-6
+        assert near.all(), (x[~near][:5], got[~near][:5], exact[~near][:5])
+    special = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=dtype)
+    got, want = F.gelu(special.cuda(), approximate=approximate), F.gelu(special, approximate=approximate)
+    assert torch.equal(torch.isnan(got.cpu()), torch.isnan(want)) and got[1].item() == float("inf")

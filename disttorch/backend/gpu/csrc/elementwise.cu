@@ -7,6 +7,7 @@
 // (What follows "variants" has no commas inside a value: there they mean several.)
 // variants: VALUE=float FIRST=float,half_t,bf16_t RESULT=float EXPR=tanh_(a) NDIM=1
 // variants: VALUE=float FIRST=bf16_t SECOND=bf16_t THIRD=bool RESULT=bf16_t NUMBERS=1 EXPR=c?a+b:p EXPR1=a/b NDIM=1,2
+// variants: VALUE=float FIRST=half_t SECOND=half_t RESULT=half_t EXPR=a*(normal_cdf(b)+b*normal_density(b)) EXPR1=gelu_tanh_slope(b)
 // variants: VALUE=double FIRST=double SECOND_IS=p NUMBERS=2 RESULT=double EXPR=a*b+q NDIM=3
 // variants: VALUE=i64 FIRST=i64 SECOND=i64 RESULT=bool EXPR=a<b NDIM=1
 // variants: VALUE=i32 FIRST=i8 SECOND_IS=p NUMBERS=1 RESULT=u8 EXPR=a/b NDIM=6 INDEX=i64
