@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from disttorch.backend import CPU, dtypes, layouts, pool_kernels, resample_kernels
-from disttorch.backend.gpu import batchnorm, convolution, cudnn, pooling, resample
+from disttorch.backend.gpu import batchnorm, convolution, convolution_own, cudnn, pooling, resample
 
 pytestmark = pytest.mark.skipif(not cuda_host.available(), reason="no g++, or not x86-64")
 
@@ -42,14 +42,25 @@ class Host:
         return np.matmul(a.astype(F64), b.astype(F64)).astype(a.dtype)
 
 
-def _on_host(cupy, family, name, **values):
-    return cuda_host.kernel(family, name, **values)
+class _on_host:
+    """A kernel as ``disttorch.backend.gpu.kernel`` gives it."""
+
+    def __init__(self, cupy, family, name, **values):
+        self.run = cuda_host.kernel(family, name, **values)
+
+    def __call__(self, grid, block, args):
+        self.run(grid, block, args)
+
+    def prepared(self, block, types):
+        return lambda blocks, *args: self.run((blocks,), (block,), args)
 
 
 @pytest.fixture
 def xp(monkeypatch):
-    for module in MODULES:
+    for module in (convolution_own, batchnorm, pooling, resample):
         monkeypatch.setattr(module, "kernel", _on_host)
+    for kept in (convolution._decided, batchnorm._decided):
+        kept.clear()
     monkeypatch.setattr(cudnn, "enabled", lambda: False)
     return Host()
 
@@ -105,7 +116,7 @@ def test_convolution_and_its_gradients(xp, geometry, dtype):
 
 
 def test_convolution_in_parts_of_the_batch(xp, monkeypatch):
-    monkeypatch.setattr(convolution, "_CHUNK", 400)
+    monkeypatch.setattr(convolution_own, "_CHUNK", 400)
     x, w, g = draw(1, (5, 4, 4, 4), HALF), draw(2, (3, 4, 3, 3), HALF), draw(3, (5, 3, 2, 2), HALF)
     options = (2, 2), (1, 1), (1, 1), 1
     close(xp.conv(x, w, None, *options), CPU.conv(wide(x), wide(w), None, *options), HALF)

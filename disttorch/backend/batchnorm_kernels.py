@@ -33,12 +33,14 @@ def _by_channel(xp, a):
     return xp.ascontiguousarray(a).reshape(*a.shape[:2], math.prod(a.shape[2:]))
 
 
-def batch_stats(xp, x, running_mean=None, running_var=None, momentum=0.0):
+def batch_stats(xp, x, running_mean=None, running_var=None, momentum=0.0, seen=None):
     """(mean C, biased variance C) of N×C×S, in float32 for 16-bit types.
 
     ``running_mean`` and ``running_var``, where given, move towards them in place, the variance
-    unbiased: new = (1 − momentum)·old + momentum·batch.
+    unbiased: new = (1 − momentum)·old + momentum·batch. ``seen``, a count of batches, goes up by one.
     """
+    if seen is not None:
+        seen += 1
     mean, var = channel_stats(xp, _by_channel(xp, x.astype(np.float32) if x.itemsize == 2 else x))
     if x.shape[0]:
         count = x.size // x.shape[1]

@@ -6,6 +6,8 @@ samples, C channels, S one to three spatial dims; an array is N×C×S in either 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 # from the innermost dim of a channels-last array outwards
@@ -41,17 +43,23 @@ def is_dense(array, last: bool) -> bool:
     return array.flags.c_contiguous
 
 
+def maker(xp, shape: tuple, dtype, last: bool):
+    """``f()`` that makes an array N×C×S of that layout, not filled."""
+    dtype, empty = np.dtype(dtype), xp.empty
+    if not last:
+        return lambda: empty(shape, dtype)
+    if xp.ndarray is np.ndarray:
+        moved, order = (shape[0], *shape[2:], shape[1]), _FROM_LAST[len(shape)]
+        return lambda: empty(moved, dtype).transpose(order)
+    # on a GPU an owner of its memory, no view: a gradient that is handed on then need not be copied
+    array, allocate, size = xp.ndarray, xp.cupy.cuda.alloc, dtype.itemsize
+    strides, bytes_ = tuple(s * size for s in strides_of(shape, True)), math.prod(shape) * size
+    return lambda: array(shape, dtype, allocate(bytes_), strides)
+
+
 def empty(xp, shape: tuple, dtype, last: bool):
     """An array N×C×S of that layout, not filled."""
-    if not last:
-        return xp.empty(shape, dtype)
-    made = xp.empty((shape[0], *shape[2:], shape[1]), dtype)
-    if isinstance(made, np.ndarray):
-        return made.transpose(_FROM_LAST[len(shape)])
-    # on a GPU an owner of its memory, no view: a gradient that is handed on then need not be copied
-    size = made.itemsize
-    strides = tuple(s * size for s in strides_of(shape, True))
-    return type(made)(shape, made.dtype, made.data, strides)
+    return maker(xp, shape, dtype, last)() if last else xp.empty(shape, dtype)
 
 
 def dense(xp, array, last: bool):

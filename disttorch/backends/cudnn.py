@@ -1,8 +1,10 @@
 """cuDNN's switches: convolutions and attention on a GPU go through it where it is installed.
 
-``enabled``: whether it is used at all; ``allow_tf32``: whether float32 convolutions may round their
-inputs to TF32; ``deterministic``: leave out its nondeterministic algorithms. ``benchmark`` changes
-nothing: the heuristics' first choice is taken.
+``enabled``: whether it is used at all. ``deterministic``: leave out its nondeterministic algorithms.
+``benchmark``: when a convolution is first seen, time up to ``benchmark_limit`` algorithms (None or 0:
+all) and keep the fastest; never while a CUDA graph is captured. ``allow_tf32``: whether float32
+convolutions may round their inputs to TF32; ``fp32_precision`` ("ieee" or "tf32") says the same of all
+operations, ``conv.fp32_precision`` of convolutions, before ``allow_tf32``, unless they are "none".
 """
 
 from __future__ import annotations
@@ -15,6 +17,15 @@ benchmark_limit = 10
 deterministic = False
 allow_tf32 = True
 fp32_precision = "none"
+
+
+class _Operation:
+    """Switches of one kind of operation."""
+
+    fp32_precision = "none"
+
+
+conv = _Operation()
 
 
 def is_available() -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from ..backend import namespace_of
+from ..backend import dtypes, namespace_of
 from ..tensor import Tensor, wrap
 from .core import F32, REGISTRY, device_error, op, share_version
 from .samples import case
@@ -67,7 +67,7 @@ def _affine(out, weight, bias):
 
 
 def batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps,
-               cudnn_enabled=False) -> Tensor:
+               cudnn_enabled=False, *, seen=None) -> Tensor:
     """Zero mean and unit variance per channel of N×C×…, then scale and shift.
 
     Args:
@@ -75,6 +75,8 @@ def batch_norm(input, weight, bias, running_mean, running_var, training, momentu
         running_mean, running_var: C, or None; used in evaluation, moved towards the batch's (the
             variance unbiased) in training: new = (1 − momentum)·old + momentum·batch.
         training: normalise by the batch's own statistics.
+        seen: an integer tensor of no dims that goes up by one in training, or None: layers count
+            batches, and on a GPU that takes no launch of its own here.
 
     Raises:
         RuntimeError: if shapes do not fit.
@@ -98,18 +100,23 @@ def batch_norm(input, weight, bias, running_mean, running_var, training, momentu
         raise RuntimeError("running_mean and running_var must be defined in evaluation mode")
     mean, var = running_mean, running_var
     if training:
-        mean, var = _batch_stats(input, running_mean, running_var, momentum)
+        mean, var = _batch_stats(input, running_mean, running_var, momentum, seen)
     return _batch_norm.call(input, weight, bias, mean, var, training, eps)
 
 
-def _batch_stats(input, running_mean=None, running_var=None, momentum=0.0):
+def _batch_stats(input, running_mean=None, running_var=None, momentum=0.0, seen=None):
     """(mean, biased variance) per channel, in float32 for 16-bit types. The running statistics,
-    where given, move towards them in place."""
+    where given, move towards them in place, and the count ``seen`` goes up."""
     a, xp = input._data, namespace_of(input._data)
-    running = [None if t is None else t._data for t in (running_mean, running_var)]
-    stats = xp.batch_stats(a, *running, momentum)
-    for t in (running_mean, running_var):
-        if t is not None and a.shape[0]:
+    kept = None if seen is None else seen._data
+    if kept is not None and not (kept.__class__ is a.__class__ and kept.dtype == dtypes.int64.np):
+        seen.add_(1)  # a count that is kept elsewhere
+        seen = None
+    changed = running_mean, running_var, seen
+    mean, var, count = [None if t is None else t._data for t in changed]
+    stats = xp.batch_stats(a, mean, var, momentum, count)
+    for t in changed:
+        if t is not None and (t is seen or a.shape[0]):
             share_version(t)[0] += 1
     return tuple(map(wrap, stats))
 

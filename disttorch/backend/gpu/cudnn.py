@@ -10,10 +10,11 @@ the addresses of the tensors (multiples of 16) by the numbers (uids) that the pl
         y.set_output(True).set_uid(3)
 
     made = plan(xp, ("my operation", x.shape, x.strides, x.dtype.name), describe)
-    execute(xp, made, {1: x.data.ptr, 2: w.data.ptr, 3: y.data.ptr})
+    made.run([x.data.ptr, w.data.ptr, y.data.ptr])  # in the order of the uids
 
-Which plan is taken is the heuristics' first choice that can be built, the same each time. Where
-deterministic algorithms are asked for, plans that cuDNN notes as nondeterministic are left out.
+Which plan is taken is the heuristics' first choice that can be built, the same each time; or, with
+``torch.backends.cudnn.benchmark``, the one of the first ``benchmark_limit`` that took the least time.
+Where deterministic algorithms are asked for, plans that cuDNN notes as nondeterministic are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from . import graphs
+
 DETERMINISTIC = ("NONDETERMINISTIC",)
+_RUNS = 3  # of a plan that is timed
+_ALL = 1 << 30
 FULL_FLOAT32 = ("TENSOR_CORE", "DOWN_CONVERT_INPUTS")  # notes of plans that round float32 inputs
 _NAMES = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "FLOAT", "float64": "DOUBLE",
           "int32": "INT32", "int64": "INT64", "uint8": "UINT8", "bool": "BOOLEAN"}
@@ -40,13 +45,21 @@ class Unsupported(RuntimeError):
 
 
 class Plan:
-    """A compiled operation: its graph, the uids of its tensors and its workspace in bytes."""
+    """A compiled operation.
 
-    __slots__ = ("graph", "uids", "workspace", "takes_list")
+    Attributes:
+        graph: the frontend's.
+        uids: of its tensors, ascending.
+        workspace: bytes.
+        run: ``run(addresses)`` puts it into CuPy's current stream; the addresses are those of the
+            tensors in the order of ``uids``. RuntimeError if cuDNN refuses.
+    """
 
-    def __init__(self, graph: Any, uids: tuple[int, ...], workspace: int, takes_list: bool):
+    __slots__ = ("graph", "uids", "workspace", "run")
+
+    def __init__(self, xp, graph: Any, uids: tuple[int, ...], workspace: int):
         self.graph, self.uids, self.workspace = graph, uids, workspace
-        self.takes_list = takes_list
+        self.run = _runner(xp, graph, uids, workspace)
 
 
 # ---- the library ---------------------------------------------------------------------------------
@@ -107,43 +120,84 @@ def data_type(name: str) -> Any:
 
 
 @functools.cache
-def _switches() -> tuple[Any, Any]:
+def _modules() -> tuple[Any, Any]:
     from ... import settings
     from ...backends import cudnn
 
     return settings, cudnn
 
 
+def switches() -> tuple:
+    """All that users set, to be compared with what it was when something was decided by it."""
+    settings, cudnn = _modules()
+    return (cudnn.enabled, cudnn.allow_tf32, cudnn.fp32_precision, cudnn.conv.fp32_precision,
+            cudnn.deterministic, settings.are_deterministic_algorithms_enabled(), cudnn.benchmark,
+            cudnn.benchmark_limit)
+
+
 def enabled() -> bool:
     """Whether ``torch.backends.cudnn.enabled`` is set and cuDNN is there."""
-    return _switches()[1].enabled and available()
+    return _modules()[1].enabled and available()
 
 
 def allow_tf32() -> bool:
-    """Whether float32 convolutions may round their inputs to TF32."""
-    return bool(_switches()[1].allow_tf32)
+    """Whether float32 convolutions may round their inputs to TF32: what is set for convolutions comes
+    before what is set for all of cuDNN, and that before ``allow_tf32``."""
+    cudnn = _modules()[1]
+    for said in (cudnn.conv.fp32_precision, cudnn.fp32_precision):
+        if said != "none":
+            return said == "tf32"
+    return bool(cudnn.allow_tf32)
 
 
 def deterministic() -> bool:
     """Whether deterministic algorithms are asked for."""
-    settings, cudnn = _switches()
+    settings, cudnn = _modules()
     return bool(cudnn.deterministic) or settings.are_deterministic_algorithms_enabled()
 
 
+def in_between() -> bool:
+    """Whether plans should be timed, but cannot be: nothing can be waited for in a capture."""
+    return _modules()[1].benchmark and graphs.is_capturing()
+
+
+def _timed_plans() -> int:
+    """How many plans are to be timed."""
+    cudnn = _modules()[1]
+    return cudnn.benchmark and not in_between() and (cudnn.benchmark_limit or _ALL)
+
+
 # ---- plans ---------------------------------------------------------------------------------------
-def _handle(xp) -> int:
-    """This thread's handle on the device, working in CuPy's current stream."""
-    library, handles = _library()[0], _local.__dict__
-    handle = handles.get(xp.index)
-    if handle is None:
+class _Handle:
+    """A thread's handle on a device, and the stream that it works in."""
+
+    __slots__ = ("address", "stream", "_set_stream")
+
+    def __init__(self, xp):
+        library = _library()[0]
         if library is None:
             raise Unsupported(f"cuDNN is not available: {why_not()}")
         try:
             with xp.device:
-                handle = handles[xp.index] = library.create_handle()
+                self.address = library.create_handle()
         except Exception as error:
             raise Unsupported(f"cuDNN made no handle on cuda:{xp.index}: {_line(error)}") from None
-    library.set_stream(handle=handle, stream=xp.cupy.cuda.get_current_stream().ptr)
+        self.stream, self._set_stream = None, library.set_stream
+
+    def turn_to(self, stream: int) -> None:
+        self._set_stream(handle=self.address, stream=stream)
+        self.stream = stream
+
+
+def _handle(xp) -> _Handle:
+    """This thread's handle on the device, working in CuPy's current stream."""
+    handles = _local.__dict__
+    handle = handles.get(xp.index)
+    if handle is None:
+        handle = handles[xp.index] = _Handle(xp)
+    stream = xp.cupy.cuda.get_current_stream().ptr
+    if stream != handle.stream:
+        handle.turn_to(stream)
     return handle
 
 
@@ -151,7 +205,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def plan(xp, key: tuple, describe, exclude: tuple[str, ...] = ()) -> Plan:
+def plan(xp, key: tuple, describe, exclude: tuple[str, ...] = (), addresses=None) -> Plan:
     """The plan of an operation on this device, made when first asked for.
 
     Args:
@@ -159,13 +213,16 @@ def plan(xp, key: tuple, describe, exclude: tuple[str, ...] = ()) -> Plan:
         describe: ``describe(graph, cudnn)`` puts the operation into a ``cudnn.pygraph`` that
             computes in float32 and gives each input and output a uid of its own.
         exclude: names of cuDNN's numerical notes; plans that carry one are not taken.
+        addresses: of the tensors by ascending uid, for plans to be timed with where
+            ``torch.backends.cudnn.benchmark`` asks for that; the results are overwritten.
 
     Raises:
         Unsupported: if cuDNN cannot do this; the second time without trying again.
     """
     if deterministic():
         exclude = (*exclude, *DETERMINISTIC)
-    full = (xp.index, exclude, key)
+    timed = _timed_plans() if addresses is not None else 0
+    full = (xp.index, exclude, timed, key)
     made = _plans.get(full)
     if made is None:
         with _building:
@@ -173,7 +230,7 @@ def plan(xp, key: tuple, describe, exclude: tuple[str, ...] = ()) -> Plan:
             if made is None:
                 try:
                     with xp.device:
-                        made = _build(xp, key, describe, exclude)
+                        made = _build(xp, key, describe, exclude, timed, addresses)
                 except Unsupported as error:
                     made = error
                 _plans[full] = made
@@ -213,21 +270,57 @@ class _Recorder:
                 if t is not None and not t.get_is_virtual() and not t.get_is_pass_by_value()}
 
 
-def _build(xp, key, describe, exclude) -> Plan:
+def _build(xp, key, describe, exclude, timed, addresses) -> Plan:
     library, handle = _library()[0], _handle(xp)
     try:
-        graph, uids = described(library, describe, handle)
+        graph, uids = described(library, describe, handle.address)
         graph.build_operation_graph()
         graph.create_execution_plans([library.heur_mode.A, library.heur_mode.FALLBACK])
         if exclude:
             graph.deselect_numeric_notes([getattr(library.numerical_note, n) for n in exclude])
         graph.check_support()
+        if timed:
+            return _fastest(xp, graph, uids, timed, addresses)
         graph.build_plans()
-        workspace = max(int(graph.get_workspace_size()), 0)
+        return _made(xp, graph, uids)
     except Exception as error:  # the frontend raises its own, RuntimeError and ValueError
         without = f" without {' and '.join(exclude)}" if exclude else ""
         raise Unsupported(f"cuDNN has no plan for {key}{without}: {_line(error)}") from None
-    return Plan(graph, uids, workspace, _takes_list(graph, uids))
+
+
+def _made(xp, graph, uids) -> Plan:
+    return Plan(xp, graph, uids, max(int(graph.get_workspace_size()), 0))
+
+
+def _fastest(xp, graph, uids, most: int, addresses) -> Plan:
+    """The plan that takes the least time of the first ``most``; the frontend runs what it built last."""
+    found: list[tuple[float, int]] = []
+    last: Exception | None = None
+    for index in range(min(most, graph.get_execution_plan_count())):
+        try:
+            graph.build_plan_at_index(index)
+            found.append((_milliseconds(xp, _made(xp, graph, uids), addresses), index))
+        except Exception as error:  # left out by its notes, not for this device, too little memory
+            last = error
+    if not found:
+        raise last or Unsupported("there is no candidate")
+    graph.build_plan_at_index(min(found)[1])
+    return _made(xp, graph, uids)
+
+
+def _milliseconds(xp, plan: Plan, addresses) -> float:
+    """The least time of some runs, after one that loads the kernels."""
+    cuda = xp.cupy.cuda
+    plan.run(addresses)
+    times = []
+    for _ in range(_RUNS):
+        began, ended = cuda.Event(), cuda.Event()
+        began.record()
+        plan.run(addresses)
+        ended.record()
+        ended.synchronize()
+        times.append(cuda.get_elapsed_time(began, ended))
+    return min(times)
 
 
 def _takes_list(graph, uids) -> bool:
@@ -235,31 +328,49 @@ def _takes_list(graph, uids) -> bool:
     if not hasattr(graph, "_execute_with_ptrs"):
         return False
     try:
+        if hasattr(graph, "_prepare_variant_pack_template"):
+            graph._prepare_variant_pack_template()  # the order may not be known before
         return tuple(graph._get_variant_pack_uids_sorted()) == uids
     except Exception:  # an interface that is the frontend's own affair: the public one will do
         return False
 
 
+def _runner(xp, graph, uids, workspace: int):
+    """``Plan.run``. The workspace comes from CuPy's pool and goes back to it at once: the pool gives
+    it out again to the same stream only, after this work."""
+    index, handles, made = xp.index, _local, _handle
+    current, allocate = xp.cupy.cuda.get_current_stream, xp.cupy.cuda.alloc
+    if _takes_list(graph, uids):
+        put = graph._execute_with_ptrs
+    else:
+        def put(addresses, workspace, handle):
+            graph.execute(dict(zip(uids, addresses)), workspace, handle=handle)
+
+    def run(addresses):
+        handle = handles.__dict__.get(index) or made(xp)
+        stream = current().ptr
+        if stream != handle.stream:
+            handle.turn_to(stream)
+        memory, at = None, 0
+        if workspace:
+            memory = allocate(workspace)
+            at = memory.ptr
+        try:
+            put(addresses, at, handle.address)
+        except Exception as error:
+            raise RuntimeError(f"cuDNN failed on cuda:{index}: {_line(error)}") from None
+
+    return run
+
+
 def execute(xp, plan: Plan, pointers: dict[int, int]) -> None:
     """Run a plan in CuPy's current stream on the addresses of its tensors by uid.
-
-    The workspace comes from CuPy's pool and goes back to it at once: the pool gives it out again
-    to the same stream only, after this work.
 
     Raises:
         RuntimeError: if cuDNN refuses.
     """
-    handle = _handle(xp)
-    memory = xp.cupy.cuda.alloc(plan.workspace) if plan.workspace else None
-    workspace = 0 if memory is None else memory.ptr
-    try:
-        if plan.takes_list:
-            plan.graph._execute_with_ptrs([pointers[u] for u in plan.uids], workspace, handle)
-        else:
-            plan.graph.execute(pointers, workspace, handle=handle)
-    except Exception as error:
-        raise RuntimeError(f"cuDNN failed on cuda:{xp.index}: {_line(error)}") from None
+    plan.run([pointers[uid] for uid in plan.uids])
 
 
 __all__ = ["Plan", "Unsupported", "allow_tf32", "available", "data_type", "deterministic",
-           "enabled", "execute", "plan", "version", "why_not"]
+           "enabled", "execute", "plan", "switches", "version", "why_not"]

@@ -69,12 +69,19 @@ def batch_norm(
         ValueError: in training with a single value per channel.
         RuntimeError: if sizes do not fit.
     """
+    return counted_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def counted_batch_norm(
+    input, running_mean, running_var, weight, bias, training, momentum, eps, seen=None
+) -> Tensor:
+    """``batch_norm``; ``seen``, an integer tensor of no dims or None, goes up by one in training."""
     if training and input.ndim > 1 and input.numel() == input.shape[1]:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {input.shape}"
         )
     return norms.batch_norm(
-        input, weight, bias, running_mean, running_var, training, momentum, eps
+        input, weight, bias, running_mean, running_var, training, momentum, eps, seen=seen
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ... import ops
 from .. import functional as F
 from .. import init
+from ..functional.normalization import counted_batch_norm
 from ..parameter import Parameter
 from .module import Module
 
@@ -77,15 +78,17 @@ class _BatchNorm(_NormBase):
     def forward(self, input):
         self._check_input_dim(input)
         momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the plain average over all batches so far
-                momentum = 1.0 / float(self.num_batches_tracked)
+        seen = None
+        if self.training and self.track_running_stats:
+            seen = self.num_batches_tracked
+            if self.momentum is None and seen is not None:  # the plain average over all batches so far
+                momentum = 1.0 / float(seen.add_(1))
+                seen = None
         batch = self.training or self.running_mean is None and self.running_var is None
         keep = not self.training or self.track_running_stats
-        return F.batch_norm(
+        return counted_batch_norm(
             input, self.running_mean if keep else None, self.running_var if keep else None,
-            self.weight, self.bias, batch, momentum, self.eps,
+            self.weight, self.bias, batch, momentum, self.eps, seen,
         )
 
 

@@ -1,498 +1,343 @@
-// Batch normalisation: moments per channel, normalising, and the backward pass.
+// Batch normalisation of rows of channels (channels last): moments per channel, normalising, and the
+// backward pass; and the second stage of the sums of either layout.
 //
-// Two layouts: `rows` (channels last: R rows of C channels) and `planes` (N samples of C planes of L
-// elements). A reduction has two stages: blocks (tile of channels, split of the rest) write partial
-// results, [split][C], and one warp a channel joins them in a fixed order. Moments are joined by Chan's
-// formula; within a thread they are sums of differences from the first value that the thread saw, so
-// that a large mean costs no digits.
+// A reduction has two stages: blocks (a tile of channels, a split of the rows) write partial results,
+// [split][C], and blocks of one warp for each of 32 channels join them in a fixed order. Within a
+// block, moments are sums of differences from the first value of the block's part, so that a large
+// mean costs no digits and joining is adding.
 // variants: ELEMENT=float PARAM=float
 // variants: ELEMENT=double PARAM=double
 // variants: ELEMENT=half_t PARAM=float,half_t
 // variants: ELEMENT=bf16_t PARAM=float,bf16_t
-#include "common.cuh"
+#include "batchnorm.cuh"
 
-typedef ELEMENT T;
-typedef PARAM P;
-typedef Acc<T>::type A;
-
-#define MANY (16 / (int)sizeof(T))
-#define THREADS 256
 #define DEEP 4  // rows that a thread loads before it computes with them
-
-// ---- one pass over a thread's part of a channel ---------------------------------------------------
-
-struct Moments {
-    A count, mean, square;
-};
-
-__device__ __forceinline__ Moments join(Moments a, Moments b) {
-    A count = a.count + b.count;
-    if (count == 0) return a;
-    A delta = b.mean - a.mean, part = b.count / count;
-    Moments out;
-    out.count = count;
-    out.mean = a.mean + delta * part;
-    out.square = a.square + b.square + delta * delta * a.count * part;
-    return out;
-}
-
-struct Shifted {  // sums of differences from the first value
-    A first, sum, square;
-    __device__ __forceinline__ void begin(A value) { first = value, sum = 0, square = 0; }
-    __device__ __forceinline__ void add(A value) {
-        A d = value - first;
-        sum += d;
-        square += d * d;
-    }
-    __device__ __forceinline__ Moments moments(i64 count) const {
-        Moments out = {(A)count, 0, 0};
-        if (count) {
-            out.mean = first + sum / (A)count;
-            A rest = square - sum * (sum / (A)count);
-            out.square = rest < 0 ? (A)0 : rest;
-        }
-        return out;
-    }
-};
-
-struct Pair {
-    A a, b;
-};
-
-__device__ __forceinline__ Pair join(Pair x, Pair y) {
-    Pair out = {x.a + y.a, x.b + y.b};
-    return out;
-}
-
-__device__ __forceinline__ Moments down_by(Moments v, int step) {
-    Moments out = {__shfl_down_sync(FULL_WARP, v.count, step), __shfl_down_sync(FULL_WARP, v.mean, step),
-                   __shfl_down_sync(FULL_WARP, v.square, step)};
-    return out;
-}
-
-__device__ __forceinline__ Pair down_by(Pair v, int step) {
-    Pair out = {__shfl_down_sync(FULL_WARP, v.a, step), __shfl_down_sync(FULL_WARP, v.b, step)};
-    return out;
-}
-
-// The whole block's value in thread 0.
-template <class V> __device__ V join_block(V value, V* scratch) {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    for (int step = WARP / 2; step; step >>= 1) value = join(value, down_by(value, step));
-    if (lane == 0) scratch[warp] = value;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int w = 1; w < warps; ++w) value = join(value, scratch[w]);
-    }
-    return value;
-}
 
 // ---- rows: thread (x, y) has N channels and every blockDim/width-th row ----------------------------
 
-struct Tile {  // a thread's channels and rows
-    i64 channel, row, step, end;
-    int x, y, height;
+struct Tile {  // of a thread: its first channel and element, from row to row, and how many rows
+    i64 channel, at, stride;
+    int left, x, height;
+    i64 split, splits;
+    Part rows;
 };
 
-template <int N> __device__ __forceinline__ Tile tile_of(i64 rows, i64 channels, i64 width) {
+template <int N> __device__ __forceinline__ Tile tile_of(i64 rows, i64 channels, i64 width, i64 tiles) {
     Tile t;
-    t.x = threadIdx.x % (int)width, t.y = threadIdx.x / (int)width, t.height = blockDim.x / (int)width;
-    t.channel = (blockIdx.x * width + t.x) * N;
-    i64 share = (rows + gridDim.y - 1) / gridDim.y, start = blockIdx.y * share;
-    t.end = start + share < rows ? start + share : rows;
-    t.row = start + t.y, t.step = t.height;
-    if (t.channel >= channels) t.end = 0;
+    t.split = blockIdx.x / (u32)tiles, t.splits = gridDim.x / (u32)tiles;
+    i64 tile = blockIdx.x - t.split * tiles;
+    t.x = threadIdx.x % (u32)width, t.height = THREADS / (u32)width;
+    int y = threadIdx.x / (u32)width;
+    t.channel = (tile * width + t.x) * N;
+    t.rows = part_of(rows, t.splits, t.split);
+    t.left = t.channel < channels ? (int)(t.rows.end - t.rows.start) - y : 0;
+    t.at = (t.rows.start + y) * channels + t.channel, t.stride = t.height * channels;
     return t;
 }
 
-template <int N> __device__ __forceinline__ Pack<T, N> load(const T* x, i64 row, i64 channels,
-                                                            i64 channel) {
-    return *reinterpret_cast<const Pack<T, N>*>(x + row * channels + channel);
-}
-
-// DEEP of a thread's rows from r on, of g and (if `both`) of x: all under way before one is used.
-template <int N> __device__ __forceinline__ void load_deep(const T* g, bool both, const T* x, i64 r,
-                                                           const Tile& t, i64 channels,
-                                                           Pack<T, N> (&gs)[DEEP], Pack<T, N> (&xs)[DEEP]) {
+// DEEP of a thread's rows, all under way before one is used: where there are fewer, the first again.
+template <int N> __device__ __forceinline__ void load_deep(const T* from, const Tile& t,
+                                                           Words<N> (&rows)[DEEP]) {
 #pragma unroll
-    for (int d = 0; d < DEEP; ++d) {
-        i64 row = r + d * t.step;
-        if (row < t.end) gs[d] = load<N>(g, row, channels, t.channel);
-        if (row < t.end && both) xs[d] = load<N>(x, row, channels, t.channel);
+    for (int d = 0; d < DEEP; ++d) load<N>(rows[d], d * t.height < t.left ? from + d * t.stride : from);
+}
+
+template <int N> __device__ __forceinline__ void forget(Words<N> (&rows)[DEEP]) {
+#pragma unroll
+    for (int d = 0; d < DEEP; ++d) rows[d].forget();
+}
+
+__device__ __forceinline__ void go_on(Tile& t) { t.left -= DEEP * t.height, t.at += DEEP * t.stride; }
+
+// Sums over the rows of the block's tile: threads i < width·N get those of the tile's i-th channel.
+// All threads of a block call it.
+template <int N> __device__ __forceinline__ Pair join_rows(Pair (&sums)[N], const Tile& t, int width) {
+    __shared__ Pair scratch[WARPS][WARP * N];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    for (int step = WARP / 2; step >= width; step >>= 1) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            sums[j].a += __shfl_down_sync(FULL_WARP, sums[j].a, step);
+            sums[j].b += __shfl_down_sync(FULL_WARP, sums[j].b, step);
+        }
     }
-}
-
-template <int N> __device__ __forceinline__ void store(T* x, i64 row, i64 channels, i64 channel,
-                                                       Pack<T, N> values) {
-    *reinterpret_cast<Pack<T, N>*>(x + row * channels + channel) = values;
-}
-
-// Joins the values of the threads with the same x in thread y = 0; all threads of a block call it.
-template <class V> __device__ __forceinline__ V join_column(V value, V* scratch, Tile t, int width) {
+    if (lane < width) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) scratch[warp][lane * N + j] = sums[j];
+    }
     __syncthreads();
-    scratch[threadIdx.x] = value;
-    for (int half = t.height / 2; half; half >>= 1) {
-        __syncthreads();
-        if (t.y < half) scratch[threadIdx.x] = join(scratch[threadIdx.x],
-                                                    scratch[threadIdx.x + half * width]);
+    Pair whole = {0, 0};
+    if ((int)threadIdx.x < width * N) {
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) {
+            whole.a += scratch[w][threadIdx.x].a, whole.b += scratch[w][threadIdx.x].b;
+        }
     }
-    return scratch[threadIdx.x];
+    return whole;
+}
+
+// The channel whose sums a thread has after `join_rows`; `channels` or more: none.
+template <int N> __device__ __forceinline__ i64 channel_of(const Tile& t, i64 channels, i64 width) {
+    if (threadIdx.x >= (u32)(width * N)) return channels;
+    return t.channel - t.x * N + threadIdx.x;
 }
 
 template <int N> __device__ void moments_rows_(const T* __restrict__ x, A* __restrict__ partial,
-                                               i64 rows, i64 channels, i64 width) {
-    __shared__ Moments scratch[THREADS];
-    Tile t = tile_of<N>(rows, channels, width);
-    Shifted seen[N];
-    i64 count = t.row < t.end ? (t.end - t.row + t.step - 1) / t.step : 0;
-    if (count) {
-        Pack<T, N> here = load<N>(x, t.row, channels, t.channel);
-        for (int j = 0; j < N; ++j) seen[j].begin(up(here.v[j]));
-    }
-    for (i64 r = t.row; r < t.end; r += DEEP * t.step) {
-        Pack<T, N> here[DEEP];
-#pragma unroll
-        for (int d = 0; d < DEEP; ++d) {
-            if (r + d * t.step < t.end) here[d] = load<N>(x, r + d * t.step, channels, t.channel);
-        }
-#pragma unroll
-        for (int d = 0; d < DEEP; ++d) {
-            if (r + d * t.step >= t.end) continue;
-            for (int j = 0; j < N; ++j) seen[j].add(up(here[d].v[j]));
-        }
-    }
-    i64 all = (i64)gridDim.y * channels;
-    for (int j = 0; j < N; ++j) {
-        Moments whole = join_column(seen[j].moments(count), scratch, t, (int)width);
-        if (t.y == 0 && t.channel < channels) {
-            A* out = partial + blockIdx.y * channels + t.channel + j;
-            out[0] = whole.count, out[all] = whole.mean, out[2 * all] = whole.square;
-        }
-    }
-}
-
-extern "C" __global__ void moments_rows(const T* x, A* partial, i64 rows, i64 channels, i64 width) {
-    moments_rows_<1>(x, partial, rows, channels, width);
-}
-extern "C" __global__ void moments_rows_wide(const T* x, A* partial, i64 rows, i64 channels, i64 width) {
-    moments_rows_<MANY>(x, partial, rows, channels, width);
-}
-
-// (Σ g, Σ g·(x − mean)); x may be null, then the second is 0.
-template <int N> __device__ void sums_rows_(const T* __restrict__ g, const T* __restrict__ x,
-                                            const A* __restrict__ mean, A* __restrict__ partial,
-                                            i64 rows, i64 channels, i64 width) {
-    __shared__ Pair scratch[THREADS];
-    Tile t = tile_of<N>(rows, channels, width);
+                                               i64 rows, i64 channels, i64 width, i64 tiles) {
+    Tile t = tile_of<N>(rows, channels, width, tiles);
+    const T* begin = x + t.rows.start * channels;
+    i64 count = t.rows.end - t.rows.start;
+    Words<N> origin;
+    load<N>(origin, t.left > 0 ? begin + t.channel : x);
     Pair sums[N];
-    A level[N];
-    for (int j = 0; j < N; ++j) {
-        sums[j].a = sums[j].b = 0;
-        level[j] = x && t.channel < channels ? mean[t.channel + j] : (A)0;
-    }
-    for (i64 r = t.row; r < t.end; r += DEEP * t.step) {
-        Pack<T, N> gs[DEEP], xs[DEEP];
-        load_deep<N>(g, x, x, r, t, channels, gs, xs);
+#pragma unroll
+    for (int j = 0; j < N; ++j) sums[j].a = sums[j].b = 0;
+    for (; t.left > 0; go_on(t)) {
+        Words<N> here[DEEP];
+        load_deep<N>(x + t.at, t, here);
+        forget<N>(here);
+        origin.forget();
 #pragma unroll
         for (int d = 0; d < DEEP; ++d) {
-            if (r + d * t.step >= t.end) continue;
+            if (d * t.height >= t.left) continue;
+#pragma unroll
             for (int j = 0; j < N; ++j) {
-                A value = up(gs[d].v[j]);
+                A value = here[d].at(j) - origin.at(j);
                 sums[j].a += value;
-                if (x) sums[j].b += value * (up(xs[d].v[j]) - level[j]);
+                sums[j].b += value * value;
             }
         }
     }
-    i64 all = (i64)gridDim.y * channels;
-    for (int j = 0; j < N; ++j) {
-        Pair whole = join_column(sums[j], scratch, t, (int)width);
-        if (t.y == 0 && t.channel < channels) {
-            A* out = partial + blockIdx.y * channels + t.channel + j;
-            out[0] = whole.a, out[all] = whole.b;
-        }
+    Pair whole = join_rows<N>(sums, t, (int)width);
+    i64 c = channel_of<N>(t, channels, width);
+    if (c < channels) {
+        A* out = partial + t.split * channels + c;
+        whole = moments_of(whole, count ? (A)up(begin[c]) : (A)0, count);
+        out[0] = whole.a, out[t.splits * channels] = whole.b;
     }
 }
 
-extern "C" __global__ void sums_rows(const T* g, const T* x, const A* mean, A* partial, i64 rows,
-                                     i64 channels, i64 width) {
-    sums_rows_<1>(g, x, mean, partial, rows, channels, width);
+extern "C" __global__ void moments_rows(const T* x, A* partial, i64 rows, i64 channels, i64 width,
+                                        i64 tiles) {
+    moments_rows_<1>(x, partial, rows, channels, width, tiles);
 }
-extern "C" __global__ void sums_rows_wide(const T* g, const T* x, const A* mean, A* partial, i64 rows,
-                                          i64 channels, i64 width) {
-    sums_rows_<MANY>(g, x, mean, partial, rows, channels, width);
+extern "C" __global__ void moments_rows_wide(const T* x, A* partial, i64 rows, i64 channels, i64 width,
+                                             i64 tiles) {
+    moments_rows_<MANY>(x, partial, rows, channels, width, tiles);
 }
 
-// out = (x − mean)·scale + shift, scale = weight/√(var + eps)
+// (Σ g, Σ g·(x − mean)), the second only if BOTH.
+template <int N, bool BOTH> __device__ void sums_rows_(const T* __restrict__ g, const T* __restrict__ x,
+                                            const A* __restrict__ mean, A* __restrict__ partial,
+                                            i64 rows, i64 channels, i64 width, i64 tiles) {
+    Tile t = tile_of<N>(rows, channels, width, tiles);
+    Pair sums[N];
+    A level[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+        sums[j].a = sums[j].b = 0;
+        level[j] = BOTH && t.channel < channels ? mean[t.channel + j] : (A)0;
+    }
+    for (; t.left > 0; go_on(t)) {
+        Words<N> gs[DEEP], xs[DEEP];
+        load_deep<N>(g + t.at, t, gs);
+        if (BOTH) load_deep<N>(x + t.at, t, xs);
+        forget<N>(gs);
+        if (BOTH) forget<N>(xs);
+#pragma unroll
+        for (int d = 0; d < DEEP; ++d) {
+            if (d * t.height >= t.left) continue;
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                A value = gs[d].at(j);
+                sums[j].a += value;
+                if (BOTH) sums[j].b += value * (xs[d].at(j) - level[j]);
+            }
+        }
+    }
+    Pair whole = join_rows<N>(sums, t, (int)width);
+    i64 c = channel_of<N>(t, channels, width);
+    if (c < channels) {
+        A* out = partial + t.split * channels + c;
+        out[0] = whole.a, out[t.splits * channels] = whole.b;
+    }
+}
+
+// x may be null.
+extern "C" __global__ void sums_rows(const T* g, const T* x, const A* mean, A* partial, i64 rows,
+                                     i64 channels, i64 width, i64 tiles) {
+    if (x) return sums_rows_<1, true>(g, x, mean, partial, rows, channels, width, tiles);
+    sums_rows_<1, false>(g, x, mean, partial, rows, channels, width, tiles);
+}
+extern "C" __global__ void sums_rows_wide(const T* g, const T* x, const A* mean, A* partial, i64 rows,
+                                          i64 channels, i64 width, i64 tiles) {
+    if (x) return sums_rows_<MANY, true>(g, x, mean, partial, rows, channels, width, tiles);
+    sums_rows_<MANY, false>(g, x, mean, partial, rows, channels, width, tiles);
+}
+
+// out = (x − mean)·scale + shift
 template <int N> __device__ void normal_rows_(const T* __restrict__ x, const P* __restrict__ weight,
                                               const P* __restrict__ bias, const A* __restrict__ mean,
                                               const A* __restrict__ var, T* __restrict__ out, A eps,
-                                              i64 rows, i64 channels, i64 width) {
-    Tile t = tile_of<N>(rows, channels, width);
-    if (t.row >= t.end) return;
-    A level[N], scale[N], shift[N];
-    for (int j = 0; j < N; ++j) {
-        i64 c = t.channel + j;
-        level[j] = mean[c];
-        scale[j] = (A)1 / sqrt(var[c] + eps);
-        if (weight) scale[j] *= up(weight[c]);
-        shift[j] = bias ? (A)up(bias[c]) : (A)0;
-    }
-    for (i64 r = t.row; r < t.end; r += DEEP * t.step) {
-        Pack<T, N> here[DEEP];
+                                              i64 rows, i64 channels, i64 width, i64 tiles) {
+    Tile t = tile_of<N>(rows, channels, width, tiles);
+    if (t.left <= 0) return;
+    Words<N> here[DEEP];
+    load_deep<N>(x + t.at, t, here);  // under way while the channels' numbers are computed
+    Line l[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j) l[j] = line_of(weight, bias, mean, var, eps, t.channel + j);
+    for (;;) {
+        forget<N>(here);
 #pragma unroll
         for (int d = 0; d < DEEP; ++d) {
-            if (r + d * t.step < t.end) here[d] = load<N>(x, r + d * t.step, channels, t.channel);
-        }
+            if (d * t.height >= t.left) continue;
+            Words<N> made;
 #pragma unroll
-        for (int d = 0; d < DEEP; ++d) {
-            if (r + d * t.step >= t.end) continue;
             for (int j = 0; j < N; ++j) {
-                here[d].v[j] = down<T>((up(here[d].v[j]) - level[j]) * scale[j] + shift[j]);
+                made.pack.v[j] = down<T>((here[d].at(j) - l[j].level) * l[j].scale + l[j].shift);
             }
-            store<N>(out, r + d * t.step, channels, t.channel, here[d]);
+            store<N>(out + t.at + d * t.stride, made);
         }
+        go_on(t);
+        if (t.left <= 0) return;
+        load_deep<N>(x + t.at, t, here);
     }
 }
 
 extern "C" __global__ void normal_rows(const T* x, const P* weight, const P* bias, const A* mean,
                                        const A* var, T* out, double eps, i64 rows, i64 channels,
-                                       i64 width) {
-    normal_rows_<1>(x, weight, bias, mean, var, out, (A)eps, rows, channels, width);
+                                       i64 width, i64 tiles) {
+    normal_rows_<1>(x, weight, bias, mean, var, out, (A)eps, rows, channels, width, tiles);
 }
 extern "C" __global__ void normal_rows_wide(const T* x, const P* weight, const P* bias, const A* mean,
                                             const A* var, T* out, double eps, i64 rows, i64 channels,
-                                            i64 width) {
-    normal_rows_<MANY>(x, weight, bias, mean, var, out, (A)eps, rows, channels, width);
+                                            i64 width, i64 tiles) {
+    normal_rows_<MANY>(x, weight, bias, mean, var, out, (A)eps, rows, channels, width, tiles);
 }
 
-// The gradient of x is g·scale + (x − mean)·along + level; sums (2×C of Σ g, Σ g·(x − mean)) are null
-// where the statistics were constants.
-struct Slope {
-    A scale, along, level, mean;
-};
-
-__device__ __forceinline__ Slope slope_of(const P* weight, const A* mean, const A* var, const A* sums,
-                                          A eps, A count, i64 channels, i64 c) {
-    A inverse = (A)1 / sqrt(var[c] + eps);
-    Slope s = {weight ? inverse * up(weight[c]) : inverse, 0, 0, mean[c]};
-    if (sums) {
-        s.along = -sums[channels + c] / count * inverse * inverse * s.scale;
-        s.level = -sums[c] / count * s.scale;
+// The gradient of x is g·scale + (x − mean)·along + level, of slopes [4][C]: mean, scale, along, level
+// (see finish_sums); where the statistics were constants, not BOTH, it is g·scale.
+template <int N, bool BOTH> __device__ void grad_rows_(const T* __restrict__ g, const T* __restrict__ x,
+                                                       const A* __restrict__ slopes, T* __restrict__ out,
+                                                       i64 rows, i64 channels, i64 width, i64 tiles) {
+    Tile t = tile_of<N>(rows, channels, width, tiles);
+    if (t.left <= 0) return;
+    Words<N> gs[DEEP], xs[DEEP];
+    load_deep<N>(g + t.at, t, gs);
+    if (BOTH) load_deep<N>(x + t.at, t, xs);
+    Pack<A, N> s[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        s[k] = *reinterpret_cast<const Pack<A, N>*>(slopes + k * channels + t.channel);
     }
-    return s;
-}
-
-template <int N> __device__ void grad_rows_(const T* __restrict__ g, const T* __restrict__ x,
-                                            const P* __restrict__ weight, const A* __restrict__ mean,
-                                            const A* __restrict__ var, const A* __restrict__ sums,
-                                            T* __restrict__ out, A eps, i64 rows, i64 channels,
-                                            i64 width) {
-    Tile t = tile_of<N>(rows, channels, width);
-    if (t.row >= t.end) return;
-    Slope s[N];
-    for (int j = 0; j < N; ++j) {
-        s[j] = slope_of(weight, mean, var, sums, eps, (A)rows, channels, t.channel + j);
-    }
-    for (i64 r = t.row; r < t.end; r += DEEP * t.step) {
-        Pack<T, N> gs[DEEP], xs[DEEP];
-        load_deep<N>(g, sums, x, r, t, channels, gs, xs);
+    for (;;) {
+        forget<N>(gs);
+        if (BOTH) forget<N>(xs);
 #pragma unroll
         for (int d = 0; d < DEEP; ++d) {
-            if (r + d * t.step >= t.end) continue;
+            if (d * t.height >= t.left) continue;
+            Words<N> made;
+#pragma unroll
             for (int j = 0; j < N; ++j) {
-                A value = up(gs[d].v[j]) * s[j].scale;
-                if (sums) value += (up(xs[d].v[j]) - s[j].mean) * s[j].along + s[j].level;
-                gs[d].v[j] = down<T>(value);
+                A value = gs[d].at(j) * s[1].v[j];
+                if (BOTH) value += (xs[d].at(j) - s[0].v[j]) * s[2].v[j] + s[3].v[j];
+                made.pack.v[j] = down<T>(value);
             }
-            store<N>(out, r + d * t.step, channels, t.channel, gs[d]);
+            store<N>(out + t.at + d * t.stride, made);
         }
+        go_on(t);
+        if (t.left <= 0) return;
+        load_deep<N>(g + t.at, t, gs);
+        if (BOTH) load_deep<N>(x + t.at, t, xs);
     }
 }
 
-extern "C" __global__ void grad_rows(const T* g, const T* x, const P* weight, const A* mean,
-                                     const A* var, const A* sums, T* out, double eps, i64 rows, i64 channels,
-                                     i64 width) {
-    grad_rows_<1>(g, x, weight, mean, var, sums, out, (A)eps, rows, channels, width);
+// x may be null.
+extern "C" __global__ void grad_rows(const T* g, const T* x, const A* slopes, T* out, i64 rows,
+                                     i64 channels, i64 width, i64 tiles) {
+    if (x) return grad_rows_<1, true>(g, x, slopes, out, rows, channels, width, tiles);
+    grad_rows_<1, false>(g, x, slopes, out, rows, channels, width, tiles);
 }
-extern "C" __global__ void grad_rows_wide(const T* g, const T* x, const P* weight, const A* mean,
-                                          const A* var, const A* sums, T* out, double eps, i64 rows,
-                                          i64 channels, i64 width) {
-    grad_rows_<MANY>(g, x, weight, mean, var, sums, out, (A)eps, rows, channels, width);
-}
-
-// ---- planes: block (channel, split) of the elements of a channel, N at a time ----------------------
-
-// Where the i-th group of N elements of channel c begins; `each` groups lie in one plane.
-template <int N> __device__ __forceinline__ i64 place_of(i64 i, i64 c, i64 channels, i64 each) {
-    i64 n = i / each;
-    return ((n * channels + c) * each + (i - n * each)) * N;
+extern "C" __global__ void grad_rows_wide(const T* g, const T* x, const A* slopes, T* out, i64 rows,
+                                          i64 channels, i64 width, i64 tiles) {
+    if (x) return grad_rows_<MANY, true>(g, x, slopes, out, rows, channels, width, tiles);
+    grad_rows_<MANY, false>(g, x, slopes, out, rows, channels, width, tiles);
 }
 
-template <int N> __device__ void moments_planes_(const T* __restrict__ x, A* __restrict__ partial,
-                                                 i64 samples, i64 channels, i64 length) {
-    __shared__ Moments scratch[WARP];
-    i64 each = length / N, total = samples * each, share = (total + gridDim.y - 1) / gridDim.y;
-    i64 start = blockIdx.y * share, end = start + share < total ? start + share : total, count = 0;
-    i64 c = blockIdx.x;
-    Shifted seen = {0, 0, 0};
-    for (i64 i = start + threadIdx.x; i < end; i += blockDim.x, count += N) {
-        Pack<T, N> here = *reinterpret_cast<const Pack<T, N>*>(x + place_of<N>(i, c, channels, each));
-        if (count == 0) seen.begin(up(here.v[0]));
-        for (int j = 0; j < N; ++j) seen.add(up(here.v[j]));
-    }
-    Moments whole = join_block(seen.moments(count), scratch);
-    if (threadIdx.x == 0) {
-        i64 all = (i64)gridDim.y * channels;
-        A* out = partial + blockIdx.y * channels + c;
-        out[0] = whole.count, out[all] = whole.mean, out[2 * all] = whole.square;
-    }
-}
+// ---- the second stage: blocks of 32 × 32 threads, for 32 channels ----------------------------------
 
-extern "C" __global__ void moments_planes(const T* x, A* partial, i64 samples, i64 channels,
-                                          i64 length) {
-    moments_planes_<1>(x, partial, samples, channels, length);
+// Sums over the splits of what the threads of a column (a channel) have seen: all lanes of warp w get
+// those of the block's channel w.
+__device__ __forceinline__ void join_splits(A* sums, int many) {
+    __shared__ A scratch[3][WARP][WARP + 1];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    for (int k = 0; k < many; ++k) scratch[k][warp][lane] = sums[k];
+    __syncthreads();
+    for (int k = 0; k < many; ++k) sums[k] = warp_reduce(scratch[k][lane][warp], Add());
 }
-extern "C" __global__ void moments_planes_wide(const T* x, A* partial, i64 samples, i64 channels,
-                                               i64 length) {
-    moments_planes_<MANY>(x, partial, samples, channels, length);
-}
-
-template <int N> __device__ void sums_planes_(const T* __restrict__ g, const T* __restrict__ x,
-                                              const A* __restrict__ mean, A* __restrict__ partial,
-                                              i64 samples, i64 channels, i64 length) {
-    __shared__ Pair scratch[WARP];
-    i64 each = length / N, total = samples * each, share = (total + gridDim.y - 1) / gridDim.y;
-    i64 start = blockIdx.y * share, end = start + share < total ? start + share : total;
-    i64 c = blockIdx.x;
-    Pair sums = {0, 0};
-    A level = x ? mean[c] : (A)0;
-    for (i64 i = start + threadIdx.x; i < end; i += blockDim.x) {
-        i64 at = place_of<N>(i, c, channels, each);
-        Pack<T, N> gs = *reinterpret_cast<const Pack<T, N>*>(g + at), xs = gs;
-        if (x) xs = *reinterpret_cast<const Pack<T, N>*>(x + at);
-        for (int j = 0; j < N; ++j) {
-            A value = up(gs.v[j]);
-            sums.a += value;
-            if (x) sums.b += value * (up(xs.v[j]) - level);
-        }
-    }
-    Pair whole = join_block(sums, scratch);
-    if (threadIdx.x == 0) {
-        A* out = partial + blockIdx.y * channels + c;
-        out[0] = whole.a, out[(i64)gridDim.y * channels] = whole.b;
-    }
-}
-
-extern "C" __global__ void sums_planes(const T* g, const T* x, const A* mean, A* partial, i64 samples,
-                                       i64 channels, i64 length) {
-    sums_planes_<1>(g, x, mean, partial, samples, channels, length);
-}
-extern "C" __global__ void sums_planes_wide(const T* g, const T* x, const A* mean, A* partial,
-                                            i64 samples, i64 channels, i64 length) {
-    sums_planes_<MANY>(g, x, mean, partial, samples, channels, length);
-}
-
-template <int N> __device__ void normal_planes_(const T* __restrict__ x, const P* __restrict__ weight,
-                                                const P* __restrict__ bias,
-                                                const A* __restrict__ mean, const A* __restrict__ var,
-                                                T* __restrict__ out, A eps, i64 samples, i64 channels,
-                                                i64 length) {
-    i64 each = length / N, total = samples * channels * each;
-    i64 stride = (i64)gridDim.x * blockDim.x;
-    for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < total; i += stride) {
-        i64 c = i / each % channels;
-        A level = mean[c], scale = (A)1 / sqrt(var[c] + eps), shift = bias ? (A)up(bias[c]) : (A)0;
-        if (weight) scale *= up(weight[c]);
-        Pack<T, N> here = reinterpret_cast<const Pack<T, N>*>(x)[i];
-        for (int j = 0; j < N; ++j) here.v[j] = down<T>((up(here.v[j]) - level) * scale + shift);
-        reinterpret_cast<Pack<T, N>*>(out)[i] = here;
-    }
-}
-
-extern "C" __global__ void normal_planes(const T* x, const P* weight, const P* bias, const A* mean,
-                                         const A* var, T* out, double eps, i64 samples, i64 channels,
-                                         i64 length) {
-    normal_planes_<1>(x, weight, bias, mean, var, out, (A)eps, samples, channels, length);
-}
-extern "C" __global__ void normal_planes_wide(const T* x, const P* weight, const P* bias, const A* mean,
-                                              const A* var, T* out, double eps, i64 samples,
-                                              i64 channels, i64 length) {
-    normal_planes_<MANY>(x, weight, bias, mean, var, out, (A)eps, samples, channels, length);
-}
-
-template <int N> __device__ void grad_planes_(const T* __restrict__ g, const T* __restrict__ x,
-                                              const P* __restrict__ weight,
-                                              const A* __restrict__ mean, const A* __restrict__ var,
-                                              const A* __restrict__ sums, T* __restrict__ out, A eps,
-                                              i64 samples, i64 channels, i64 length) {
-    i64 each = length / N, total = samples * channels * each;
-    A count = (A)(samples * length);
-    i64 stride = (i64)gridDim.x * blockDim.x;
-    for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < total; i += stride) {
-        Slope s = slope_of(weight, mean, var, sums, eps, count, channels, i / each % channels);
-        Pack<T, N> gs = reinterpret_cast<const Pack<T, N>*>(g)[i];
-        if (sums) {
-            Pack<T, N> xs = reinterpret_cast<const Pack<T, N>*>(x)[i];
-            for (int j = 0; j < N; ++j) {
-                gs.v[j] = down<T>(up(gs.v[j]) * s.scale + (up(xs.v[j]) - s.mean) * s.along + s.level);
-            }
-        } else {
-            for (int j = 0; j < N; ++j) gs.v[j] = down<T>(up(gs.v[j]) * s.scale);
-        }
-        reinterpret_cast<Pack<T, N>*>(out)[i] = gs;
-    }
-}
-
-extern "C" __global__ void grad_planes(const T* g, const T* x, const P* weight, const A* mean,
-                                       const A* var, const A* sums, T* out, double eps, i64 samples,
-                                       i64 channels, i64 length) {
-    grad_planes_<1>(g, x, weight, mean, var, sums, out, (A)eps, samples, channels, length);
-}
-extern "C" __global__ void grad_planes_wide(const T* g, const T* x, const P* weight, const A* mean,
-                                            const A* var, const A* sums, T* out, double eps,
-                                            i64 samples, i64 channels, i64 length) {
-    grad_planes_<MANY>(g, x, weight, mean, var, sums, out, (A)eps, samples, channels, length);
-}
-
-// ---- the second stage: a warp a channel ------------------------------------------------------------
 
 // mean, var (biased) of C channels; the running ones, where given, move towards them by `momentum`,
-// the variance unbiased.
+// the variance unbiased. `seen`, where given, counts batches. Parts are of `total` times `unit` values.
 extern "C" __global__ void finish_moments(const A* partial, A* mean, A* var, P* running_mean,
-                                          P* running_var, double momentum, i64 splits, i64 channels) {
-    i64 c = blockIdx.x * (i64)(blockDim.x / WARP) + threadIdx.x / WARP, all = splits * channels;
-    if (c >= channels) return;
-    Moments m = {0, 0, 0};
-    for (i64 s = threadIdx.x % WARP; s < splits; s += WARP) {
-        const A* from = partial + s * channels + c;
-        Moments other = {from[0], from[all], from[2 * all]};
-        m = join(m, other);
+                                          P* running_var, i64* seen, double momentum, i64 splits,
+                                          i64 channels, i64 total, i64 unit) {
+    i64 c = blockIdx.x * (i64)WARP + threadIdx.x % WARP, all = splits * channels;
+    A sums[3] = {0, 0, 0};  // Σ n·d, Σ n·d², Σ of squared deviations; d: means less the first one
+    if (c < channels) {
+        A origin = partial[c];
+#pragma unroll 4
+        for (i64 s = threadIdx.x / WARP; s < splits; s += WARP) {
+            Part p = part_of(total, splits, s);
+            A n = (A)((p.end - p.start) * unit), d = partial[s * channels + c] - origin;
+            sums[0] += n * d;
+            sums[1] += n * d * d;
+            sums[2] += partial[all + s * channels + c];
+        }
     }
-    for (int step = WARP / 2; step; step >>= 1) m = join(m, down_by(m, step));
-    if (threadIdx.x % WARP) return;
-    mean[c] = m.mean;
-    var[c] = m.square / m.count;
+    join_splits(sums, 3);
+    c = blockIdx.x * (i64)WARP + threadIdx.x / WARP;
+    if (threadIdx.x % WARP || c >= channels) return;
+    if (c == 0 && seen) *seen += 1;
+    A count = (A)(total * unit), part = sums[0] / count;
+    A spread = sums[2] + (sums[1] - sums[0] * part), level = partial[c] + part;
+    spread = spread < 0 ? (A)0 : spread;
+    mean[c] = level;
+    var[c] = spread / count;
     A move = (A)momentum, keep = (A)(1 - momentum);
-    if (running_mean) running_mean[c] = down<P>(keep * up(running_mean[c]) + move * m.mean);
+    if (running_mean) running_mean[c] = down<P>(keep * up(running_mean[c]) + move * level);
     if (running_var) {
-        A rest = m.count > 1 ? m.count - 1 : (A)1;
-        running_var[c] = down<P>(keep * up(running_var[c]) + move * (m.square / rest));
+        A rest = count > 1 ? count - 1 : (A)1;
+        running_var[c] = down<P>(keep * up(running_var[c]) + move * (spread / rest));
     }
 }
 
-// sums (2×C), and from them the gradients of weight and bias, where wanted.
-extern "C" __global__ void finish_sums(const A* partial, A* sums, P* grad_weight, P* grad_bias,
-                                       const A* var, double eps, i64 splits, i64 channels) {
-    i64 c = blockIdx.x * (i64)(blockDim.x / WARP) + threadIdx.x / WARP, all = splits * channels;
-    if (c >= channels) return;
-    Pair p = {0, 0};
-    for (i64 s = threadIdx.x % WARP; s < splits; s += WARP) {
-        Pair other = {partial[s * channels + c], partial[all + s * channels + c]};
-        p = join(p, other);
+// Of the partial sums (Σ g, Σ g·(x − mean)), where wanted: the sums [2][C], slopes [4][C] of grad_*,
+// gradients of weight and bias. `count`: values of a channel where gradients flow through the
+// statistics, else 0.
+extern "C" __global__ void finish_sums(const A* partial, A* sums, A* slopes, P* grad_weight,
+                                       P* grad_bias, const P* weight, const A* mean, const A* var,
+                                       double eps, double count, i64 splits, i64 channels) {
+    i64 c = blockIdx.x * (i64)WARP + threadIdx.x % WARP, all = splits * channels;
+    A own[2] = {0, 0};
+    if (c < channels) {
+#pragma unroll 4
+        for (i64 s = threadIdx.x / WARP; s < splits; s += WARP) {
+            own[0] += partial[s * channels + c];
+            own[1] += partial[all + s * channels + c];
+        }
     }
-    for (int step = WARP / 2; step; step >>= 1) p = join(p, down_by(p, step));
-    if (threadIdx.x % WARP) return;
-    if (sums) sums[c] = p.a, sums[channels + c] = p.b;
-    if (grad_weight) grad_weight[c] = down<P>(p.b * ((A)1 / sqrt(var[c] + (A)eps)));
-    if (grad_bias) grad_bias[c] = down<P>(p.a);
+    join_splits(own, 2);
+    c = blockIdx.x * (i64)WARP + threadIdx.x / WARP;
+    if (threadIdx.x % WARP || c >= channels) return;
+    if (sums) sums[c] = own[0], sums[channels + c] = own[1];
+    if (grad_bias) grad_bias[c] = down<P>(own[0]);
+    if (!slopes && !grad_weight) return;
+    A inverse = (A)1 / sqrt(var[c] + (A)eps);
+    if (grad_weight) grad_weight[c] = down<P>(own[1] * inverse);
+    if (!slopes) return;
+    A scale = weight ? inverse * up(weight[c]) : inverse;
+    slopes[c] = mean[c], slopes[channels + c] = scale;
+    slopes[2 * channels + c] = count > 0 ? -own[1] / (A)count * inverse * inverse * scale : (A)0;
+    slopes[3 * channels + c] = count > 0 ? -own[0] / (A)count * scale : (A)0;
 }
