@@ -274,8 +274,8 @@ def test_reshapes_copy_only_where_they_must():
     assert y.reshape(0, 5).shape == (0, 5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, torch.bool, torch.complex64],
-                         ids=str)
+@pytest.mark.parametrize("dtype", [
+    torch.float32, torch.bfloat16, torch.int32, torch.bool, torch.complex64], ids=str)
 def test_fills(dtype):
     def run(device):
         made = []
