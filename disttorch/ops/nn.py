@@ -305,10 +305,10 @@ def _class_loss(name, call, input, target, reduction, rest):
         )
     if target.dtype.category != dtypes.INT:
         raise RuntimeError(f"expected scalar type Long but found {target.dtype.name.capitalize()}")
-    if input.ndim > 2:  # N×C×d… -> (N·d…)×C
-        axes = (0, *range(2, input.ndim), 1)
-        classes = input._data.shape[1]
-        input = REGISTRY["reshape"].call(REGISTRY["permute"].call(input, axes), (-1, classes))
+    if input.ndim == 2:
+        return call(input, target, *rest)
+    axes = (0, *range(2, input.ndim), 1)  # N×C×d… -> (N·d…)×C
+    input = REGISTRY["reshape"].call(REGISTRY["permute"].call(input, axes), (-1, input._data.shape[1]))
     flat = REGISTRY["reshape"].call(target, (-1,))
     loss = call(input, flat, *rest)
     return REGISTRY["reshape"].call(loss, want) if reduction == "none" else loss

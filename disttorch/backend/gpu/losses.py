@@ -5,20 +5,22 @@ Shape legend: R rows, C classes. 16-bit logits are computed in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import dtypes
 from .kernel import WARP, kernel
 from .rows import HELD, THREADS, aligned, block_of, packs, wider
 
 _INT64 = dtypes.int64.np
 _PART = 16384  # losses that one block adds up
-_plans: dict[tuple, tuple] = {}  # launches by device, kernel, number of classes and classes of arguments
+_plans: dict[tuple, Any] = {}  # launches by device and what else decides them
 
 
 def _launch(xp, name, x, args):
     """A kernel over the rows of x: a warp a row of few classes, else a block."""
     rows, width = x.shape
     types = tuple(map(type, args))
-    key = (xp, name, width, x.dtype, types)
+    key = xp, name, width, x.dtype, types
     found = _plans.get(key)
     if found is None:
         count = packs(width, x.dtype.itemsize)
@@ -36,17 +38,20 @@ def _total(xp, dtype, stats, rows, mean, wide):
 
     The order of additions is given by the number of rows alone.
     """
-    find, strips = kernel(xp.cupy, "losses", "loss_total", ELEMENT=dtype.name), -(-rows // _PART)
-    losses, shares, count = stats, stats[2 * rows :], rows
+    strips = -(-rows // _PART)
+    losses, between, count = stats, 2 * rows, rows
     if strips > 1:
-        losses, count = xp.ndarray(2 * strips, stats.dtype), strips
+        losses, between, count = xp.ndarray(2 * strips, stats.dtype), strips, strips
         kernel(xp.cupy, "losses", "loss_strips", ELEMENT=dtype.name)(
             (strips,), (512,), (stats, losses, rows, _PART))
-        shares = losses[strips:]
-    loss = xp.ndarray((), stats.dtype if wide else dtype)
-    out = (None, loss) if wide else (loss, None)
-    threads = block_of(count, 8)
-    find((1,), (threads,), (losses, shares, *out, stats[3 * rows :], count, int(mean)))
+    loss, threads = xp.ndarray((), stats.dtype if wide else dtype), block_of(count, 8)
+    launch = _plans.get((xp, dtype, wide, threads))
+    if launch is None:
+        array, none = xp.ndarray, type(None)
+        types = (array, int, *((none, array) if wide else (array, none)), array, int, int, int)
+        launch = kernel(xp.cupy, "losses", "loss_total", ELEMENT=dtype.name).prepared(threads, types)
+        _plans[xp, dtype, wide, threads] = launch
+    launch(1, losses, between, *((None, loss) if wide else (loss, None)), stats, rows, count, mean)
     return loss
 
 
@@ -72,7 +77,7 @@ def cross_entropy(xp, x, target, weight, ignore_index, reduction, smoothing, wid
         _launch(xp, "cross_entropy", x, (x, target, weight, weights_sum, stats, rows, x.shape[1],
                                          int(ignore_index), float(smoothing)))
     if reduction != "none":
-        loss = _total(xp, x.dtype, stats, rows, reduction == "mean", wide)
+        loss = _total(xp, x.dtype, stats, rows, int(reduction == "mean"), bool(wide))
     else:
         loss = stats[:rows]
         loss = loss if wide else loss.astype(x.dtype, copy=False)

@@ -211,22 +211,33 @@ def variance(xp, a, axes, correction, keepdims, root=False):
     if a.dtype not in FLOATS:
         return row_kernels.variance(xp, a, axes, correction, keepdims, root)
     axes = _axes(a, axes)
-    x, order, reduced = _in_memory_order(xp, a, axes)
-    groups = _groups(x.shape, reduced)
+    key = (xp, a.shape, a.dtype, axes, correction, keepdims, bool(root))
+    if a.size:
+        plan = _plans.get(key)
+        if plan is None:
+            plan = _plans[key] = _variance_plan(xp, *key[1:])
+        if plan:
+            x, (means, size, squares, shape) = aligned(xp, a), plan
+            return _run(xp, x, squares, shape, _run(xp, x, means, size))
+    a_wide = a.astype(wider(a.dtype), copy=False)
+    out = row_kernels.variance(xp, a_wide, axes, correction, keepdims, root)
+    return out.astype(a.dtype, copy=False)
+
+
+def _variance_plan(xp, shape, dtype, axes, correction, keepdims, root):
+    """(launches of the means, how many there are, launches of the result, its shape); or () for axes
+    that do not lie together."""
+    groups = _groups(shape, axes)
     at = [i for i, g in enumerate(groups) if g[1]]
-    if a.size == 0 or len(at) != 1 or order != tuple(range(a.ndim)):
-        a_wide = a.astype(wider(a.dtype), copy=False)
-        out = row_kernels.variance(xp, a_wide, axes, correction, keepdims, root)
-        return out.astype(a.dtype, copy=False)
+    if len(at) != 1:
+        return ()
     n = groups[at[0]][0]
     outer = math.prod(g[0] for g in groups[: at[0]])
     inner = math.prod(g[0] for g in groups[at[0] + 1 :])
-    steps = _steps(xp, outer, n, inner, "sum", a.dtype, wider(a.dtype), float(n))
-    mean = _run(xp, x, steps, outer * inner)
     left = builtins.max(float(n - correction), 0.0)
-    steps = _steps(xp, outer, n, inner, "squares", a.dtype, a.dtype, left, int(root))
-    shape = [1 if i in axes else s for i, s in enumerate(a.shape) if keepdims or i not in axes]
-    return _run(xp, x, steps, tuple(shape), mean)
+    result = [1 if i in axes else s for i, s in enumerate(shape) if keepdims or i not in axes]
+    return (_steps(xp, outer, n, inner, "sum", dtype, wider(dtype), float(n)), outer * inner,
+            _steps(xp, outer, n, inner, "squares", dtype, dtype, left, int(root)), tuple(result))
 
 
 def sum_rows_to(xp, g, shape):

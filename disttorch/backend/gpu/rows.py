@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .. import dtypes
 from .kernel import WARP, kernel
@@ -51,7 +52,7 @@ def block_of(count: int, held: int, most: int = 1024) -> int:
     return min(most, -(-count // (held * WARP)) * WARP)
 
 
-_plans: dict[tuple, tuple] = {}  # launches by device, kernel, dtype and width
+_plans: dict[tuple, Any] = {}  # launches by device, kernel, dtype and width
 
 
 def _plan(xp, name, dtype, width):
@@ -68,9 +69,12 @@ def _columns(xp, name, arrays, axis, logs):
     """A softmax kernel over contiguous arrays of one shape and dtype along an axis but the last."""
     shape, dtype = arrays[0].shape, arrays[0].dtype
     width, inner, rows = shape[axis], math.prod(shape[axis + 1 :]), math.prod(shape[:axis])
-    threads = min(128, -(-inner // WARP) * WARP)
-    kernel(xp.cupy, "softmax", name + "_columns", ELEMENT=dtype.name)(
-        (-(-inner // threads), min(rows, 65535)), (threads,), (*arrays, rows, width, inner, logs))
+    threads, key = min(128, -(-inner // WARP) * WARP), (xp, name, dtype)
+    made = _plans.get(key)
+    if made is None:
+        made = _plans[key] = kernel(xp.cupy, "softmax", name + "_columns", ELEMENT=dtype.name)
+    grid = -(-inner // threads), min(rows, 65535)
+    made(grid, (threads,), (*arrays, rows, width, inner, logs))
 
 
 def _launch(xp, name, arrays, axis, logs):

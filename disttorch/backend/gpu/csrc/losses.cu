@@ -105,16 +105,17 @@ loss_strips(const A* stats, A* parts, i64 rows, i64 chunk) {
     }
 }
 
-// The sum of `count` losses (mean: over that of all shares), to one of `out` and `wide`; and the latter sum.
+// The sum of `count` losses (mean: over that of all shares, which lie `between` elements behind them), to one
+// of `out` and `wide`; and the latter sum to the end of stats.
 extern "C" __global__ void __launch_bounds__(1024)
-loss_total(const A* losses, const A* shares, T* out, A* wide, A* total, i64 count, i64 mean) {
+loss_total(const A* losses, i64 between, T* out, A* wide, A* stats, i64 rows, i64 count, i64 mean) {
     __shared__ A scratch[2][WARP];
     Team<BLOCK> team(1);
     A loss = 0, share = 0;
 #pragma unroll 8
     for (i64 i = threadIdx.x; i < count; i += blockDim.x) {
         loss += losses[i];
-        share += shares[i];
+        share += losses[between + i];
     }
     loss = team.reduce(loss, Add(), scratch[0], (A)0);
     share = team.reduce(share, Add(), scratch[1], (A)0);
@@ -125,7 +126,7 @@ loss_total(const A* losses, const A* shares, T* out, A* wide, A* total, i64 coun
         } else {
             *out = down<T>(loss);
         }
-        *total = share;
+        stats[3 * rows] = share;
     }
 }
 
