@@ -61,7 +61,7 @@ def test_softmax(function, shape, dim, name):
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
-@pytest.mark.parametrize("width", [4099, 17001])
+@pytest.mark.parametrize("width", [1024, 4099, 17001, 33000])
 def test_softmax_of_long_rows(width, name):
     both(lambda x: torch.log_softmax(x, 1), [drawn(2, width, name=name)], name, 12)
     both(lambda x: torch.softmax(x * 8, 1), [drawn(1, width, name=name)], name)
@@ -107,6 +107,31 @@ def test_norms(kind, shape, name):
 def test_norms_of_long_rows(name):
     x, w = drawn(2, 17000, name=name), drawn(17000, name=name)
     both(lambda x, w: F.layer_norm(x, (17000,), w, w, 1e-5), [x, w], name, 8)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(70, 64), (3, 5000), (2, 5001), (2, 9000)])
+def test_gradients_of_norms_by_every_kernel(shape, name):
+    """Several rows a block, one row a block, rows that no block holds; the same bits each time."""
+    width = shape[1:]
+    x, w, b = drawn(*shape, name=name), drawn(*width, name=name), drawn(*width, name=name)
+    both(lambda x, w, b: F.layer_norm(x, width, w, b), [x, w, b], name, 8)
+    both(lambda x, w: F.rms_norm(x, width, w, 1e-3), [x, w], name, 8)
+    x, w, b = (t[1].detach().requires_grad_() for t in (x, w, b))
+    y, g = F.layer_norm(x, width, w, b), torch.ones(*shape, dtype=x.dtype, device="cuda") * x.detach()
+    first = torch.autograd.grad(y, (x, w, b), g, retain_graph=True)
+    for a, again in zip(first, torch.autograd.grad(y, (x, w, b), g)):
+        assert torch.equal(a, again)
+
+
+def test_norm_over_several_axes_and_views():
+    for make in (lambda x: x, lambda x: x.transpose(0, 1), lambda x: x[:, 1:]):
+        x, w, b = drawn(6, 5, 4, 8), drawn(4, 8), drawn(4, 8)
+        both(lambda x, w, b, make=make: F.layer_norm(make(x), (4, 8), w, b), [x, w, b], "float32", 4)
+        both(lambda x, w, make=make: F.rms_norm(make(x), (4, 8), w, 1e-3), [x, w], "float32", 4)
+    x, w = drawn(6, 8), drawn(9)
+    both(lambda x, w: F.layer_norm(x, (8,), w[1:], w[:8]), [x, w], "float32", 4)  # not on 16 bytes
+    both(lambda x, w: F.layer_norm(x, (8,), None, w[1:]), [x, w], "float32", 4)
 
 
 def test_norm_of_16_bits_with_float32_weights():

@@ -75,7 +75,8 @@ class _Plan:
         count = packs(width, dtype.itemsize)
         held = 1 if dtype.itemsize == 2 else 2
         types = array, array, none if weight is None else array, array, array
-        self.strips = width % (16 // dtype.itemsize) != 0 or count * 128 > _SHARED
+        self.strips = (width % (16 // dtype.itemsize) != 0 or count > 2 * held * _MOST
+                       or 64 * count > _SHARED)
         find = lambda name: kernel(xp.cupy, "norms", name, ELEMENT=dtype.name,  # noqa: E731
                                    WEIGHT=self.read.name)
         self.finish = find("norm_finish").prepared(_MOST, (array,) * 3 + (int,) * 2)
