@@ -221,9 +221,10 @@ def masks():
     late = np.triu(np.full((33, 70), -np.inf, np.float32), 1).astype(DTYPES["bfloat16"])
     late[0] = -np.inf
     yield late
+    yield np.arange(70) < np.array([70, 23]).reshape(2, 1, 1, 1)  # of keys alone, as padding is
 
 
-@pytest.mark.parametrize(("index", "width"), [*((i, 64) for i in range(6)), (3, 128), (4, 128)])
+@pytest.mark.parametrize(("index", "width"), [*((i, 64) for i in range(7)), (3, 128), (4, 128)])
 def test_masks(index, width):
     q, k, v = (made((2, 3, n, width), "bfloat16", i) for i, n in enumerate((33, 70, 70)))
     mask = list(masks())[index]
@@ -233,7 +234,7 @@ def test_masks(index, width):
         blind[..., 5] = True
     if index == 5:
         blind[..., 0] = True
-    if index > 2:
+    if 2 < index < 6:
         assert (np.asarray(out, np.float32)[blind] == 0).all()
 
 
@@ -246,6 +247,9 @@ def test_dropout(width, state):
     random = (np.uint64(1 << 40 | 7), np.uint64(3), state)
     check(q, k, v, "bfloat16", dropout_p=0.3, random=random)
     check(q, k, v, "bfloat16", dropout_p=0.3, random=random, causal=True)
+    mask = np.random.default_rng(4).standard_normal((2, 4, 70, 81)) > -1
+    check(q, k, v, "bfloat16", mask=mask.view(OnHost), dropout_p=0.3, random=random)
+    check(q, k, v, "bfloat16", mask=mask[:, :1, :1].view(OnHost), dropout_p=0.3, random=random)
     factors = attention_kernels.attention_factors(np, (8, 300, 500), np.dtype(np.float64), 0.3, random)
     assert abs(factors.mean() - 1) < 5e-3 and set(np.unique(factors)) == {0, 1 / 0.7}
 

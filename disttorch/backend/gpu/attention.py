@@ -76,9 +76,9 @@ def _switches() -> tuple[bool, bool, bool]:
     return cudnn_may, own_may, cudnn.deterministic()
 
 
-def _layout(xp, plain, is_causal, scale, q, k, v) -> tuple:
+def _layout(xp, extras, is_causal, scale, q, k, v) -> tuple:
     """What it hangs on who serves a call and with which numbers, the addresses aside."""
-    return (xp.index, plain, is_causal, scale, _switches(), q.dtype, q.shape, q.strides, k.dtype,
+    return (xp.index, extras, is_causal, scale, _switches(), q.dtype, q.shape, q.strides, k.dtype,
             k.shape, k.strides, v.dtype, v.shape, v.strides)
 
 
@@ -94,8 +94,9 @@ def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:
         return False
     if 0 in q or 0 in k or 0 in v or max(q[-2], k[-2]) >= _MOST >> 8:
         return False
-    if mask is not None and mask.ndim > 2 and len(q) > 4:
-        return False  # its leading dims are not merged
+    if mask is not None and (mask.ndim > 2 and len(q) > 4  # its leading dims are not merged
+                             or abs(mask.strides[-1]) * k[-2] >= _MOST):
+        return False
     return math.prod(q[:-1]) < _MOST
 
 
@@ -134,29 +135,29 @@ def attention_forward(xp, query, key, value, mask, is_causal, scale, dropout_p, 
     Returns:
         (out …×H×L×V; logs …×H×L in float32: the logarithm of each row's sum, ∞ where it sees nothing).
     """
-    plain = mask is None and not dropout_p
-    run = _forwards.get(_layout(xp, plain, is_causal, scale, query, key, value))
+    extras = own.which(mask, dropout_p)
+    run = _forwards.get(_layout(xp, extras, is_causal, scale, query, key, value))
     if run is not None and not (query.data.ptr | key.data.ptr | value.data.ptr) & 15:
-        return run(query, key, value, () if plain else own.extras_of(mask, dropout_p, random))
+        return run(query, key, value, own.extras_of(mask, dropout_p, random) if extras else ())
     if not attention_fits(xp, query, key, value, mask, dropout_p, scale):
         return attention_kernels.attention_forward(
             xp, query, key, value, mask, is_causal, scale, dropout_p, random)
     arrays = [_aligned(xp, a) for a in (query, key, value)]
-    run = _forward(xp, *arrays, is_causal, scale, plain)
+    run = _forward(xp, *arrays, is_causal, scale, extras)
     out, logs = run(*arrays, own.extras_of(mask, dropout_p, random))
     lead, V = query.shape[:-1], value.shape[-1]
     return out[..., :V].reshape(*lead, V), logs.reshape(lead)
 
 
-def _forward(xp, q, k, v, is_causal, scale, plain):
+def _forward(xp, q, k, v, is_causal, scale, extras):
     """What serves arrays that lie in memory as these: ``f(q, k, v, extras)``."""
     by_cudnn, by_own, _ = _switches()
-    layout = _layout(xp, plain, is_causal, scale, q, k, v)
+    layout = _layout(xp, extras, is_causal, scale, q, k, v)
     run = _forwards.get(layout)
     if run is None:
-        if by_cudnn and plain and _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2]):
+        if by_cudnn and not extras and _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2]):
             run = cudnn_attention.forward(xp, q, k, v, bool(is_causal), float(scale))
-        run = run or own.forward(xp, q, k, v, is_causal, scale, plain)
+        run = run or own.forward(xp, q, k, v, is_causal, scale, extras)
         _keep(_forwards, layout, run)
     return run
 
@@ -170,31 +171,31 @@ def _keep(where: dict, layout: tuple, run) -> None:
 # ---------------------------------------------------------------- backward
 def attention_backward(xp, g, query, key, value, mask, out, logs, is_causal, scale, dropout_p, random):
     """The gradients of query, key and value of ``attention_forward``; ``g``: that of ``out``."""
-    plain = mask is None and not dropout_p
-    run = _backwards.get((_layout(xp, plain, is_causal, scale, query, key, value), g.dtype, g.strides,
+    extras = own.which(mask, dropout_p)
+    run = _backwards.get((_layout(xp, extras, is_causal, scale, query, key, value), g.dtype, g.strides,
                           out.strides))
     if run is not None and not (query.data.ptr | key.data.ptr | value.data.ptr | g.data.ptr
                                 | out.data.ptr) & 15:
         return run(g, query, key, value, out, logs,
-                   () if plain else own.extras_of(mask, dropout_p, random))
+                   own.extras_of(mask, dropout_p, random) if extras else ())
     if not attention_fits(xp, query, key, value, mask, dropout_p, scale):
         return attention_kernels.attention_backward(
             xp, g, query, key, value, mask, out, logs, is_causal, scale, dropout_p, random)
     arrays = [_aligned(xp, a) for a in (g.astype(query.dtype, copy=False), query, key, value, out)]
-    run = _backward(xp, *arrays, is_causal, scale, plain)
+    run = _backward(xp, *arrays, is_causal, scale, extras)
     grads = run(*arrays, xp.ascontiguousarray(logs), own.extras_of(mask, dropout_p, random))
     return tuple(d[..., : a.shape[-1]].reshape(a.shape) for d, a in zip(grads, (query, key, value)))
 
 
-def _backward(xp, g, q, k, v, out, is_causal, scale, plain):
+def _backward(xp, g, q, k, v, out, is_causal, scale, extras):
     """What serves arrays that lie in memory as these: ``f(g, q, k, v, out, logs, extras)``."""
     by_cudnn, by_own, repeatable = _switches()
-    layout = _layout(xp, plain, is_causal, scale, q, k, v), g.dtype, g.strides, out.strides
+    layout = _layout(xp, extras, is_causal, scale, q, k, v), g.dtype, g.strides, out.strides
     run = _backwards.get(layout)
     if run is None:
-        if by_cudnn and plain and not repeatable and (
+        if by_cudnn and not extras and not repeatable and (
                 _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2])):
             run = cudnn_attention.backward(xp, g, q, k, v, out, bool(is_causal), float(scale))
-        run = run or own.backward(xp, g, q, k, v, out, is_causal, scale, plain)
+        run = run or own.backward(xp, g, q, k, v, out, is_causal, scale, extras)
         _keep(_backwards, layout, run)
     return run

@@ -46,13 +46,13 @@ _TILES = {
 _ready: dict = {}
 
 
-def _kernel(xp, name: str, dtype: str, width: int, extras: bool):
-    """(kernel, its bytes of shared memory)."""
+def _kernel(xp, name: str, dtype: str, width: int, extras: int):
+    """(kernel, its bytes of shared memory); ``extras`` as ``which`` gives it."""
     key = (xp.index, name, dtype, width, extras)
     found = _ready.get(key)
     if found is None:
         family = "attention" if name == "attention_forward" else "attention_backward"
-        made = kernel(xp.cupy, family, name, ELEMENT=dtype, WIDTH=width, EXTRAS=int(extras))
+        made = kernel(xp.cupy, family, name, ELEMENT=dtype, WIDTH=width, EXTRAS=extras)
         size = _TILES[width].shared(name)
         if size > 48 << 10:
             made.allow_shared(size)
@@ -90,6 +90,11 @@ def maker(xp, like, rows: int, width: int):
     return lambda: empty(shape, dtype).transpose(axes), tuple(places)
 
 
+def which(mask, dropout_p: float) -> int:
+    """What a call has beside its tensors: 1 for a mask, 2 for dropout."""
+    return (mask is not None) + 2 * (dropout_p > 0)
+
+
 def extras_of(mask, dropout_p: float, random: tuple | None) -> tuple:
     """Mask and dropout as arguments of the kernels; none where there is neither."""
     if mask is None and not dropout_p:
@@ -107,16 +112,16 @@ def _mask_strides(mask) -> tuple[int, int, int, int]:
     return tuple(0 if n == 1 else s for n, s in zip(sizes, steps))  # type: ignore[return-value]
 
 
-def forward(xp, q, k, v, causal: bool, scale: float, plain: bool):
+def forward(xp, q, k, v, causal: bool, scale: float, extras: int):
     """The forward for arrays that lie in memory as these: ``f(q, k, v, extras)`` gives out and logs.
 
     Args:
         q, k, v: B×heads×rows×width, rows and addresses multiples of 16 bytes, the last dim contiguous.
-        plain: whether there is neither mask nor dropout, so that ``extras`` is empty.
+        extras: see ``which``; those of a call are what ``extras_of`` gives.
     """
     (B, H, L, E), (heads, S, V) = q.shape, v.shape[1:]
     width = _padded_width(E, V)
-    run, shared = _kernel(xp, "attention_forward", q.dtype.name, width, not plain)
+    run, shared = _kernel(xp, "attention_forward", q.dtype.name, width, extras)
     grid, block, empty = (B * H * -(-L // _TILES[width].queries),), (_THREADS,), xp.empty
     (make, lie), rows, wide = maker(xp, q, L, V), (B, H, L), np.dtype(np.float32)
     fixed = (L, S, E, V, H, H // heads, *strides(q), *strides(k), *strides(v), *lie, float(scale),
@@ -130,7 +135,7 @@ def forward(xp, q, k, v, causal: bool, scale: float, plain: bool):
     return launch
 
 
-def backward(xp, g, q, k, v, out, causal: bool, scale: float, plain: bool):
+def backward(xp, g, q, k, v, out, causal: bool, scale: float, extras: int):
     """The backward for arrays that lie so: ``f(g, q, k, v, out, logs, extras)`` gives dq, dk and dv.
 
     Args:
@@ -139,9 +144,9 @@ def backward(xp, g, q, k, v, out, causal: bool, scale: float, plain: bool):
     (B, H, L, E), (heads, S, V), dtype = q.shape, v.shape[1:], q.dtype.name
     width = _padded_width(E, V)
     tiles, block, empty, wide = _TILES[width], (_THREADS,), xp.empty, np.dtype(np.float32)
-    sums, _ = _kernel(xp, "attention_delta", dtype, width, not plain)
-    keys, keys_shared = _kernel(xp, "attention_keys", dtype, width, not plain)
-    queries, queries_shared = _kernel(xp, "attention_queries", dtype, width, not plain)
+    sums, _ = _kernel(xp, "attention_delta", dtype, width, extras)
+    keys, keys_shared = _kernel(xp, "attention_keys", dtype, width, extras)
+    queries, queries_shared = _kernel(xp, "attention_queries", dtype, width, extras)
     makes, lies = zip(*[maker(xp, a, *a.shape[2:]) for a in (q, k, v)])
     rows, last = (B, H, L), (float(scale), int(causal))
     common = (L, S, E, V, H, H // heads, *strides(q), *strides(k), *strides(v), *strides(g))

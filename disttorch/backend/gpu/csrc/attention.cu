@@ -4,7 +4,8 @@
 // (Dao et al., arXiv:2205.14135; Dao, arXiv:2307.08691): a row keeps its largest score so far, and what
 // it has summed is scaled down when a larger one comes.
 // variants: ELEMENT=bfloat16,float16 WIDTH=32,64,96,128 EXTRAS=0
-// variants: ELEMENT=bfloat16 WIDTH=64,128 EXTRAS=1
+// variants: ELEMENT=bfloat16 WIDTH=64 EXTRAS=1,2,3
+// variants: ELEMENT=bfloat16 WIDTH=128 EXTRAS=3
 #include "attention.cuh"
 
 // Tile: 16·M queries a warp, KEYS keys. Up to 64 wide, the queries stay in registers. As large as fits
@@ -40,8 +41,8 @@ __device__ __forceinline__ void hide(float (&s)[M][N][4], int row, int column, i
 // score is multiplied with to be an exponent of 2.
 //
 // `top` is the largest score of a row so far, or up to SLACK / unit less: weights may be as large as
-// 2^SLACK, which costs no precision, and most tiles need not touch `o`. (With EXTRAS all do: there are no
-// registers left for the choice.)
+// 2^SLACK, which costs no precision, and most tiles need not touch `o`. (With a mask all do: there are
+// no registers left for the choice.)
 __device__ __forceinline__ void weigh(float (&s)[M][N][4], float (&top)[M][2], float (&sum)[M][2],
                                       float (&o)[M][WIDTH / 8][4], float unit) {
     float high[M][2];
@@ -58,7 +59,7 @@ __device__ __forceinline__ void weigh(float (&s)[M][N][4], float (&top)[M][2], f
             grows |= (high[i][r] - top[i][r]) * unit > SLACK;  // not if both are -infinity
         }
     }
-    if (EXTRAS || __any_sync(FULL_WARP, grows)) {
+    if (MASKED || __any_sync(FULL_WARP, grows)) {
 #pragma unroll
         for (int i = 0; i < M; i++) {
 #pragma unroll
@@ -94,21 +95,7 @@ __device__ __forceinline__ void weigh(float (&s)[M][N][4], float (&top)[M][2], f
     }
 }
 
-#if EXTRAS
-__device__ __forceinline__ void put_mask(float (&s)[M][N][4], const Extras& x, int row, int column,
-                                         int queries, int keys, float scale) {
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                s[i][j][e] = x.masked(s[i][j][e] * scale, row + i * 16 + e / 2 * 8, column + j * 8 + e % 2,
-                                      queries, keys);
-        }
-    }
-}
-
+#if DROPS
 __device__ __forceinline__ void drop(float (&s)[M][N][4], const Extras& x, int row, int column) {
 #pragma unroll
     for (int i = 0; i < M; i++) {
@@ -118,7 +105,8 @@ __device__ __forceinline__ void drop(float (&s)[M][N][4], const Extras& x, int r
 #pragma unroll
             for (int j = 0; j < N; j++) {
 #pragma unroll
-                for (int e = 2 * r; e < 2 * r + 2; e++) s[i][j][e] *= x.factor(key, column + j * 8 + e % 2);
+                for (int e = 2 * r; e < 2 * r + 2; e++)
+                    if (!x.stays(key, column + j * 8 + e % 2)) s[i][j][e] = 0.0f;
             }
         }
     }
@@ -148,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
 #if EXTRAS
     const Extras extras = EXTRAS_OF(place.batch, place.head, blockIdx.x / tiles);
 #endif
-    const float unit = EXTRAS ? LOG2E : (float)(scale * LOG2E);  // with extras, scores are scaled first
+    const float unit = MASKED ? LOG2E : (float)(scale * LOG2E);  // before a mask, scores are scaled
 
     load_tile<QUERIES>(q_tile, q, q_row, L - first, (int)width);
     load_tile<KEYS>(k_tile, k, k_row, S, (int)width);
@@ -181,14 +169,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
         float s[M][N][4];
         clear(s);
         add_product_of_rows<T, WIDTH, ROW>(s, q_rows, k_tile + n % 2 * KEYS * ROW);
-#if EXTRAS
-        put_mask(s, extras, own + g, column + 2 * t, L, S, (float)scale);
+#if MASKED
+        put_mask<false>(s, extras, own + g, column + 2 * t, L, S, (float)scale);
 #endif
         if (column + KEYS > S || (causal && column + KEYS - 1 > own))
             hide(s, own + g, column + 2 * t, S, causal);
         weigh(s, top, sum, o, unit);
-#if EXTRAS
-        if (extras.drops) drop(s, extras, own + g, column + 2 * t);
+#if DROPS
+        drop(s, extras, own + g, column + 2 * t);
 #endif
         u32 p[M][N][2];
         rounded<T>(p, s);
@@ -205,9 +193,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
             all += __shfl_xor_sync(FULL_WARP, all, 1);
             all += __shfl_xor_sync(FULL_WARP, all, 2);
             int row = own + i * 16 + r * 8 + g;
-            float largest = EXTRAS ? top[i][r] : top[i][r] * (float)scale;
+            float largest = MASKED ? top[i][r] : top[i][r] * (float)scale;
             if (t == 0 && row < L) logs[row] = all == 0.0f ? INFINITY_ : largest + logf(all);
+#if DROPS
+            sum[i][r] = all == 0.0f ? 0.0f : extras.kept / all;
+#else
             sum[i][r] = all == 0.0f ? 0.0f : 1.0f / all;
+#endif
         }
     }
     out += place.batch * out_batch + place.head * out_head + own * out_row;

@@ -70,6 +70,8 @@ __device__ __forceinline__ void store_tile(T* to, i64 stride, int rows, int colu
 }
 
 // ---- masks and dropout: only where the kernel is compiled with EXTRAS -----------------------------
+#define MASKED (EXTRAS & 1)
+#define DROPS (EXTRAS >> 1)
 
 // Mixes 32 bits well: every bit of the result depends on all of them.
 __device__ __forceinline__ u32 mixed(u32 x) {
@@ -81,27 +83,53 @@ __device__ __forceinline__ u32 mixed(u32 x) {
 }
 
 struct Extras {
-    const void* mask;  // null: none. bool (true takes part), or T, added to the scaled scores
+    const char* mask;  // of this head. bool (true takes part), or T, added to the scaled scores
     bool additive;
-    i64 mask_row, mask_column;
-    bool drops;
-    u32 key;     // of this head's dropout
-    u64 below;   // a weight stays if its 32 random bits are below this
-    float kept;  // factor of those that stay
+    i64 mask_row;      // bytes
+    int mask_column;   // bytes
+    u32 key;           // of this head's dropout
+    u32 below;         // a weight stays if its 32 random bits are below this
+    float kept;        // factor of those that stay
 
-    // The scaled score after the mask. Outside of the matrix nothing is read.
-    __device__ __forceinline__ float masked(float score, int query, int column, int queries, int keys) const {
-        if (!mask || query >= queries || column >= keys) return score;
-        i64 at = query * mask_row + column * mask_column;
-        if (additive) return score + up(((const T*)mask)[at]);
-        return ((const u8*)mask)[at] ? score : MINUS_INFINITY;
-    }
     __device__ __forceinline__ u32 row_key(int query) const { return mixed(key ^ (u32)query); }
-    // 0 or 1/(1 − p): the random bits hang on the seed, the head, the query and the key alone.
-    __device__ __forceinline__ float factor(u32 row, int column) const {
-        return mixed(row ^ (u32)column * 0x9e3779b9u) < below ? kept : 0.0f;
+    // The random bits hang on the seed, the head, the query and the key alone.
+    __device__ __forceinline__ bool stays(u32 row, int column) const {
+        return mixed(row ^ (u32)column * 0x9e3779b9u) < below;
     }
 };
+
+// What a mask makes of scores: a tile as multiply makes it, its element 0 at `query` and `key`. Rows are
+// queries and columns keys, or TURNED the other way round. Outside of the matrix the mask's last row and
+// column stand in: what they give there is never used.
+template <bool TURNED, bool ADDITIVE, bool SAME, int M, int N>
+__device__ __forceinline__ void put_values(float (&s)[M][N][4], const Extras& x, int query, int key,
+                                           int queries, int keys, float scale) {
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+#pragma unroll
+        for (int i = 0; i < M; i++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int row = i * 16 + e / 2 * 8, column = j * 8 + e % 2;
+                const char* at = x.mask + min(key + (TURNED ? row : column), keys - 1) * x.mask_column;
+                if (!SAME) at += min(query + (TURNED ? column : row), queries - 1) * x.mask_row;
+                float score = s[i][j][e] * scale;
+                if (ADDITIVE) s[i][j][e] = score + up(*(const T*)at);
+                else s[i][j][e] = *(const u8*)at ? score : MINUS_INFINITY;
+            }
+        }
+    }
+}
+
+template <bool TURNED, int M, int N>
+__device__ __forceinline__ void put_mask(float (&s)[M][N][4], const Extras& x, int query, int key,
+                                         int queries, int keys, float scale) {
+    const bool same = x.mask_row == 0;  // for all queries: read once
+    if (x.additive && same) put_values<TURNED, true, true>(s, x, query, key, queries, keys, scale);
+    else if (x.additive) put_values<TURNED, true, false>(s, x, query, key, queries, keys, scale);
+    else if (same) put_values<TURNED, false, true>(s, x, query, key, queries, keys, scale);
+    else put_values<TURNED, false, false>(s, x, query, key, queries, keys, scale);
+}
 
 #if EXTRAS
 #define EXTRA_PARAMETERS                                                                          \
@@ -115,16 +143,16 @@ struct Extras {
 #endif
 
 // `seed`, `offset`, `state`: what a generator has reserved for this call (see philox.cuh), used if
-// `dropped` > 0; `number`: which head it is of all.
+// `dropped` > 0; `number`: which head it is of all. Strides of the mask in elements.
 __device__ __forceinline__ Extras extras_of(const void* mask, i64 additive, i64 place, i64 row, i64 column,
                                             double dropped, u64 seed, u64 offset, const u64* state,
                                             u32 number) {
     Extras x;
+    const int size = additive ? sizeof(T) : 1;
     x.additive = additive;
-    x.mask = mask ? (const char*)mask + place * (additive ? sizeof(T) : 1) : nullptr;
-    x.mask_row = row;
-    x.mask_column = column;
-    x.drops = dropped > 0;
+    x.mask = (const char*)mask + place * size;
+    x.mask_row = row * size;
+    x.mask_column = (int)column * size;
     if (state) {
         seed = state[0];
         offset += state[1];
@@ -134,7 +162,7 @@ __device__ __forceinline__ Extras extras_of(const void* mask, i64 additive, i64 
     key = mixed(key ^ (u32)offset);
     key = mixed(key ^ (u32)(offset >> 32));
     x.key = mixed(key ^ number);
-    x.below = (u64)((1.0 - dropped) * 4294967296.0);
+    x.below = (u32)fmin((1.0 - dropped) * 4294967296.0, 4294967295.0);
     x.kept = dropped < 1.0 ? (float)(1.0 / (1.0 - dropped)) : 0.0f;
     return x;
 }

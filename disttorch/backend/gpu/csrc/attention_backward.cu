@@ -5,7 +5,8 @@
 // another owns tiles of queries and walks over keys: S and dP are made twice, and nothing is added by
 // atomics, so that two runs give the same bits.
 // variants: ELEMENT=bfloat16,float16 WIDTH=32,64,96,128 EXTRAS=0
-// variants: ELEMENT=bfloat16 WIDTH=64,128 EXTRAS=1
+// variants: ELEMENT=bfloat16 WIDTH=64 EXTRAS=1,2,3
+// variants: ELEMENT=bfloat16 WIDTH=128 EXTRAS=3
 #include "attention.cuh"
 
 // Tiles of attention_keys: 16·KEY_M keys a warp, SEEN queries in shared memory, PART of them at once; of
@@ -31,6 +32,7 @@
 #define QUERY_M 1
 #define STEP 48
 #endif
+#define IN_REGISTERS (WIDTH <= 64 && !MASKED)  // what a warp of attention_keys owns
 #define OWN_KEYS (WARPS * 16 * KEY_M)
 #define OWN_QUERIES (WARPS * 16 * QUERY_M)
 
@@ -117,14 +119,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
     v += place.batch * v_batch + place.head * v_head + first * v_row;
     const int start = causal ? first / SEEN : 0;  // earlier queries do not see these keys
     const int each = max(tiles_of(L, SEEN) - start, 0), count = each * (int)group;
-    const float unit = EXTRAS ? LOG2E : (float)(scale * LOG2E);
+    const float unit = MASKED ? LOG2E : (float)(scale * LOG2E);
 
     load_tile<OWN_KEYS>(k_tile, k, k_row, S - first, (int)width);
     load_tile<OWN_KEYS>(v_tile, v, v_row, S - first, (int)value_width);
     float dk_sum[KEY_M][WIDTH / 8][4], dv_sum[KEY_M][WIDTH / 8][4];
     clear(dk_sum);
     clear(dv_sum);
-#if WIDTH <= 64
+#if IN_REGISTERS
     u32 k_rows[KEY_M][WIDTH / 16][4], v_rows[KEY_M][WIDTH / 16][4];
 #else
     const T *k_rows = k_tile + warp * 16 * KEY_M * ROW, *v_rows = v_tile + warp * 16 * KEY_M * ROW;
@@ -157,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
             }
         }
         if (n < 0) {
-#if WIDTH <= 64
+#if IN_REGISTERS
             load_rows_of<T, WIDTH, ROW>(k_rows, k_tile + warp * 16 * KEY_M * ROW);
             load_rows_of<T, WIDTH, ROW>(v_rows, v_tile + warp * 16 * KEY_M * ROW);
 #endif
@@ -179,24 +181,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
             clear(dp);
             add_product_of_rows<T, WIDTH, ROW>(dp, v_rows, grad_at);
             // Queries beyond L are zeros, and so are their dO, logs and delta: they add nothing.
+#if MASKED
+            put_mask<true>(p, extras, query_at + 2 * t, own + g, L, S, (float)scale);
+#endif
 #pragma unroll
             for (int i = 0; i < KEY_M; i++) {
 #pragma unroll
                 for (int j = 0; j < COLUMNS; j++) {
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        float score = p[i][j][e];
-#if EXTRAS
-                        score = extras.masked(score * (float)scale, query_at + j * 8 + 2 * t + e % 2,
-                                              own + i * 16 + e / 2 * 8 + g, L, S);
-#endif
-                        p[i][j][e] = power_of_2(score * unit - line[j * 8 + e % 2] * LOG2E);
-                    }
+                    for (int e = 0; e < 4; e++)
+                        p[i][j][e] = power_of_2(p[i][j][e] * unit - line[j * 8 + e % 2] * LOG2E);
                 }
             }
             if (causal && own + 16 * KEY_M - 1 > query_at) forget_later(p, own + g - query_at - 2 * t);
             u32 part[KEY_M][COLUMNS][2];
-#if EXTRAS
+#if DROPS
             float dropped[KEY_M][COLUMNS][4];
 #pragma unroll
             for (int i = 0; i < KEY_M; i++) {
@@ -204,11 +203,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
                 for (int j = 0; j < COLUMNS; j++) {
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
-                        float stay = !extras.drops ? 1.0f
-                            : extras.factor(extras.row_key(query_at + j * 8 + 2 * t + e % 2),
-                                            own + i * 16 + e / 2 * 8 + g);
-                        dropped[i][j][e] = p[i][j][e] * stay;
-                        dp[i][j][e] *= stay;
+                        const bool stays = extras.stays(extras.row_key(query_at + j * 8 + 2 * t + e % 2),
+                                                        own + i * 16 + e / 2 * 8 + g);
+                        dropped[i][j][e] = stays ? p[i][j][e] : 0.0f;
+                        dp[i][j][e] = stays ? dp[i][j][e] * extras.kept : 0.0f;
                     }
                 }
             }
@@ -231,16 +229,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
         }
     }
     __syncthreads();
-    float one[KEY_M][2], times[KEY_M][2];
+#if DROPS
+    const float kept = EXTRAS_OF(0, 0, 0).kept;
+#else
+    const float kept = 1.0f;
+#endif
+    float kept_of[KEY_M][2], times[KEY_M][2];
 #pragma unroll
     for (int i = 0; i < KEY_M; i++) {
-        one[i][0] = one[i][1] = 1;
+        kept_of[i][0] = kept_of[i][1] = kept;
         times[i][0] = times[i][1] = (float)scale;
     }
     dk += place.batch * dk_batch + place.head * dk_head + own * dk_row;
     dv += place.batch * dv_batch + place.head * dv_head + own * dv_row;
     store_tile<KEY_M>(dk, dk_row, S - own, (int)width, k_tile + warp * 16 * KEY_M * ROW, dk_sum, times);
-    store_tile<KEY_M>(dv, dv_row, S - own, (int)value_width, v_tile + warp * 16 * KEY_M * ROW, dv_sum, one);
+    store_tile<KEY_M>(dv, dv_row, S - own, (int)value_width, v_tile + warp * 16 * KEY_M * ROW, dv_sum, kept_of);
 }
 
 // dq, B×H×L×E. Grid: B·H·tiles of OWN_QUERIES.
@@ -268,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
 #if EXTRAS
     const Extras extras = EXTRAS_OF(place.batch, place.head, blockIdx.x / tiles);
 #endif
-    const float unit = EXTRAS ? LOG2E : (float)(scale * LOG2E);
+    const float unit = MASKED ? LOG2E : (float)(scale * LOG2E);
 
     load_tile<OWN_QUERIES>(q_tile, q, q_row, L - first, (int)width);
     load_tile<OWN_QUERIES>(grad_tile, grad, grad_row, L - first, (int)value_width);
@@ -313,25 +316,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
         add_product_of_rows<T, WIDTH, ROW>(p, q_rows, k_tile + half);
         clear(dp);
         add_product_of_rows<T, WIDTH, ROW>(dp, grad_rows, v_tile + half);
+#if MASKED
+        put_mask<false>(p, extras, own + g, column + 2 * t, L, S, (float)scale);
+#endif
 #pragma unroll
         for (int i = 0; i < QUERY_M; i++) {
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-#if EXTRAS
-                const int query = own + i * 16 + r * 8 + g;
-                const u32 key = extras.row_key(query);
+#if DROPS
+                const u32 key = extras.row_key(own + i * 16 + r * 8 + g);
 #endif
 #pragma unroll
                 for (int j = 0; j < COLUMNS; j++) {
 #pragma unroll
                     for (int e = 2 * r; e < 2 * r + 2; e++) {
-                        float score = p[i][j][e], slope = dp[i][j][e];
-#if EXTRAS
-                        const int c = column + j * 8 + 2 * t + e % 2;
-                        score = extras.masked(score * (float)scale, query, c, L, S);
-                        if (extras.drops) slope *= extras.factor(key, c);
+                        float slope = dp[i][j][e];
+#if DROPS
+                        const bool stays = extras.stays(key, column + j * 8 + 2 * t + e % 2);
+                        slope = stays ? slope * extras.kept : 0.0f;
 #endif
-                        dp[i][j][e] = power_of_2(score * unit - log[i][r]) * (slope - through[i][r]);
+                        dp[i][j][e] = power_of_2(p[i][j][e] * unit - log[i][r]) * (slope - through[i][r]);
                     }
                 }
             }
