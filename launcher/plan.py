@@ -183,6 +183,9 @@ def cpu_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+ROOT = Path("/")
+
+
 def count_gpus():
     """The NVIDIA GPUs that ranks will see; CUDA_VISIBLE_DEVICES decides where it is set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -190,8 +193,11 @@ def count_gpus():
         # CUDA stops at the first device that does not exist; -1 is the usual way to say none.
         devices = [d.strip() for d in visible.split(",")]
         return next((i for i, d in enumerate(devices) if d in ("", "-1")), len(devices))
-    listed = Path("/proc/driver/nvidia/gpus")
-    return len(list(listed.iterdir())) if listed.is_dir() else 0
+    listed = ROOT / "proc/driver/nvidia/gpus"
+    if listed.is_dir():
+        return len(list(listed.iterdir()))
+    # Some containers have the devices, but not what the driver tells of them
+    return sum(d.name.removeprefix("nvidia").isdigit() for d in (ROOT / "dev").glob("nvidia*"))
 
 
 def ranks_from(text):

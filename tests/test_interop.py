@@ -202,6 +202,18 @@ def test_missing_names_say_so():
             get()
 
 
+def test_extensions_in_cpp_say_what_to_do_instead():
+    from disttorch.utils import cpp_extension
+
+    for call in (lambda: cpp_extension.load("fast", ["fast.cpp"]), cpp_extension.BuildExtension,
+                 lambda: cpp_extension.load_inline(name="fast", cpp_sources="int f();"),
+                 lambda: cpp_extension.CUDAExtension("fast", ["fast.cu"], extra_compile_args=["-O3"]),
+                 lambda: cpp_extension.CppExtension(name="fast", sources=[])):
+        with pytest.raises(NotImplementedError, match="RawKernel"):
+            call()
+    assert cpp_extension.BuildExtension.with_options(use_ninja=False) is cpp_extension.BuildExtension
+
+
 # ---------------------------------------------------------------- no GPU
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu():
@@ -214,9 +226,11 @@ def test_without_a_gpu():
         assert nothing() is None
     with c.stream(None):
         pass
+    assert torch.version.cuda is None and c.default_generators == () and c.get_arch_list() == []
     for needs_one in (c.current_device, c.synchronize, c.Stream, c.Event, c.current_stream,
                       c.get_device_name, c.mem_get_info, lambda: c.set_device(0), c.get_rng_state,
-                      lambda: c.FloatTensor(3)):
+                      lambda: c.FloatTensor(3), c.cudart, c.utilization, c.profiler.start,
+                      c.get_device_properties):
         with pytest.raises(AssertionError, match="not compiled with CUDA"):
             needs_one()
         with pytest.raises(RuntimeError):

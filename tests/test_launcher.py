@@ -359,6 +359,19 @@ def test_help_has_examples(capsys):
 # -- plans -----------------------------------------------------------------------------------------
 
 
+def test_gpus_are_counted_by_what_the_driver_shows(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    assert plan.count_gpus() == 0
+    (tmp_path / "dev").mkdir()
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-caps", "null"):
+        (tmp_path / "dev" / name).touch()
+    assert plan.count_gpus() == 2
+    for address in ("0000:01:00.0", "0000:41:00.0", "0000:81:00.0"):
+        (tmp_path / "proc/driver/nvidia/gpus" / address).mkdir(parents=True)
+    assert plan.count_gpus() == plan.ranks_from("gpu") == 3
+
+
 @pytest.mark.parametrize(("devices", "count"), [("0,1,2", 3), ("", 0), ("-1", 0), ("0,-1,2", 1)])
 def test_gpus_are_counted_by_cuda_visible_devices(monkeypatch, devices, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)

@@ -1,7 +1,12 @@
-"""CUDA C to a shared library, by g++; kept by content in a folder for temporary files."""
+"""CUDA C to a shared library, by g++; kept by content in a folder for temporary files.
+
+With DISTTORCH_HOST_COVERAGE=FOLDER the libraries lie there and count the lines that they run, for gcov
+(see ``gpu_coverage``).
+"""
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -16,6 +21,7 @@ _HERE = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-O1", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden",
           "-fno-strict-aliasing", "-fwrapv", "-w", "-fsanitize=alignment,bounds",
           "-fsanitize-undefined-trap-on-error", "-DDISTTORCH_HOST=1")
+COVERAGE = "DISTTORCH_HOST_COVERAGE"
 _KERNEL = re.compile(r"__global__\s+(?:__launch_bounds__\s*\((?P<before>[^;{]*?)\)\s*)?void\s+"
                      r"(?:__launch_bounds__\s*\((?P<after>[^;{]*?)\)\s*)?(?P<name>\w+)\s*\(")
 
@@ -27,6 +33,8 @@ def available() -> bool:
 
 def folder() -> Path:
     """Where the compiled libraries are kept."""
+    if counted := os.environ.get(COVERAGE):
+        return Path(counted)
     path = Path(tempfile.gettempdir()) / f"disttorch-cuda-host-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
@@ -118,6 +126,8 @@ def compile_source(text: str, options: tuple[str, ...], name: str) -> Path:
             raise RuntimeError(f"{name} has no __global__ function")
         header = _precompiled(shim)
         whole = f'#include "{header.name}"\n#line 1 "{name}"\n{text}\n{_wrappers(kernels)}'
+        if COVERAGE in os.environ:
+            return _counting(path, [*_FLAGS, *defines, "-I", str(header.parent)], whole, name)
         with tempfile.NamedTemporaryFile(dir=folder(), suffix=".tmp", delete=False) as file:
             built = Path(file.name)
         try:
@@ -126,4 +136,19 @@ def compile_source(text: str, options: tuple[str, ...], name: str) -> Path:
             built.replace(path)
         finally:
             built.unlink(missing_ok=True)
+    return path
+
+
+def _counting(path: Path, flags: list[str], whole: str, name: str) -> Path:
+    """The library with counters, beside its notes for gcov. Counts are put where the object file lay, so
+    that is compiled under its own name, by one process at a time."""
+    made = path.with_suffix(".o")
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            compiled = [f for f in flags if f != "-shared"]
+            _run(["g++", "--coverage", *compiled, "-x", "c++", "-c", "-", "-o", str(made)], whole, name)
+            built = path.with_suffix(".tmp")
+            _run(["g++", "--coverage", *_FLAGS, str(made), "-o", str(built)], "", name)
+            built.replace(path)
     return path

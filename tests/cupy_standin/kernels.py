@@ -98,7 +98,14 @@ def _spans_inside(structure: bytes) -> list:
     return [order.Span(m, w, m.end) for w, m in found if m is not None]
 
 
+@functools.cache
 def _title(code: str) -> str:
+    """The file's name: a family's, so that it shares its library with ``cuda_host.kernel``."""
+    from disttorch.backend.gpu import source
+
+    for family in source.families():
+        if source.text(family) == code:
+            return f"{family}.cu"
     found = re.search(r'__global__[\w\s()*,]*?\bvoid\b[\w\s()*,]*?\b(\w+)\s*\(', code)
     return f"{found[1] if found else 'kernels'}.cu"
 

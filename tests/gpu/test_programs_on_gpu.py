@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+import types
 
 import pytest
 
@@ -134,6 +136,30 @@ def test_what_scripts_ask_of_a_gpu():
     event.record()
     event.synchronize()
     assert event.query()
+
+
+def test_what_the_driver_counts(monkeypatch):
+    """Through a stand-in for NVIDIA's library, which finds the GPU by its address on the bus."""
+    process = types.SimpleNamespace(pid=7, usedGpuMemory=3 << 20)
+    asked, library = [], types.ModuleType("pynvml")
+    library.nvmlInit = lambda: None
+    library.nvmlDeviceGetHandleByPciBusId = lambda address: asked.append(address) or "handle"
+    library.nvmlDeviceGetUtilizationRates = lambda h: types.SimpleNamespace(gpu=12, memory=34)
+    library.nvmlDeviceGetTemperature = lambda h, which: 56
+    library.nvmlDeviceGetPowerUsage = lambda h: 78
+    library.nvmlDeviceGetClockInfo = lambda h, which: 90
+    library.NVML_TEMPERATURE_GPU, library.NVML_CLOCK_SM = 0, 1
+    library.nvmlDeviceGetComputeRunningProcesses = lambda h: [process]
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    c = torch.cuda
+    found = c.utilization(), c.memory_usage(0), c.temperature("cuda"), c.power_draw(), c.clock_rate()
+    assert found == (12, 34, 56, 78, 90) and b":" in asked[0]
+    assert "7 uses" in c.list_gpu_processes() and "3.000 MB" in c.list_gpu_processes()
+    library.nvmlDeviceGetComputeRunningProcesses = lambda h: []
+    assert "no processes" in c.list_gpu_processes()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(ModuleNotFoundError, match="nvidia-ml-py"):
+        c.utilization()
 
 
 def test_batches_are_fetched_ahead_in_another_stream():
