@@ -58,6 +58,7 @@ class _Pass:
         n, c = array.shape[:2]
         length, many = math.prod(array.shape[2:]), 16 // array.itemsize
         self.unit = 1
+        self.sizes: tuple[int, ...]
         if last:
             wide = wide and c % many == 0
             many = many if wide else 1
