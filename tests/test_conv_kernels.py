@@ -172,6 +172,48 @@ def test_batch_norm(xp, shape, last, dtype):
             close(a, b, kind, 5)
 
 
+@pytest.mark.parametrize("shape, last", [((10, 3, 32, 32), True), ((4, 16, 40, 32), True),
+                                         ((10, 3, 32, 32), False)])
+@pytest.mark.parametrize("dtype", [F32, F64, BRAIN], ids=str)
+def test_batch_norm_of_many_parts(xp, monkeypatch, shape, last, dtype):
+    """Reductions in dozens of parts, more than the warps of the second stage, and uneven ones."""
+    monkeypatch.setattr(batchnorm, "_DEEP", 1)
+    x, g = draw(1, shape, dtype, last), draw(2, shape, dtype, last)
+    x[:3] += dtype.type(9)  # parts of different means
+    kind, weight = F64 if dtype is F64 else F32, draw(3, shape[1:2], F64 if dtype is F64 else F32)
+    mean, var = xp.batch_stats(x)
+    for got, want in zip((mean, var), CPU.batch_stats(wide(x))):
+        close(got, want, kind, 5)
+    found = xp.normalize_channels_backward(g, x, weight, mean, var, 1e-3, True, (True,) * 3)
+    wanted = CPU.normalize_channels_backward(
+        wide(g), wide(x), wide(weight), wide(mean), wide(var), 1e-3, True, (True,) * 3)
+    for a, b, of in zip(found, wanted, (dtype, kind, kind)):
+        close(a, b, of, 5)
+
+
+def test_batches_are_counted(xp):
+    x, seen = draw(1, (3, 40, 2, 2), F32), np.array(4)
+    running = np.zeros(40, F32), np.ones(40, F32)
+    for count in (5, 6):
+        xp.batch_stats(x, *running, 0.1, seen)
+        assert seen == count
+    xp.batch_stats(x, *map(wide, running), 0.1, seen)  # by the plain formula
+    assert seen == 7
+
+
+def test_gradients_by_need(xp):
+    x, g = draw(1, (4, 8, 3, 3), F32, True), draw(2, (4, 8, 3, 3), F32, True)
+    weight, mean, var = draw(3, (8,), F32), draw(4, (8,), F32), np.ones(8, F32)
+    for training in (True, False):
+        every = xp.normalize_channels_backward(g, x, weight, mean, var, 1e-3, training, (True,) * 3)
+        for needs in ((True, False, False), (False, True, False), (False, False, True)):
+            some = xp.normalize_channels_backward(g, x, weight, mean, var, 1e-3, training, needs)
+            for a, b, needed in zip(some, every, needs):
+                assert (a is not None) == needed
+                if needed:
+                    np.testing.assert_array_equal(a, b)
+
+
 def test_batch_norm_of_a_large_mean(xp):
     x = (1e4 + np.random.default_rng(0).standard_normal((8, 3, 40))).astype(F32)
     mean, var = xp.batch_stats(x)
@@ -210,6 +252,8 @@ WINDOWS = [
     ((2, 3, 6, 7), (REGULAR(6, 3, 3, 2, 1, 1), REGULAR(7, 4, 2, 2, 1, 1))),
     ((3, 7, 8), (REGULAR(7, 3, 3, 2, 0, 1), REGULAR(8, 2, 3, 2, 1, 2))),
     ((2, 4, 7, 5), (ADAPTIVE(7, 3), ADAPTIVE(5, 2))),
+    ((2, 16, 7, 6), (REGULAR(7, 4, 3, 2, 1, 1), REGULAR(6, 3, 3, 2, 1, 1))),
+    ((1, 8, 5, 4, 3), (REGULAR(5, 2, 2, 2, 0, 1), REGULAR(4, 3, 2, 1, 0, 1), ADAPTIVE(3, 2))),
     ((1, 2, 4, 5, 3), (REGULAR(4, 2, 2, 2, 0, 1), REGULAR(5, 3, 3, 2, 1, 1), ADAPTIVE(3, 2))),
 ]
 
@@ -232,6 +276,11 @@ def test_max_pool_and_its_gradient(xp, number, dtype):
 
 
 def test_max_pool_of_nan(xp):
+    last = layouts.copied(CPU, np.array([1, np.nan, 3, 4, -np.inf, -np.inf], F32).reshape(1, 1, 1, 6)
+                          .repeat(4, 1), True)
+    out, places = xp.max_pool(last, (REGULAR(1, 1, 1, 1, 0, 1), REGULAR(6, 3, 2, 2, 0, 1)))
+    np.testing.assert_array_equal(out[0, 3, 0], [np.nan, 4, -np.inf])
+    np.testing.assert_array_equal(places[0, 3, 0], [1, 3, 4])
     x = np.array([[1, np.nan, 3, 4, -np.inf, -np.inf]], F32)
     windows = (REGULAR(6, 3, 2, 2, 0, 1),)
     out, places = xp.max_pool(x, windows)

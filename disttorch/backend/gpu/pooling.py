@@ -55,6 +55,12 @@ class _Lying:
             below *= n
         self.steps = (*outer, *_three(inner[::-1], 0))
 
+    def is_wide(self, first, *arrays) -> bool:
+        """Whether ``first`` and ``arrays``, which lie like this one, can be read 16 bytes of channels at
+        a time, as many as that are of the first one's dtype."""
+        return (self.last and self.channels * first.itemsize % 16 == 0
+                and layouts.is_aligned(first, *arrays))
+
 
 def _launch(xp, name, dtype, count, args):
     kernel(xp.cupy, "pooling", name, ELEMENT=dtype.name)((blocks(count, _THREADS),), (_THREADS,), args)
@@ -75,6 +81,13 @@ def max_pool(xp, x, windows):
     tables = _three([w.on_device(xp) for w in windows], None)
     tables = [_single(xp) if t is None else t for t in tables]
     size = _three(x.shape[x.ndim - dims :], 1)
+    if lying.is_wide(lying.array) and math.prod(size) < 1 << 31:
+        many = 16 // x.itemsize
+        _launch(xp, "max_pool_wide", x.dtype, out.size // many, (
+            lying.array, *(t[0] for t in tables), out, places, out.size // many, lying.channels,
+            *size[1:], *_three([w.count for w in windows], 1), *_three([w.longest for w in windows], 1),
+            lying.steps[0]))
+        return out, places
     _launch(xp, "max_pool", x.dtype, out.size, (
         lying.array, *(t[0] for t in tables), out, places, out.size, lying.channels, *size[1:],
         *_three([w.count for w in windows], 1), *_three([w.longest for w in windows], 1),
@@ -99,9 +112,16 @@ def max_pool_backward(xp, g, places, windows, shape):
     out = _result(xp, lying, shape, g.dtype)
     tables = [_single(xp) if t is None else t
               for t in _three([w.on_device(xp) for w in windows], None)]
+    size = _three(shape[len(shape) - dims :], 1)
+    if lying.is_wide(grads.array, lying.array):
+        many = 16 // g.itemsize
+        _launch(xp, "max_pool_grad_wide", g.dtype, out.size // many, (
+            grads.array, lying.array, *(t[1] for t in tables), out, out.size // many, lying.channels,
+            *size, *_three([w.count for w in windows], 1)))
+        return out
     _launch(xp, "max_pool_grad", g.dtype, out.size, (
         grads.array, lying.array, *(t[1] for t in tables), out, out.size, lying.channels,
-        *_three(shape[len(shape) - dims :], 1), *grads.steps, *lying.steps, int(lying.last)))
+        *size, *grads.steps, *lying.steps, int(lying.last)))
     return out
 
 

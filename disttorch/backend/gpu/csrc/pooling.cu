@@ -1,4 +1,5 @@
-// Maxima and sums over windows of one to three dims, and their gradients, one thread an element.
+// Maxima and sums over windows of one to three dims, and their gradients, one thread an element; of
+// channels-last data (`…_wide`) one thread 16 bytes of channels.
 //
 // Shape legend: rows of `channels` (1 where the data is row-major) × s input places × p windows; s and p
 // have three dims, 1 where there are fewer. Inputs are given by strides in elements: of rows, channels
@@ -63,6 +64,47 @@ extern "C" __global__ void max_pool(const T* x, const i32* w0, const i32* w1, co
     }
 }
 
+#define MANY (16 / (int)sizeof(T))
+
+// The same of dense channels-last arrays, `count` groups of MANY channels; s0·s1·s2 < 2³¹.
+extern "C" __global__ void max_pool_wide(const T* x, const i32* w0, const i32* w1, const i32* w2, T* out,
+                                         i64* found, i64 count, i64 channels, i64 s1, i64 s2,
+                                         i64 p0, i64 p1, i64 p2, i64 k0, i64 k1, i64 k2, i64 xr) {
+    i64 stride = (i64)gridDim.x * blockDim.x;
+    for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < count; i += stride) {
+        Place p = place_of(i, channels / MANY, p0, p1, p2, 1);
+        const T* from = x + p.row * xr + p.channel * MANY;
+        const i32 *rows = w0 + p.at0 * k0, *lines = w1 + p.at1 * k1, *columns = w2 + p.at2 * k2;
+        i32 first = (rows[0] * (i32)s1 + lines[0]) * (i32)s2 + columns[0], where[MANY];
+        Pack<T, MANY> kept = *reinterpret_cast<const Pack<T, MANY>*>(from + first * channels);
+        A best[MANY];
+#pragma unroll
+        for (int j = 0; j < MANY; ++j) best[j] = up(kept.v[j]), where[j] = first;
+        for (int i0 = 0; i0 < (int)k0; ++i0) {
+            for (int i1 = 0; i1 < (int)k1; ++i1) {
+                i32 line = (rows[i0] * (i32)s1 + lines[i1]) * (i32)s2;
+                for (int i2 = 0; i2 < (int)k2; ++i2) {
+                    i32 place = line + columns[i2];
+                    Pack<T, MANY> here = *reinterpret_cast<const Pack<T, MANY>*>(from + place * channels);
+#pragma unroll
+                    for (int j = 0; j < MANY; ++j) {
+                        A v = up(here.v[j]);
+                        if (v > best[j] || v != v) best[j] = v, where[j] = place;
+                    }
+                }
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < MANY; ++j) kept.v[j] = down<T>(best[j]);
+        reinterpret_cast<Pack<T, MANY>*>(out)[i] = kept;
+#pragma unroll
+        for (int j = 0; j < MANY; j += 2) {
+            Pack<i64, 2> two = {where[j], where[j + 1]};
+            reinterpret_cast<Pack<i64, 2>*>(found + i * MANY)[j / 2] = two;
+        }
+    }
+}
+
 // The gradient of each input: those of the windows whose maximum it is. r[0][s] .. r[1][s]: the windows
 // that may hold place s.
 extern "C" __global__ void max_pool_grad(const T* grad, const i64* found, const i32* r0, const i32* r1,
@@ -86,6 +128,46 @@ extern "C" __global__ void max_pool_grad(const T* grad, const i64* found, const 
             }
         }
         out[i] = down<T>(sum);
+    }
+}
+
+// The same of dense channels-last arrays, `count` groups of MANY channels. Windows of one line follow each
+// other, and threads of a block are neighbours on a line: what they read they mostly share.
+extern "C" __global__ void max_pool_grad_wide(const T* grad, const i64* found, const i32* r0,
+                                              const i32* r1, const i32* r2, T* out, i64 count,
+                                              i64 channels, i64 s0, i64 s1, i64 s2, i64 p0, i64 p1,
+                                              i64 p2) {
+    i64 stride = (i64)gridDim.x * blockDim.x;
+    for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < count; i += stride) {
+        Place p = place_of(i, channels / MANY, s0, s1, s2, 1);
+        i64 mine = (p.at0 * s1 + p.at1) * s2 + p.at2;
+        i64 begin = p.row * p0 * p1 * p2 * channels + p.channel * MANY;
+        int e0 = r0[s0 + p.at0], e1 = r1[s1 + p.at1], b2 = r2[p.at2], e2 = r2[s2 + p.at2];
+        A sums[MANY];
+#pragma unroll
+        for (int j = 0; j < MANY; ++j) sums[j] = 0;
+        for (int q0 = r0[p.at0]; q0 < e0; ++q0) {
+            for (int q1 = r1[p.at1]; q1 < e1; ++q1) {
+                i64 line = begin + (q0 * p1 + q1) * p2 * channels;
+                for (int q2 = b2; q2 < e2; ++q2) {
+                    i64 at = line + q2 * channels;
+                    Pack<i64, 2> places[MANY / 2];
+                    Pack<T, MANY> here = *reinterpret_cast<const Pack<T, MANY>*>(grad + at);
+#pragma unroll
+                    for (int j = 0; j < MANY / 2; ++j) {
+                        places[j] = reinterpret_cast<const Pack<i64, 2>*>(found + at)[j];
+                    }
+#pragma unroll
+                    for (int j = 0; j < MANY; ++j) {
+                        if (places[j / 2].v[j % 2] == mine) sums[j] += up(here.v[j]);
+                    }
+                }
+            }
+        }
+        Pack<T, MANY> made;
+#pragma unroll
+        for (int j = 0; j < MANY; ++j) made.v[j] = down<T>(sums[j]);
+        reinterpret_cast<Pack<T, MANY>*>(out)[i] = made;
     }
 }
 
