@@ -120,6 +120,13 @@ def test_channels_first_and_last(size, shape):
     (lambda a: (a((40, 66))[:, :64], a((40, 64))), "gather2", "u32"),
     (lambda a: (a((40, 68))[:, :64], a((40, 64))), "strided2", "u64"),
     (lambda a: (a((40, 64)), a((40, 65))[:, 1:]), "strided2", "u16"),
+    (lambda a: (a((40, 72))[:, :65], a((40, 65))), "flow2", "u16"),
+    (lambda a: (a((40, 72))[:, :66], a((40, 66))), "flow2", "u32"),
+    (lambda a: (a((40, 72))[:, :68], a((40, 68))), "strided2", "u64"),
+    (lambda a: (a((3, 5, 11, 9)).swapaxes(0, 2), a((11, 5, 3, 9))), "flow4", "u16"),
+    (lambda a: (a((40, 130))[:, ::-2], a((40, 65))), "flow2", "u16"),
+    (lambda a: (a((40, 1)), a((40, 65))), "flow2", "u16"),
+    (lambda a: (a((40, 9))[:, :7], a((40, 7))), "strided2", "u16"),
     (lambda a: (a((40, 1)), a((40, 64))), "gather2", "u16"),
     (lambda a: (a((40, 64))[:, ::-1], a((40, 64))), "gather2", "u16"),
     (lambda a: (a((1, 64)), a((40, 64))), "strided2", "u128"),
@@ -146,6 +153,14 @@ def test_elements_of_sixteen_bytes():
     odd = rng.standard_normal(41)[1:].view(np.complex128).reshape(4, 5)
     copied(a[:5, :4], odd.T)
     np.testing.assert_array_equal(a[:5, :4], odd.T)
+
+
+def test_long_rows_are_copied_in_whole_accesses_and_a_rest():
+    rng = np.random.default_rng(0)
+    for gap in (3, 0):
+        source = placed(rng, (5, 1027), np.uint16, gaps=[0, gap])
+        target = placed(rng, (5, 1040), np.uint16)[:, :1027]
+        assert check(target, source) == ["gather2", "strided2"]
 
 
 @pytest.mark.parametrize("limit", [64, 500])

@@ -7,7 +7,8 @@ where both arrays go on without a gap. Then the innermost axes decide:
 - the target's innermost is another than the source's: tiles through shared memory (``transpose``), or,
   where one of the two has at most 32 elements and no gaps, whole planes (``join_planes`` and
   ``part_planes``);
-- the source has gaps, is repeated or not aligned: a thread collects 16 bytes (``gather``);
+- the source has gaps, is repeated or not aligned: a thread collects 16 bytes (``gather``), also across
+  the ends of rows where the target is one stretch (``flow``);
 - anything else: element by element, neighbouring threads at neighbouring elements of the target.
 
 Kernels count accesses and strides in 32 bits; what is larger is cut into several launches.
@@ -26,7 +27,7 @@ BLOCK, STEPS, GATHERED = 256, 4, 2  # threads; accesses of a thread: see csrc/co
 UNITS = {1: "u8", 2: "u16", 4: "u32", 8: "u64", 16: "u128"}
 _LIMIT = 1 << 31
 _MOST_PLANES = 32
-_AXES = {"strided": (2, 3, 4, 8), "gather": (2, 4, 8)}
+_AXES = {"strided": (2, 3, 4, 8), "gather": (2, 4, 8), "flow": (2, 4, 8)}
 
 
 class Launch(NamedTuple):
@@ -119,15 +120,29 @@ def plan(shape, source, target, itemsize: int, source_at: int, target_at: int) -
 
 def _launches(axes, start, size, at) -> list[Launch]:
     """One launch, or those of two halves where it would not fit."""
-    found = _launch(axes, start, size, (at[0] + start[0], at[1] + start[1]))
-    if not isinstance(found, int):
-        return [found]
+    whole = _whole_accesses(axes, size, at[1] + start[1])
+    found: Launch | int = len(axes) - 1
+    if not whole:
+        found = _launch(axes, start, size, (at[0] + start[0], at[1] + start[1]))
+        if not isinstance(found, int):
+            return [found]
     n, f, t = axes[found]
-    first = [*axes[:found], Axis(n // 2, f, t), *axes[found + 1:]]
-    second = [*axes[:found], Axis(n - n // 2, f, t), *axes[found + 1:]]
-    after = (start[0] + n // 2 * f, start[1] + n // 2 * t)
+    cut = whole or n // 2
+    first = [*axes[:found], Axis(cut, f, t), *axes[found + 1:]]
+    second = [*axes[:found], Axis(n - cut, f, t), *axes[found + 1:]]
+    after = (start[0] + cut * f, start[1] + cut * t)
     return [launch for part, begin in ((first, start), (second, after))
             for launch in _launches([a for a in part if a.size != 1], begin, size, at)]
+
+
+def _whole_accesses(axes, size, target_at) -> int:
+    """How much of the last axis to copy apart from its rest: 0, or what is whole 16 bytes of long rows
+    that begin at multiples of 16 bytes in the target."""
+    n, source, target = axes[-1] if len(axes) > 1 else (0, 0, 0)
+    if source != size or target != size or n * size < 1024 or n * size % 8 == 0:
+        return 0
+    aligned = widest((target_at, *[a.target for a in axes[:-1]]), 16) == 16
+    return n - n * size % 16 // size if aligned else 0
 
 
 def _launch(axes, start, size, at) -> Launch | int:
@@ -140,6 +155,9 @@ def _launch(axes, start, size, at) -> Launch | int:
     target_width = widest((at[1], *[a.target for a in others]), last.size * size)
     if last.source == size:
         width = widest((at[0], *[a.source for a in others]), last.size * size)
+        unit = min(width, target_width)
+        if unit < 8 and target_width < 16 and _flows(axes, at[1], size, unit):
+            return _rows("flow", axes, start, size, unit)
         if target_width == 16 and width <= 4:  # reading goes through the L1 cache, writing does not
             return _rows("gather", axes, start, width, 16, 1)
         return _rows("strided", axes, start, size, min(width, target_width))
@@ -152,7 +170,16 @@ def _launch(axes, start, size, at) -> Launch | int:
             return found
     if target_width == 16 and size < 16:
         return _rows("gather", axes, start, size, 16, last.source // size)
+    if size < 8 and _flows(axes, at[1], size, size):
+        return _rows("flow", axes, start, size, size)
     return _rows("strided", axes, start, size, size)
+
+
+def _flows(axes, target_at, size, unit) -> bool:
+    """Whether the target is one stretch from a multiple of 16 bytes on, in rows of 16 bytes or more."""
+    whole = all(a.target == b.target * b.size for a, b in zip(axes, axes[1:]))
+    return whole and target_at % 16 == 0 and axes[-1].size * size >= 16 and (
+        math.prod([a.size for a in axes]) * size // unit < _LIMIT - 16)
 
 
 def _fits(axes: list[tuple[int, int, int]], count: int, most: int) -> int | None:
@@ -167,7 +194,7 @@ def _fits(axes: list[tuple[int, int, int]], count: int, most: int) -> int | None
 
 
 def _rows(name, axes, start, size, width, step=None) -> Launch | int:
-    """``strided`` by accesses of ``width`` bytes, or ``gather`` (``step`` given) of elements."""
+    """``strided`` and ``flow`` by accesses of ``width`` bytes, ``gather`` (with a ``step``) of elements."""
     unit = size if step is not None else width
     last = axes[-1]
     if width == size:
@@ -183,7 +210,8 @@ def _rows(name, axes, start, size, width, step=None) -> Launch | int:
     if wrong is not None:
         return wrong
     n = next(n for n in _AXES[name] if n >= len(counted))
-    blocks = -(-count // (BLOCK * (STEPS if step is None else GATHERED)))
+    each = GATHERED * 16 // width if name == "flow" else STEPS if step is None else GATHERED
+    blocks = -(-count // (BLOCK * each))
     places = _AXES_OF[n](pack_axes(start, counted, count, n))
     return Launch(f"{name}{n}", UNITS[unit], blocks, places, () if step is None else (step,))
 

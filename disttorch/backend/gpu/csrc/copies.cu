@@ -79,6 +79,70 @@ template <int N> __device__ __forceinline__ void gather(const void* source, void
         const void* source, void* target, Axes<N> at, i64 step) { gather<N>(source, target, at, step); }
 GATHER(2) GATHER(4) GATHER(8)
 
+// ---- the target has no gap at all, but its rows are no whole number of 16 bytes -------------------------
+// A thread writes the next WIDE elements of the target, which may end one row and begin another (rows have
+// WIDE elements or more). `at` counts elements; what it says of the target is not used.
+// M elements written at once: 16 bytes put together in registers (the compiler would store a Pack that was
+// filled behind conditions by elements), or a single element.
+template <class T, int M> struct Together {
+    static __device__ __forceinline__ void store(T* to, const T* x) {
+        u64 words[2] = {0, 0};
+#pragma unroll
+        for (int v = 0; v < M; v++) words[v * 2 / M] |= (u64)x[v] << (v % (M / 2) * 8 * sizeof(T) % 64);
+#ifdef DISTTORCH_HOST
+        u128 whole = {words[0], words[1]};
+        *(u128*)to = whole;
+#else
+        asm volatile("st.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(words[0]), "l"(words[1]) : "memory");
+#endif
+    }
+};
+template <class T> struct Together<T, 1> {
+    static __device__ __forceinline__ void store(T* to, const T* x) { *to = *x; }
+};
+
+template <int N> __device__ __forceinline__ void flow(const void* source, void* target, const Axes<N>& at) {
+    const UNIT* __restrict__ from = shifted<UNIT>(source, at.from);
+    UNIT* __restrict__ to = shifted<UNIT>(target, at.to);
+    const int FEW = 2;
+    const u32 count = (u32)at.count;
+    const i64 step = at.axis[N - 1].from;
+    UNIT got[FEW][WIDE];
+#pragma unroll
+    for (int k = 0; k < FEW; k++) {
+        u32 e = (blockIdx.x * (BLOCK * FEW) + k * BLOCK + threadIdx.x) * WIDE;
+        if (e < count) {
+            const Divisor& row = at.axis[N - 1].along;
+            u32 left = row.size - (e - row.of(e) * row.size);
+            i64 place, next = 0, unused;
+            at.find(e, place, unused);
+            if (left < WIDE && e + left < count) at.find(e + left, next, unused);
+#pragma unroll
+            for (int v = 0; v < WIDE; v++) {
+                i64 here = v < (int)left ? place + v * step : next + (v - (int)left) * step;
+                got[k][v] = e + v < count ? from[here] : UNIT();
+            }
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < FEW; k++) {
+        u32 e = (blockIdx.x * (BLOCK * FEW) + k * BLOCK + threadIdx.x) * WIDE;
+        if (e + WIDE <= count) {
+            Together<UNIT, WIDE>::store(to + e, got[k]);
+        } else {
+#pragma unroll
+            for (int v = 0; v < WIDE; v++) {
+                if (e + v < count) to[e + v] = got[k][v];
+            }
+        }
+    }
+}
+
+#define FLOW(N)                                                                           \
+    extern "C" __global__ void __launch_bounds__(BLOCK) flow##N(                          \
+        const void* source, void* target, Axes<N> at) { flow<N>(source, target, at); }
+FLOW(2) FLOW(4) FLOW(8)
+
 // ---- transposes: the fastest axis of the source is b, that of the target is a -------------------------
 // Other axes are batches.
 
@@ -168,25 +232,6 @@ template <int M> __device__ __forceinline__ void transpose(const void* source, v
         const void* source, void* target, Plane p) {                                        \
         transpose<(M < WIDE ? M : WIDE)>(source, target, p); }
 TRANSPOSE(1) TRANSPOSE(2) TRANSPOSE(4)
-
-// M elements written at once: 16 bytes put together in registers (the compiler would store a Pack that was
-// filled behind conditions by elements), or a single element.
-template <class T, int M> struct Together {
-    static __device__ __forceinline__ void store(T* to, const T* x) {
-        u64 words[2] = {0, 0};
-#pragma unroll
-        for (int v = 0; v < M; v++) words[v * 2 / M] |= (u64)x[v] << (v % (M / 2) * 8 * sizeof(T) % 64);
-#ifdef DISTTORCH_HOST
-        u128 whole = {words[0], words[1]};
-        *(u128*)to = whole;
-#else
-        asm volatile("st.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(words[0]), "l"(words[1]) : "memory");
-#endif
-    }
-};
-template <class T> struct Together<T, 1> {
-    static __device__ __forceinline__ void store(T* to, const T* x) { *to = *x; }
-};
 
 // ---- few planes to elements side by side, and back (channels-first and channels-last images) ----------
 // One side has `few` planes (2 to 32), the other their elements in turn, without a gap. A tile is `high`
