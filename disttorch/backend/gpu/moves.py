@@ -119,17 +119,16 @@ def plan(shape, source, target, itemsize: int, source_at: int, target_at: int) -
 
 
 def _launches(axes, start, size, at) -> list[Launch]:
-    """One launch, or those of two halves where it would not fit."""
-    whole = _whole_accesses(axes, size, at[1] + start[1])
-    found: Launch | int = len(axes) - 1
-    if not whole:
+    """One launch, or those of two parts: halves where it would not fit."""
+    axis, cut = len(axes) - 1, _whole_accesses(axes, size, at[1] + start[1])
+    if not cut:
         found = _launch(axes, start, size, (at[0] + start[0], at[1] + start[1]))
         if not isinstance(found, int):
             return [found]
-    n, f, t = axes[found]
-    cut = whole or n // 2
-    first = [*axes[:found], Axis(cut, f, t), *axes[found + 1:]]
-    second = [*axes[:found], Axis(n - cut, f, t), *axes[found + 1:]]
+        axis, cut = found, axes[found].size // 2
+    n, f, t = axes[axis]
+    first = [*axes[:axis], Axis(cut, f, t), *axes[axis + 1:]]
+    second = [*axes[:axis], Axis(n - cut, f, t), *axes[axis + 1:]]
     after = (start[0] + cut * f, start[1] + cut * t)
     return [launch for part, begin in ((first, start), (second, after))
             for launch in _launches([a for a in part if a.size != 1], begin, size, at)]
@@ -194,7 +193,7 @@ def _fits(axes: list[tuple[int, int, int]], count: int, most: int) -> int | None
 
 
 def _rows(name, axes, start, size, width, step=None) -> Launch | int:
-    """``strided`` and ``flow`` by accesses of ``width`` bytes, ``gather`` (with a ``step``) of elements."""
+    """``strided`` and ``flow`` by accesses of ``width`` bytes, ``gather`` (which has a ``step``)."""
     unit = size if step is not None else width
     last = axes[-1]
     if width == size:
