@@ -18,7 +18,7 @@ import numpy as np
 from . import cudnn
 from .attention_own import maker
 
-_Q, _K, _V, _OUT, _STATS, _GRAD, _DQ, _DK, _DV = range(1, 10)  # uids
+_Q, _K, _V, _OUT, _STATS, _GRAD, _DQ, _DK, _DV = range(1, 10)  # uids: the order of addresses
 
 
 def _elements(a) -> list[int]:
@@ -101,12 +101,11 @@ def forward(xp, q, k, v, causal: bool, scale: float):
                           describe_forward(arrays, causal, scale))
     except cudnn.Unsupported:
         return None
-    execute, empty = cudnn.execute, xp.empty
+    run, empty = plan.run, xp.empty
 
     def launch(q, k, v, extras):
         out, logs = make(), empty(rows, wide)
-        execute(xp, plan, {_Q: q.data.ptr, _K: k.data.ptr, _V: v.data.ptr, _OUT: out.data.ptr,
-                           _STATS: logs.data.ptr})
+        run([q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, logs.data.ptr])  # by uid
         return out, logs
 
     return launch
@@ -121,13 +120,12 @@ def backward(xp, g, q, k, v, out, causal: bool, scale: float):
                           describe_backward(arrays, causal, scale))
     except cudnn.Unsupported:
         return None
-    execute = cudnn.execute
+    run = plan.run
 
     def launch(g, q, k, v, out, logs, extras):
         dq, dk, dv = [make() for make in makes]
-        execute(xp, plan, {_Q: q.data.ptr, _K: k.data.ptr, _V: v.data.ptr, _OUT: out.data.ptr,
-                           _STATS: logs.data.ptr, _GRAD: g.data.ptr, _DQ: dq.data.ptr,
-                           _DK: dk.data.ptr, _DV: dv.data.ptr})
+        run([q.data.ptr, k.data.ptr, v.data.ptr, out.data.ptr, logs.data.ptr, g.data.ptr, dq.data.ptr,
+             dk.data.ptr, dv.data.ptr])
         return dq, dk, dv
 
     return launch
