@@ -62,9 +62,10 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         _check_arrays(query, key, value)
     if attn_mask is not None:
         attn_mask, is_causal = _checked_mask(query, attn_mask, is_causal)
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1] or 1)
     if dropout_p.__class__ is not float or scale.__class__ is not float:
-        dropout_p = _number("dropout_p", dropout_p)
-        scale = _number("scale", 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
+        dropout_p, scale = _number("dropout_p", dropout_p), _number("scale", scale)
     if not 0.0 <= dropout_p <= 1.0:
         raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
     if has_kernels(q, k, v, attn_mask, dropout_p, scale, enable_gqa):
