@@ -92,13 +92,16 @@ def _decide_forward(xp, x, w, bias, stride, padding, dilation, groups):
         run = _by_cudnn(xp, "conv_fprop", x, w, shape, last, *options) or (
             lambda x, w: own.forward(xp, x, w, shape, last, *options, groups))
 
+    if bias is None or 0 in shape:
+        return lambda x, w, bias: run(x, w)
+    add = own.bias_adder(xp, shape, x.dtype, last)
+
     def biased(x, w, bias):
         out = run(x, w)
-        if out.size:
-            own.add_bias(xp, out, bias, last)
+        add(out, bias)
         return out
 
-    return biased if bias is not None else lambda x, w, bias: run(x, w)
+    return biased
 
 
 def _decide_backward(xp, g, x, w, needs, stride, padding, dilation, groups):

@@ -214,8 +214,19 @@ def _depthwise_weight_grad(xp, x, g, shape, stride, padding, dilation):
     return out
 
 
-def add_bias(xp, out, bias, last):
-    """out += bias, in place; out is dense."""
-    inner = 1 if last else math.prod(out.shape[2:])
-    _launch(xp, "add_bias", out.dtype, out.size, (
-        out, xp.ascontiguousarray(bias), out.size, out.shape[1], inner))
+def bias_adder(xp, shape, dtype, last):
+    """``f(out, bias)``: out += bias, in place, for dense arrays N×C×P of that layout that begin at
+    multiples of 16 bytes, as new ones do."""
+    count, channels, run = math.prod(shape), shape[1], 16 // dtype.itemsize
+    inner = 1 if last else math.prod(shape[2:])
+    wide = (channels if inner == 1 else inner) % run == 0
+    name, run = ("add_bias_wide", run) if wide else ("add_bias", 1)
+    made = kernel(xp.cupy, "convolution", name, ELEMENT=dtype.name)
+    launch = made.prepared(_THREADS, (xp.ndarray, xp.ndarray, int, int, int))
+    grid = blocks(count // run, _THREADS)
+
+    def add(out, bias):
+        launch(grid, out, bias if bias.flags.c_contiguous else xp.ascontiguousarray(bias), count // run,
+               channels, inner)
+
+    return add

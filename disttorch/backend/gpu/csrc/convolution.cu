@@ -46,38 +46,57 @@ extern "C" __global__ void im2col(const T* x, T* cols, i64 count, i64 run, i64 s
     }
 }
 
+// i / by of numbers that are not negative, by a division of 32 bits where that will do.
+__device__ __forceinline__ i64 divided(i64 i, i64 by) {
+    return (i | by) >> 31 ? i / by : (i64)((u32)i / (u32)by);
+}
+
+struct Windows {  // of three dims: sizes, how many, steps, padding, dilation
+    i64 k0, k1, k2, p0, p1, p2, step0, step1, step2, pad0, pad1, pad2, d0, d1, d2;
+
+    // visit(q0, q1, q2, k) for each window q that holds place a, as its element k; in a fixed order.
+    template <class F> __device__ __forceinline__ void each(i64 a0, i64 a1, i64 a2, F visit) const {
+        for (i64 i0 = 0; i0 < k0; ++i0) {
+            i64 q0;
+            if (!find(a0 + pad0 - i0 * d0, step0, p0, q0)) continue;
+            for (i64 i1 = 0; i1 < k1; ++i1) {
+                i64 q1;
+                if (!find(a1 + pad1 - i1 * d1, step1, p1, q1)) continue;
+                for (i64 i2 = 0; i2 < k2; ++i2) {
+                    i64 q2;
+                    if (!find(a2 + pad2 - i2 * d2, step2, p2, q2)) continue;
+                    visit(q0, q1, q2, (i0 * k1 + i1) * k2 + i2);
+                }
+            }
+        }
+    }
+
+    // Whether a window begins `at` (less the padding), and its number.
+    static __device__ __forceinline__ bool find(i64 at, i64 step, i64 many, i64& number) {
+        if (at < 0) return false;
+        number = divided(at, step);
+        return number * step == at && number < many;
+    }
+};
+
 // out[n][c][s] = Σ over the windows that hold the place of cols[g][n][p][k][c]; c over all groups.
 extern "C" __global__ void col2im(const T* cols, T* out, i64 count, i64 samples, i64 groups, i64 channels,
                                   i64 s0, i64 s1, i64 s2, i64 k0, i64 k1, i64 k2, i64 p0, i64 p1, i64 p2,
                                   i64 step0, i64 step1, i64 step2, i64 pad0, i64 pad1, i64 pad2,
                                   i64 d0, i64 d1, i64 d2, i64 on, i64 oc, i64 o0, i64 o1, i64 o2) {
     i64 all = groups * channels, window = k0 * k1 * k2;
+    Windows windows = {k0, k1, k2, p0, p1, p2, step0, step1, step2, pad0, pad1, pad2, d0, d1, d2};
     for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) {
-        i64 place = i / all;
-        i64 channel = i - place * all;
-        i64 g = channel / channels, c = channel - g * channels;
-        i64 rest = place / s2;
-        i64 a2 = place - rest * s2;
-        i64 n = rest / s1;
-        i64 a1 = rest - n * s1;
-        i64 a0 = n % s0;
-        n /= s0;
+        i64 place = divided(i, all), channel = i - place * all;
+        i64 g = divided(channel, channels), c = channel - g * channels;
+        i64 line = divided(place, s2), a2 = place - line * s2;
+        i64 plane = divided(line, s1), a1 = line - plane * s1;
+        i64 n = divided(plane, s0), a0 = plane - n * s0;
         const T* from = cols + (g * samples + n) * p0 * p1 * p2 * window * channels + c;
         A sum = 0;
-        for (i64 i0 = 0; i0 < k0; ++i0) {
-            i64 t0 = a0 + pad0 - i0 * d0, q0 = t0 / step0;
-            if (t0 < 0 || q0 * step0 != t0 || q0 >= p0) continue;
-            for (i64 i1 = 0; i1 < k1; ++i1) {
-                i64 t1 = a1 + pad1 - i1 * d1, q1 = t1 / step1;
-                if (t1 < 0 || q1 * step1 != t1 || q1 >= p1) continue;
-                for (i64 i2 = 0; i2 < k2; ++i2) {
-                    i64 t2 = a2 + pad2 - i2 * d2, q2 = t2 / step2;
-                    if (t2 < 0 || q2 * step2 != t2 || q2 >= p2) continue;
-                    i64 p = (q0 * p1 + q1) * p2 + q2, k = (i0 * k1 + i1) * k2 + i2;
-                    sum += up(from[(p * window + k) * channels]);
-                }
-            }
-        }
+        windows.each(a0, a1, a2, [&](i64 q0, i64 q1, i64 q2, i64 k) {
+            sum += up(from[(((q0 * p1 + q1) * p2 + q2) * window + k) * channels]);
+        });
         out[n * on + channel * oc + a0 * o0 + a1 * o1 + a2 * o2] = down<T>(sum);
     }
 }
@@ -126,6 +145,7 @@ extern "C" __global__ void depthwise_input_grad(const T* grad, const T* w, T* ou
                                                 i64 gn, i64 gc, i64 g0, i64 g1, i64 g2,
                                                 i64 on, i64 oc, i64 o0, i64 o1, i64 o2, i64 last) {
     i64 places = s0 * s1 * s2, window = k0 * k1 * k2;
+    Windows windows = {k0, k1, k2, p0, p1, p2, step0, step1, step2, pad0, pad1, pad2, d0, d1, d2};
     for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) {
         i64 c, s, n;
         if (last) {
@@ -136,21 +156,10 @@ extern "C" __global__ void depthwise_input_grad(const T* grad, const T* w, T* ou
         i64 a2 = s % s2, a1 = s / s2 % s1, a0 = s / s2 / s1;
         A sum = 0;
         for (i64 o = c * many; o < (c + 1) * many; ++o) {
-            const T* from = grad + n * gn + o * gc;
-            for (i64 i0 = 0; i0 < k0; ++i0) {
-                i64 t0 = a0 + pad0 - i0 * d0, q0 = t0 / step0;
-                if (t0 < 0 || q0 * step0 != t0 || q0 >= p0) continue;
-                for (i64 i1 = 0; i1 < k1; ++i1) {
-                    i64 t1 = a1 + pad1 - i1 * d1, q1 = t1 / step1;
-                    if (t1 < 0 || q1 * step1 != t1 || q1 >= p1) continue;
-                    for (i64 i2 = 0; i2 < k2; ++i2) {
-                        i64 t2 = a2 + pad2 - i2 * d2, q2 = t2 / step2;
-                        if (t2 < 0 || q2 * step2 != t2 || q2 >= p2) continue;
-                        sum += up(from[q0 * g0 + q1 * g1 + q2 * g2]) *
-                               up(w[o * window + (i0 * k1 + i1) * k2 + i2]);
-                    }
-                }
-            }
+            const T *from = grad + n * gn + o * gc, *weight = w + o * window;
+            windows.each(a0, a1, a2, [&](i64 q0, i64 q1, i64 q2, i64 k) {
+                sum += up(from[q0 * g0 + q1 * g1 + q2 * g2]) * up(weight[k]);
+            });
         }
         out[n * on + c * oc + a0 * o0 + a1 * o1 + a2 * o2] = down<T>(sum);
     }
@@ -185,6 +194,20 @@ extern "C" __global__ void depthwise_weight_grad(const T* x, const T* grad, T* o
 // out[i] += bias[channel of i], in place: the channel is i / inner % channels.
 extern "C" __global__ void add_bias(T* out, const T* bias, i64 count, i64 channels, i64 inner) {
     for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) {
-        out[i] = down<T>(up(out[i]) + up(bias[i / inner % channels]));
+        i64 line = divided(i, inner);
+        out[i] = down<T>(up(out[i]) + up(bias[line - divided(line, channels) * channels]));
+    }
+}
+
+// The same of `count` runs of elements: of one channel, or (inner = 1) of neighbouring ones.
+extern "C" __global__ void add_bias_wide(T* out, const T* bias, i64 count, i64 channels, i64 inner) {
+    i64 step = inner == 1;
+    for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) {
+        Several values = reinterpret_cast<const Several*>(out)[i], made;
+        i64 line = divided(i * RUN, inner);
+        const T* from = bias + (line - divided(line, channels) * channels);
+#pragma unroll
+        for (int j = 0; j < RUN; ++j) made.v[j] = down<T>(up(values.v[j]) + up(from[j * step]));
+        reinterpret_cast<Several*>(out)[i] = made;
     }
 }
