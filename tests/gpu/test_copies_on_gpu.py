@@ -349,3 +349,20 @@ def test_counts_change_in_place():
     assert n.item() == -8
     small = torch.tensor([100], dtype=torch.int8)
     same(small.cuda().add_(100), small.add_(100))
+
+
+@pytest.mark.parametrize("dtype", [
+    torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128], ids=str)
+def test_copies_of_several_tiles(dtype):
+    for shape in ((200, 136), (130, 201), (2, 130, 72)):
+        x = values(*shape, dtype=dtype)
+        same(x.cuda().transpose(-1, -2).contiguous(), x.transpose(-1, -2))
+        same(x.cuda()[..., 1:].transpose(-1, -2).contiguous(), x[..., 1:].transpose(-1, -2))
+        same(x.cuda()[..., 3:].contiguous(), x[..., 3:])
+        same(x.cuda()[..., ::2].contiguous(), x[..., ::2])
+    for shape in ((2, 3, 40, 48), (1, 24, 20, 20), (2, 64, 9, 8), (1, 5, 37, 11)):
+        x = values(*shape, dtype=dtype)
+        last = x.cuda().contiguous(memory_format=torch.channels_last)
+        assert last.is_contiguous(memory_format=torch.channels_last)
+        same(last, x)
+        same(last.contiguous(), x)
