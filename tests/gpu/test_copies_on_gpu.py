@@ -366,3 +366,20 @@ def test_copies_of_several_tiles(dtype):
         assert last.is_contiguous(memory_format=torch.channels_last)
         same(last, x)
         same(last.contiguous(), x)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 3, 5), (2, 8, 2, 3, 5)], ids=str)
+def test_joins_and_frames_keep_channels_last(shape):
+    format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    parts = [values(*shape, seed=i) for i in range(3)]
+    laid = [p.cuda().contiguous(memory_format=format) for p in parts]
+    for dim in range(-1, len(shape)):
+        got = torch.cat(laid, dim)
+        assert got.is_contiguous(memory_format=format)
+        same(got, torch.cat(parts, dim))
+    mixed = [laid[0], parts[1].cuda(), laid[2]]
+    same(torch.cat(mixed, 1), torch.cat(parts, 1))
+    for pad in ((1, 2, 0, 3), (1, -1), (0, 0, 0, 0, 2, 1)):
+        got = F.pad(laid[0], pad, value=1)
+        assert got.is_contiguous(memory_format=format) or min(pad) < 0
+        same(got, F.pad(parts[0], pad, value=1))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import layouts
 from .kernel import kernel
 from .moves import BLOCK, STEPS, UNITS, divisor, structure, widest
 
@@ -29,9 +30,20 @@ _PER_BLOCK = BLOCK * STEPS
 # ---------------------------------------------------------------- many arrays into one
 def concatenate(xp, arrays, axis=0, out=None, **options):
     """``numpy.concatenate``."""
-    plain = out is None and not options and axis is not None
-    found = _joined(xp, arrays, axis, False) if plain else None
-    return xp.cupy.concatenate(arrays, axis, out, **options) if found is None else found
+    if out is not None or options or axis is None:
+        return xp.cupy.concatenate(arrays, axis, out, **options)
+    if len(arrays) and all(_has_last(xp, a) for a in arrays):
+        axis = axis + arrays[0].ndim if axis < 0 else axis
+        axis = 0 if axis == 0 else arrays[0].ndim - 1 if axis == 1 else axis - 1
+        return layouts.moved_back(concatenate(xp, [layouts.moved(a) for a in arrays], axis))
+    found = _joined(xp, arrays, axis, False)
+    return xp.cupy.concatenate(arrays, axis) if found is None else found
+
+
+def _has_last(xp, a) -> bool:
+    """Whether channels are innermost in an array: then they are in what is made of it."""
+    return (a.__class__ is xp.ndarray and a.ndim in (4, 5) and not xp.is_contiguous(a)
+            and layouts.is_channels_last(a) and layouts.is_dense(a, True))
 
 
 def stack(xp, arrays, axis=0, out=None, **options):
@@ -200,6 +212,9 @@ def _taken(xp, shape, size, numbers, number_size, axis, bits) -> tuple:
 # ---------------------------------------------------------------- frames
 def framed(xp, source, shape: tuple, starts: tuple, value=0):
     """``source`` inside an array of ``shape``, beginning at ``starts``; ``value`` around it."""
+    if _has_last(xp, source):
+        shape, starts = ((x[0], *x[2:], x[1]) for x in (shape, starts))
+        return layouts.moved_back(framed(xp, layouts.moved(source), shape, starts, value))
     out = xp.ndarray(shape, source.dtype)
     if not out.size:
         return out
