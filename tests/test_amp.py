@@ -341,3 +341,20 @@ def test_old_names():
         with pytest.warns() as caught:
             torch.cuda.amp.autocast()
         assert {w.category for w in caught} == {FutureWarning, UserWarning}
+
+
+def test_only_operations_of_the_lists_ask_autocast():
+    from disttorch.ops.core import REGISTRY
+
+    named = set().union(*POLICIES.values())
+    assert {n for n, op in REGISTRY.items() if op.casts} == named & set(REGISTRY)
+    assert REGISTRY["matmul"].casts and not REGISTRY["plain_add"].casts
+
+
+def test_a_profiler_sees_what_autocast_does_not_look_at():
+    x = torch.ones(3).requires_grad_()
+    with torch.profiler.profile() as seen, torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.tanh(x + x)
+    names = {e.key for e in seen.key_averages()}
+    assert any("add" in n for n in names) and any("tanh" in n for n in names)
+    assert torch.ops.core.REGISTRY["tanh"].casts is False  # as before it watched

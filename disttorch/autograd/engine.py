@@ -72,28 +72,30 @@ class _Execution:
 
     def _walk(self):
         pending, only, plain = self.pending, self.only, not (self.create_graph or state.anomaly)
+        retain_graph, give_up, deliver = self.retain_graph, self.owned.pop, self._deliver
         for node in self.nodes:
             g = pending.pop(node, None)
             if g is None or only is not None and node not in only:
                 self._skip(node)
             elif plain and only is None and node.metas is None and node.is_plain():
                 # the frequent case, without the calls that the general one needs
-                owned = self.owned.pop(node, False)
+                owned = give_up(node, False)
                 edges = node.edges
                 try:
                     grads = node.backward(g, _raw_cpu if g.__class__ is ndarray else raw_ops(g))
                 except Exception as error:
                     _annotate(error, node)
                     raise
-                if not self.retain_graph:
+                if not retain_graph:
                     node.release()
-                self._deliver(edges, grads, g, owned)
+                deliver(edges, grads, g, owned)
             else:
                 self._step(node, g)
 
     def _skip(self, node):
         for target, _ in node.edges:
-            self._leaf_done(target)
+            if isinstance(target, Tensor):
+                self._leaf_done(target)
 
     def _step(self, node, g):
         """Any node: hooks, gradients that are taken off, several outputs, anomaly checks."""
@@ -124,20 +126,26 @@ class _Execution:
 
     def _deliver(self, edges, grads, g, owned):
         """Pass a node's results on along its edges."""
-        single = len(grads) == 1
+        single, pending = len(grads) == 1, self.pending
         for (target, nr), d in zip(edges, grads):
+            leaf = isinstance(target, Tensor)
             if d is not None:
+                is_array = d.__class__ is ndarray or d.__class__ in gpu_arrays
                 # An array made by the rule is ours; one handed through, a view or shared is not
-                fresh = owned and single if d is g else self._is_fresh(d, grads)
-                self._add(target, nr, d, fresh)
-            if isinstance(target, Tensor):
+                if d is g:
+                    fresh = owned and single
+                else:
+                    fresh = is_array and d.base is None and (
+                        single or sum([x is d for x in grads]) == 1)
+                key, meta = (id(target), target._data) if leaf else (target, target)
+                if is_array and key not in pending and (
+                    d.dtype is meta.dtype and d.shape == meta.shape
+                ):  # the first to arrive, and as it must be
+                    pending[key], self.owned[key] = d, fresh
+                else:
+                    self._add(target, nr, d, fresh)
+            if leaf:
                 self._leaf_done(target)
-
-    @staticmethod
-    def _is_fresh(d, grads) -> bool:
-        if d.__class__ is not ndarray and d.__class__ not in gpu_arrays:
-            return False
-        return d.base is None and (len(grads) == 1 or sum(x is d for x in grads) == 1)
 
     def _leads_on(self, target) -> bool:
         if isinstance(target, Tensor):
@@ -189,11 +197,10 @@ class _Execution:
 
     def _leaf_done(self, target):
         """One of the edges into a leaf is done; after the last its gradient is whole."""
-        if isinstance(target, Tensor):
-            entry = self.waiting[id(target)]
-            entry[1] -= 1
-            if entry[1] == 0:
-                self._finish_leaf(target)
+        entry = self.waiting[id(target)]
+        entry[1] -= 1
+        if entry[1] == 0:
+            self._finish_leaf(target)
 
     def _finish_leaf(self, leaf):
         g = self.pending.pop(id(leaf), None)

@@ -58,11 +58,11 @@ class Node:
         if saved is None:
             raise RuntimeError(FREED)
         plan = self.plan
-        if F.raw is True:
+        raw = F.raw
+        if raw is True:
             return plan.run_raw(F, g, self._unpack_arrays(saved))
-        if F.raw:  # arrays of a namespace with kernels of its own
-            run = plan.fused() if hasattr(plan, "fused") else plan.run_raw
-            return run(F, g, self._unpack_arrays(saved))
+        if raw:  # arrays of a namespace with kernels of its own
+            return (plan.run_fused or plan.fused())(F, g, self._unpack_arrays(saved))
         return plan.run_tensor(F, g, self._unpack_tensors(saved))
 
     def _unpack_arrays(self, saved):
@@ -73,7 +73,7 @@ class Node:
         versions = self.versions
         for i in positions:
             t = values[i]
-            if isinstance(t, Tensor):
+            if t.__class__ is Tensor or isinstance(t, Tensor):
                 ver = t._ver
                 if ver is not None and ver[0] != (versions[i] if versions is not None else 0):
                     raise RuntimeError(self._changed(t, versions[i] if versions else 0))
@@ -242,7 +242,7 @@ class _HandOnPlan:
     def run_raw(F, g, saved):
         return (g,)
 
-    run_tensor = run_raw
+    run_tensor = run_fused = run_raw
 
 
 _HAND_ON = _HandOnPlan()

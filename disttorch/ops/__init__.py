@@ -213,6 +213,9 @@ globals().update(PUBLIC)
 globals().update(FUNCTIONAL)
 
 
+autocast.close_lists(REGISTRY.values())
+
+
 def _attach_methods() -> None:
     names = set(PUBLIC) - {"cat", "concat", "concatenate", "stack", "where", "native_dropout"}
     names -= set(ONLY_FUNCTIONAL)

@@ -20,7 +20,7 @@ from ..autograd.autocast import state, switch
 from ..autograd.modes import state as grad_state
 from ..backend import dtypes, gpu_arrays, namespace_of, ndarray
 from ..tensor import Tensor
-from .core import REGISTRY
+from .casts import to_dtype
 
 _CONVOLUTIONS = ("conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d")
 _PRODUCTS = ("addbmm addmm baddbmm bmm chain_matmul einsum inner linalg.multi_dot linalg.vecdot "
@@ -87,7 +87,8 @@ def _pad_policy(args):
 _CPU["pad"] = _pad_policy
 POLICIES = {"cpu": _CPU, "cuda": _CUDA}
 
-FLOATS = frozenset(d.np for d in (dtypes.float16, dtypes.bfloat16, dtypes.float32))
+_F32 = dtypes.float32.np
+FLOATS = frozenset((dtypes.float16.np, dtypes.bfloat16.np, _F32))
 
 
 # ---------------------------------------------------------------- finding what to do
@@ -106,10 +107,11 @@ def _device_type(args):
 
 def _policy(name, args):
     """(policy, device type) of a call in this thread; (None, None) if it runs as it is."""
-    if not state.enabled:
+    enabled = state.enabled
+    if not enabled:
         return None, None
     device = _device_type(args)
-    if device not in state.enabled:
+    if device not in enabled:
         return None, None
     policy = POLICIES[device].get(name)
     return (policy(args) if callable(policy) else policy), device
@@ -120,7 +122,24 @@ def cast_args(op, args):
     policy, device = _policy(op.name, args)
     if policy is None or policy is AS_IS:
         return args
-    return _cast(args, _target(policy, op.name, args, device), device)
+    dtype = _target(policy, op.name, args, device)
+    if dtype is None:
+        return args
+    made, wanted, on_cpu = None, dtype.np, device == "cpu"
+    for i, value in enumerate(args):
+        if isinstance(value, Tensor):
+            a = value._data
+            if a.dtype is wanted or a.dtype not in FLOATS or (a.__class__ is ndarray) is not on_cpu:
+                continue
+            value = value if a.dtype == wanted else _cached_cast(value, dtype, device)
+        elif value.__class__ is tuple or value.__class__ is list:
+            value = _cast(value, dtype, device)
+        else:
+            continue
+        if made is None:
+            made = list(args)
+        made[i] = value
+    return args if made is None else tuple(made)
 
 
 switch.cast = cast_args
@@ -185,17 +204,16 @@ def _cast(value, dtype, device):
 
 def _cached_cast(t, dtype, device):
     """Cast; a float32 weight only once in a region, so that its uses share one node."""
-    cast = REGISTRY["to_dtype"].apply
     if not (
         state.cache_enabled and t._rg and t._node is None and t._base is None
-        and dtype is state.dtypes[device] and t._data.dtype == dtypes.float32.np
+        and dtype is state.dtypes[device] and t._data.dtype == _F32
     ):
-        return cast((t, dtype))
+        return to_dtype.apply((t, dtype))
     # under no_grad the cast has no graph: it must not serve where one is wanted
     key = id(t), dtype, grad_state.enabled
-    found = state.cache.get(key)
-    if found is None or found[0] is not t or found[1:3] != (t._version, id(t._data)):
-        found = state.cache[key] = (t, t._version, id(t._data), cast((t, dtype)))
+    found, version = state.cache.get(key), 0 if t._ver is None else t._ver[0]
+    if found is None or found[0] is not t or found[1] != version or found[2] != id(t._data):
+        found = state.cache[key] = (t, version, id(t._data), to_dtype.apply((t, dtype)))
     return found[3]
 
 
@@ -235,6 +253,12 @@ def points(namespace: dict, prefix: str = "") -> dict:
         for name, f in namespace.items()
         if _listed(prefix + name) and callable(f) and not _looks_itself(f)
     }
+
+
+def close_lists(ops) -> None:
+    """Tell registered ops that no list names: their calls need not look here."""
+    for op in ops:
+        op.casts = _listed(op.name)
 
 
 def _listed(name: str) -> bool:

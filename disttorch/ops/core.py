@@ -82,6 +82,7 @@ class Op:
         self.numbers = frozenset(self.params.index(t) for t in numbers)
         self.nout, self.aux, self.view, self.moves = nout, aux, view, moves or view
         self.fused, self.kernel = fused, kernel
+        self.casts = True  # ask autocast at each call; see ``autocast.close_lists``
         self.samples, self.method, self.inplace = samples, method, inplace
         self.rules: dict[str, object] = {}
         self.joint = self.fast = self.composed = None
@@ -200,7 +201,7 @@ class Op:
 
     def apply(self, args):
         """Run the op on a full tuple of arguments (tensors and plain values) and record it."""
-        if autocast.on:
+        if autocast.on and self.casts:
             args = autocast.cast(self, args)
         raw, mask, first = list(args), 0, None
         for i in self.slots:
@@ -276,7 +277,7 @@ def make_node(plan, args, result, out, aux) -> Node:
         for i in plan.tensor_positions:
             t = saved[i]
             if t.__class__ is list or isinstance(t, Tensor) and t._ver is not None:
-                versions = tuple(map(_version_of_saved, saved))
+                versions = tuple([_version_of_saved(v) for v in saved])
                 break
         if state.saved_hooks:
             saved, versions = pack_saved(plan, saved, _is_array), None

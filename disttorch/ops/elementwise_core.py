@@ -53,7 +53,7 @@ class ElementwiseOp(Op):
         self.tensor_only = frozenset(self.params.index(n) for n in tensor_only)
 
     def apply(self, args):
-        if autocast.on:
+        if autocast.on and self.casts:
             args = autocast.cast(self, args)
         raw, tensors, numbers = list(args), [], []
         for i in self.slots:
@@ -170,7 +170,7 @@ class BinaryOp(ElementwiseOp):
         def fused(input, other):
             """A tensor of another array class, and anything: one launch if there is a kernel for it."""
             a = input._data
-            kernels = None if state.inference or autocast.on else namespace_of(a).fused
+            kernels = None if state.inference or autocast.on and owner.casts else namespace_of(a).fused
             if kernels is None or owner.kernel is None or a.dtype not in FUSED:
                 return apply((input, other))
             mask = 0
@@ -226,7 +226,7 @@ class BinaryOp(ElementwiseOp):
                 b, mask = other, 0
             else:
                 return general(input, other, out)
-            if function is None or state.inference or autocast.on:
+            if function is None or state.inference or autocast.on and owner.casts:
                 return apply((input, other))
             try:
                 r = function(a, b)
@@ -303,7 +303,7 @@ class UnaryOp(ElementwiseOp):
 
         def fused(input):
             a = input._data
-            kernels = None if state.inference or autocast.on else namespace_of(a).fused
+            kernels = None if state.inference or autocast.on and owner.casts else namespace_of(a).fused
             if kernels is None or a.dtype not in FUSED:
                 return apply((input,))
             r = getattr(kernels, owner.kernel)(a)
@@ -320,7 +320,7 @@ class UnaryOp(ElementwiseOp):
         def call(input, *, out=None):
             if out is not None:
                 return write_out(apply((input,)), out, name)
-            if not isinstance(input, Tensor) or state.inference or autocast.on:
+            if not isinstance(input, Tensor) or state.inference or autocast.on and owner.casts:
                 return apply((input,))
             a = input._data
             if a.__class__ is not ndarray:

@@ -23,7 +23,7 @@ class ListPlan:
             grads = rule(F, g, *saved)
             return [grads[i] for i in self.slots]
 
-        self.run_raw = self.run_tensor = run
+        self.run_raw = self.run_tensor = self.run_fused = run
 
 
 class ListOp(Op):

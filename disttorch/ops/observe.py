@@ -73,6 +73,7 @@ def label(op) -> str:
 def _install() -> None:
     for op in REGISTRY.values():
         _replace(op, "forward", _watched_forward(op, op.forward))
+        _replace(op, "casts", True)  # it takes the path that runs its forward
     for kind in _node_kinds(Node):
         _replace(kind, "backward", _watched_backward(kind.__dict__["backward"]))
     autocast.hold(True)

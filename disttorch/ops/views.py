@@ -65,7 +65,7 @@ def _view(xp, input, shape):
     if input.flags.c_contiguous:
         return input.reshape(shape)
     out = input.reshape(shape)
-    if not xp.may_share_memory(out, input):
+    if out.base is not input and (out.base is None or out.base is not input.base):  # it is a copy
         raise RuntimeError(
             "view size is not compatible with input tensor's size and stride (at least one "
             "dimension spans across two contiguous subspaces). Use .reshape(...) instead."
