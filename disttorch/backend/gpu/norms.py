@@ -13,6 +13,7 @@ from .rows import aligned, block_of, packs, team, wider
 _MOST = 512  # threads of a block in backward, as in csrc/norms.cu
 _BLOCKS = 264  # that share the rows of a backward pass: two for each multiprocessor of a large GPU
 _SHARED = 96 << 10  # bytes that a block may have on every GPU
+_COUNTED = 1 << 30  # rows that the one-pass backward counts in 32 bits
 _STRIPS = 128  # of rows, whose columns are added up apart
 _forwards: dict[tuple, tuple] = {}  # launches by device, dtypes and width
 _backwards: dict[tuple, tuple] = {}
@@ -67,16 +68,16 @@ def _forward(xp, x, weight, bias, ndim, eps, centred):
 
 # ---------------------------------------------------------------- backward
 class _Plan:
-    """How backward goes over rows of one width, dtype and weight."""
+    """How backward goes over rows of one width, dtype and weight; ``many``: more than 32 bits count."""
 
-    def __init__(self, xp, width, dtype, weight):
+    def __init__(self, xp, width, dtype, weight, many):
         self.read, self.width = _weight_type(dtype, weight), width
         self.wide, array, none = wider(dtype), xp.ndarray, type(None)
         count = packs(width, dtype.itemsize)
         held = 1 if dtype.itemsize == 2 else 2
         types = array, array, none if weight is None else array, array, array
         self.strips = (width % (16 // dtype.itemsize) != 0 or count > 2 * held * _MOST
-                       or 64 * count > _SHARED)
+                       or 64 * count > _SHARED or many)
         find = lambda name: kernel(xp.cupy, "norms", name, ELEMENT=dtype.name,  # noqa: E731
                                    WEIGHT=self.read.name)
         self.finish = find("norm_finish").prepared(_MOST, (array,) * 3 + (int,) * 2)
@@ -85,7 +86,8 @@ class _Plan:
             self.launch = made.prepared(threads, (*types, int, int, int))
             self.columns = find("norm_columns")
             return
-        wide = count > held * _MOST
+        # two packs of 16-bit elements a thread are fewer instructions, one pack twice the threads
+        wide = count > (384 if held == 1 else held * _MOST)
         held *= 1 + wide
         self.team = block_of(count, held, _MOST)
         self.teams = 1 if wide else max(1, _MOST // self.team)
@@ -135,11 +137,11 @@ def _backward(xp, g, x, weight, ndim, stats, affine, centred):
     if x.size == 0:
         out = dtype if weight is None else weight.dtype
         return (grad, *((xp.zeros(last, out), xp.zeros(last, out)) if affine else (None, None)))
-    key = (xp, width, dtype, None if weight is None else weight.dtype)
+    rows = x.size // width
+    key = (xp, width, dtype, None if weight is None else weight.dtype, rows > _COUNTED)
     plan = _backwards.get(key)
     if plan is None:
         plan = _backwards[key] = _Plan(*key)
-    rows = x.size // width
     parts = plan.parts(xp, g, x, _read_as(xp, weight, plan.read), stats, grad, rows, affine, centred)
     if parts is None:
         return grad, None, None

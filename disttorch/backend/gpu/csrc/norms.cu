@@ -227,13 +227,12 @@ __device__ __forceinline__ void leave(A (&gw)[K][V], A (&gb)[K][V], A* parts, A*
 template <int K>
 __device__ __forceinline__ void backward(const T* __restrict__ g, const T* __restrict__ x,
                                          const W* __restrict__ weight, const A* __restrict__ stats,
-                                         T* __restrict__ grad, A* parts, i64 rows, int width, int team,
+                                         T* __restrict__ grad, A* parts, int rows, int width, int team,
                                          bool centred) {
     __shared__ Sums scratch[2][MOST / WARP];
     DYNAMIC_SHARED(Words<T>, stage);
     int lane = threadIdx.x % team, begin = lane * V, step = team * V;
-    i64 row = (i64)blockIdx.x * (blockDim.x / team) + threadIdx.x / team;
-    i64 stride = (i64)gridDim.x * (blockDim.x / team);
+    int row = blockIdx.x * (blockDim.x / team) + threadIdx.x / team, stride = gridDim.x * (blockDim.x / team);
     A gw[K][V], gb[K][V];
     Pack<W, V> w[K];
 #pragma unroll
@@ -244,31 +243,33 @@ __device__ __forceinline__ void backward(const T* __restrict__ g, const T* __res
             w[k] = *reinterpret_cast<const Pack<W, V>*>(weight + begin + k * step);
         }
     }
-    Words<T>* mine = stage + threadIdx.x;
-    auto at = [&](int turn, int array, int k) { return mine + ((turn * 2 + array) * K + k) * blockDim.x; };
+    // what lies in the two halves of `stage`: packs of g, then of x, each blockDim.x apart
+    Words<T>*now = stage + threadIdx.x, *ahead = now + 2 * K * blockDim.x;
+    i64 place = (i64)row * width + begin, leap = (i64)stride * width;
     A next_mean, next_scale;
-    auto fetch = [&](int turn, i64 row) {  // zeros where there is no row or the row has ended
+    auto fetch = [&](Words<T>* to, int row, i64 place) {  // zeros where there is no row or it has ended
         bool there = row < rows;
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            i64 place = row * width + begin + k * step;
             bool given = there && begin + k * step < width;
-            copy_16(at(turn, 0, k), g + place, given);
-            copy_16(at(turn, 1, k), x + place, given);
+            copy_16(to + k * blockDim.x, g + place + k * step, given);
+            copy_16(to + (K + k) * blockDim.x, x + place + k * step, given);
         }
         next_mean = there && centred ? stats[row] : (A)0;
         next_scale = there ? stats[centred ? rows + row : row] : (A)0;
     };
-    fetch(0, row);
+    fetch(now, row, place);
+    const A share = (A)1 / (A)width;
     int turn = 0;
-    for (i64 i = row - threadIdx.x / team; i < rows; i += stride, row += stride, turn ^= 1) {
+#pragma unroll 1
+    for (int i = row - threadIdx.x / team; i < rows; i += stride, place += leap, turn ^= 1) {
         A mean = next_mean, scale = next_scale;
         wait_for_copies();
-        fetch(turn ^ 1, row + stride);
+        fetch(ahead, row + stride, place + leap);
         Sums s = {0, 0};
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            Words<T> gs = *at(turn, 0, k), xs = *at(turn, 1, k);
+            Words<T> gs = now[k * blockDim.x], xs = now[(K + k) * blockDim.x];
 #pragma unroll
             for (int j = 0; j < V; j++) {
                 A a = gs.at(j), xhat = (xs.at(j) - mean) * scale;
@@ -280,17 +281,21 @@ __device__ __forceinline__ void backward(const T* __restrict__ g, const T* __res
             }
         }
         s = reduce(s, scratch[turn], lane, team);
-        A level = centred ? s.h / (A)width : (A)0, along = s.hx / (A)width;
+        // scale·(h − Σh/C − x̂·Σ(h·x̂)/C) as h·scale + ((x − mean)·slope + level)
+        A level = centred ? -s.h * share * scale : (A)0, slope = -s.hx * share * scale * scale;
 #pragma unroll
         for (int k = 0; k < K; k++) {
-            Words<T> gs = *at(turn, 0, k), xs = *at(turn, 1, k);
+            Words<T> gs = now[k * blockDim.x], xs = now[(K + k) * blockDim.x];
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                A a = gs.at(j) * up(w[k].v[j]), xhat = (xs.at(j) - mean) * scale;
-                gs.put(j, (a - level - xhat * along) * scale);
+                gs.put(j, gs.at(j) * up(w[k].v[j]) * scale + ((xs.at(j) - mean) * slope + level));
             }
-            if (row < rows && begin + k * step < width) store_16(grad + row * width + begin + k * step, gs.raw);
+            if (row < rows && begin + k * step < width) store_16(grad + place + k * step, gs.raw);
         }
+        row += stride;
+        Words<T>* done = now;
+        now = ahead;
+        ahead = done;
     }
     wait_for_copies();
     __syncthreads();  // shared memory has another use from here on
@@ -301,7 +306,7 @@ __device__ __forceinline__ void backward(const T* __restrict__ g, const T* __res
     extern "C" __global__ void __launch_bounds__(MOST, blocks)                                        \
     norm_backward_##name(const T* g, const T* x, const W* weight, const A* stats, T* grad, A* parts,  \
                          i64 rows, i64 width, i64 team, i64 centred) {                                \
-        backward<K>(g, x, weight, stats, grad, parts, rows, (int)width, (int)team, centred);          \
+        backward<K>(g, x, weight, stats, grad, parts, (int)rows, (int)width, (int)team, centred);     \
     }
 BACKWARD(block, sizeof(T) == 2 ? 1 : 2, 2)
 BACKWARD(wide, sizeof(T) == 2 ? 2 : 4, 1)
