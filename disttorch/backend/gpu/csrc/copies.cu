@@ -93,7 +93,7 @@ template <class T, int M> struct Together {
         u128 whole = {words[0], words[1]};
         *(u128*)to = whole;
 #else
-        asm volatile("st.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(words[0]), "l"(words[1]) : "memory");
+        asm volatile("st.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(words[0]), "l"(words[1]) : "memory");
 #endif
     }
 };
