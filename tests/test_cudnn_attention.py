@@ -34,6 +34,8 @@ class SdpaGraph(fake_cudnn.QuickGraph):
 
     def _put(self, name, operands, results, scale, masking):
         assert masking in ({}, {"diagonal_alignment": TOP_LEFT, "diagonal_band_right_bound": 0})
+        if self.library.refuses == name:
+            raise RuntimeError("not supported")
         self.name, self.operands, self.options = name, operands, (bool(masking), scale, 0.0, None)
         made = [fake_cudnn.FakeTensor(virtual=True) for _ in range(results)]
         self.results = made
@@ -68,23 +70,39 @@ def placed(values):
     return out.view(Array)
 
 
+class Namespace:
+    index, device = 0, nullcontext()
+
+    def __init__(self, cupy, library):
+        self.cupy, self.library = cupy, library
+
+    @staticmethod
+    def empty(shape, dtype):
+        return placed(np.full(shape, np.nan, dtype))
+
+    @staticmethod
+    def ascontiguousarray(a):
+        return a
+
+    def __getattr__(self, name):
+        return getattr(CPU, name)
+
+
 @pytest.fixture
 def xp(monkeypatch):
     library = fake_cudnn.library(graph=SdpaGraph)
+    library.refuses = ""
     library.diagonal_alignment = SimpleNamespace(TOP_LEFT=TOP_LEFT)
     for where, name, value in (
             (cudnn, "_library", lambda: (library, "")), (cudnn, "_plans", {}),
             (cudnn, "_local", threading.local()), (attention, "_forwards", {}),
-            (attention, "_backwards", {}), (attention, "_asked", set())):
+            (attention, "_backwards", {}), (attention, "_wide", {}), (attention, "_asked", set())):
         monkeypatch.setattr(where, name, value)
     monkeypatch.setitem(attention_kernels.ALLOWED, "flash", False)  # cuDNN serves short rows, too
     monkeypatch.setitem(attention_kernels.ALLOWED, "mem_efficient", False)
     cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=11),
                            alloc=lambda size: SimpleNamespace(ptr=1 << 20))
-    return SimpleNamespace(
-        index=0, device=nullcontext(), cupy=SimpleNamespace(cuda=cuda), library=library,
-        ascontiguousarray=lambda a: a,
-        empty=lambda shape, dtype: placed(np.full(shape, np.nan, dtype)))
+    return Namespace(SimpleNamespace(cuda=cuda), library)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -132,3 +150,36 @@ def test_the_same_bits_are_not_asked_of_cudnn(xp, monkeypatch):
         torch.use_deterministic_algorithms(False)
     assert xp.library.asked == ["plans", ("without", ("NONDETERMINISTIC",))] and ours == [1]
     assert [name for name, *_ in xp.library.ran] == ["forward"]
+
+
+@pytest.mark.parametrize("refuses", ["", "forward", "backward"])
+def test_heads_wider_than_our_kernels(xp, refuses):
+    """Where cuDNN has plans for both directions; the formula takes a gradient that lies otherwise."""
+    xp.library.refuses = refuses
+    q, k, v = (placed(np.random.default_rng(i).standard_normal((1, 2, 6, 160)).astype(np.float16))
+               for i in range(3))
+    for _ in range(2):
+        assert attention.attention_fits(xp, q, k, v, None, 0.0, 0.1, True) == (not refuses)
+        assert not attention.attention_fits(xp, q, k, v, None, 0.5, 0.1, True)
+    wider = placed(np.zeros((1, 1, 6, 264), np.float16))
+    assert not attention.attention_fits(xp, wider, wider, wider, None, 0.0, 0.1)
+    if refuses:
+        return
+    out, logs = attention.attention_forward(xp, q, k, v, None, True, 0.1, 0.0, None)
+    wide = [np.asarray(a, np.float64) for a in (q, k, v)]
+    want, want_logs = attention_kernels.attention_forward(CPU, *wide, None, True, 0.1, 0.0, None)
+    np.testing.assert_allclose(np.asarray(out, np.float64), want, atol=0.01)
+    g = placed(np.random.default_rng(9).standard_normal(out.shape).astype(np.float16))
+    wanted = attention_kernels.attention_backward(
+        CPU, np.asarray(g, np.float64), *wide, None, want, want_logs, True, 0.1, 0.0, None)
+    for xp.library.refuses, given in (("", g), ("backward", turned(g))):
+        grads = attention.attention_backward(xp, given, q, k, v, None, out, logs, True, 0.1, 0.0, None)
+        for a, b in zip(grads, wanted):
+            assert a.dtype == np.float16
+            np.testing.assert_allclose(np.asarray(a, np.float64), b, atol=0.02, rtol=0.02)
+    assert [name for name, *_ in xp.library.ran] == ["forward", "backward"]
+
+
+def turned(a):
+    """The same numbers, heads beside each other in memory."""
+    return placed(a.transpose(0, 2, 1, 3).copy()).transpose(0, 2, 1, 3)

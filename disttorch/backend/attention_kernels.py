@@ -19,7 +19,7 @@ _WIDE = np.dtype(np.float32)
 ALLOWED = {"flash": True, "mem_efficient": True, "math": True, "cudnn": True, "own first": False}
 
 
-def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:
+def attention_fits(xp, query, key, value, mask, dropout_p, scale, is_causal=False) -> bool:
     """Whether the namespace has kernels for this attention that keep no scores in memory."""
     return False
 

@@ -67,9 +67,10 @@ def _own(params: SDPAParams, name: str) -> str:
     if not ALLOWED[name]:
         return f"it is switched off (torch.backends.cuda.enable_{name}_sdp)"
     scale = 1 / math.sqrt(q.shape[-1] or 1)
-    if not has_kernels(q, k, v, params.attn_mask, params.dropout, scale, params.enable_gqa):
-        return ("it takes float16 and bfloat16 of one dtype up to 128 wide, shapes that fit, and masks "
-                "without gradient")
+    if not has_kernels(q, k, v, params.attn_mask, params.dropout, scale, params.enable_gqa,
+                       params.is_causal):
+        return ("it takes float16 and bfloat16 of one dtype up to 128 wide (256 by cuDNN), shapes that "
+                "fit, and masks without gradient")
     return ""
 
 

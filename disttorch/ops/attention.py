@@ -68,7 +68,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         dropout_p, scale = _number("dropout_p", dropout_p), _number("scale", scale)
     if not 0.0 <= dropout_p <= 1.0:
         raise RuntimeError(f"dropout probability has to be between 0 and 1, but got {dropout_p}")
-    if has_kernels(q, k, v, attn_mask, dropout_p, scale, enable_gqa):
+    if has_kernels(q, k, v, attn_mask, dropout_p, scale, enable_gqa, is_causal):
         random = default_generator(query.device).source.philox_state(1) if dropout_p else None
         return attention_ops.fused.call(query, key, value, attn_mask, is_causal, scale, dropout_p,
                                         random)
@@ -142,7 +142,7 @@ def _checked_mask(query, mask, is_causal):
 
 
 # ---------------------------------------------------------------- which op
-def has_kernels(query, key, value, mask, dropout_p, scale, enable_gqa) -> bool:
+def has_kernels(query, key, value, mask, dropout_p, scale, enable_gqa, is_causal) -> bool:
     """Whether kernels of the namespace compute this: sizes that fit, and a mask without gradient."""
     xp = namespace_of(query)
     if not xp.fused_half or xp is META or mask is not None and mask.requires_grad:
@@ -156,7 +156,8 @@ def has_kernels(query, key, value, mask, dropout_p, scale, enable_gqa) -> bool:
             return False
         lead = (*q[:-3], k[-3])
     return k[:-2] == lead == v[:-2] and _sizes_fit(q, k, v, mask) and (
-        xp.attention_fits(query, key, value, None if mask is None else mask._data, dropout_p, scale))
+        xp.attention_fits(query, key, value, None if mask is None else mask._data, dropout_p, scale,
+                          is_causal))
 
 
 def _sizes_fit(q, k, v, mask) -> bool:

@@ -190,6 +190,13 @@ def test_a_graph_of_the_gradient():
         assert (a - b).abs().max().item() < 0.06 * a.abs().max().item()
 
 
+def test_wide_heads():
+    """By cuDNN where it has plans, else by products and a softmax."""
+    q, k, v = (made(1, 2, 130, 256) for _ in range(3))
+    check(q, k, v, is_causal=True)
+    check(q, k[:, :1], v[:, :1, :, :192], enable_gqa=True)
+
+
 def test_views_with_the_sequence_first():
     """As nn.MultiheadAttention makes them: L×B×H×E in memory, and so is the result."""
     packed = made(33, 2, 3, 2, 64)

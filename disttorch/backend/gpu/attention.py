@@ -1,8 +1,8 @@
 """Attention without its scores in memory: who serves a call, our kernels or cuDNN's.
 
-Both take float16 and bfloat16 up to a width of 128, and heads of keys that several heads of queries
-share; ours also masks and dropout. Other cases (float32, float64, wider heads, gradients of a mask, a
-scale that is not positive) go to the formulas of ``attention_kernels``.
+Both take float16 and bfloat16 up to a width of 128 (cuDNN's up to 256), and heads of keys that several
+heads of queries share; ours also masks and dropout. Other cases (float32, float64, wider heads,
+gradients of a mask, a scale that is not positive) go to formulas with products and a softmax.
 
 Without mask and dropout, cuDNN comes first where it is installed and has a plan. Its backward adds up
 the gradient of the queries in no fixed order, as in PyTorch; where deterministic algorithms are asked
@@ -30,9 +30,11 @@ _MOST = 1 << 31
 _SHORT = 128  # fewer queries or keys are not worth the time that cuDNN takes to make a plan (some 0.4 s)
 _MOST_PLANS = 64  # layouts for which it is asked: lengths may change from call to call
 _MOST_LAYOUTS = 4096
+_WIDEST_OF_CUDNN = 256
 
 _forwards: dict = {}
 _backwards: dict = {}
+_wide: dict[tuple, bool] = {}  # whether cuDNN serves a layout that nobody else does
 _asked: set = set()  # layouts that cuDNN was asked for
 
 
@@ -82,7 +84,7 @@ def _layout(xp, extras, is_causal, scale, q, k, v) -> tuple:
             k.shape, k.strides, v.dtype, v.shape, v.strides)
 
 
-def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:
+def attention_fits(xp, query, key, value, mask, dropout_p, scale, is_causal=False) -> bool:
     """Whether the kernels here compute this attention; see this module's text."""
     q, k, v = query.shape, key.shape, value.shape
     if query.dtype not in HALF_NP or not query.dtype == key.dtype == value.dtype:
@@ -90,14 +92,43 @@ def attention_fits(xp, query, key, value, mask, dropout_p, scale) -> bool:
     by_cudnn, by_own, _ = _switches()
     if not (by_own or by_cudnn and mask is None and not dropout_p):
         return False
-    if not (scale > 0 and math.isfinite(scale) and q[-1] <= own.WIDEST and v[-1] <= own.WIDEST):
+    if not (scale > 0 and math.isfinite(scale)):
         return False
     if 0 in q or 0 in k or 0 in v or max(q[-2], k[-2]) >= _MOST >> 8:
         return False
     if mask is not None and (mask.ndim > 2 and len(q) > 4  # its leading dims are not merged
                              or abs(mask.strides[-1]) * k[-2] >= _MOST):
         return False
-    return math.prod(q[:-1]) < _MOST
+    if math.prod(q[:-1]) >= _MOST:
+        return False
+    return not _is_wide(query, value) or (
+        mask is None and not dropout_p and _cudnn_has_plans(xp, query, key, value, is_causal, scale))
+
+
+def _is_wide(query, value) -> bool:
+    """Whether heads are too wide for the kernels here."""
+    return query.shape[-1] > own.WIDEST or value.shape[-1] > own.WIDEST
+
+
+def _cudnn_has_plans(xp, query, key, value, is_causal, scale) -> bool:
+    """Whether cuDNN serves heads that are too wide for the kernels here, in both directions. Its
+    backward is not taken where the same bits are asked for, and then nor is its forward."""
+    by_cudnn, by_own, repeatable = _switches()
+    width = max(query.shape[-1], value.shape[-1])
+    if repeatable or not by_cudnn or width > _WIDEST_OF_CUDNN or query.ndim != 4:
+        return False
+    layout = _layout(xp, 0, is_causal, scale, query, key, value)
+    found = _wide.get(layout)
+    if found is None:
+        q, k, v = (_aligned(xp, a) for a in (query, key, value))
+        found = _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2])
+        run = found and cudnn_attention.forward(xp, q, k, v, bool(is_causal), float(scale))
+        if found := bool(run):
+            out = own.maker(xp, q, q.shape[2], v.shape[3])[0]()
+            back = cudnn_attention.backward(xp, out, q, k, v, out, bool(is_causal), float(scale))
+            found = back is not None
+        _keep(_wide, layout, found)
+    return found
 
 
 def _cudnn_is_worth_it(layout, by_own: bool, queries: int, keys: int) -> bool:
@@ -155,7 +186,8 @@ def _forward(xp, q, k, v, is_causal, scale, extras):
     layout = _layout(xp, extras, is_causal, scale, q, k, v)
     run = _forwards.get(layout)
     if run is None:
-        if by_cudnn and not extras and _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2]):
+        if by_cudnn and not extras and (
+                _is_wide(q, v) or _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2])):
             run = cudnn_attention.forward(xp, q, k, v, bool(is_causal), float(scale))
         run = run or own.forward(xp, q, k, v, is_causal, scale, extras)
         _keep(_forwards, layout, run)
@@ -194,8 +226,19 @@ def _backward(xp, g, q, k, v, out, is_causal, scale, extras):
     run = _backwards.get(layout)
     if run is None:
         if by_cudnn and not extras and not repeatable and (
-                _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2])):
+                _is_wide(q, v) or _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2])):
             run = cudnn_attention.backward(xp, g, q, k, v, out, bool(is_causal), float(scale))
+        if run is None and _is_wide(q, v):
+            run = _by_formula(xp, is_causal, scale)
         run = run or own.backward(xp, g, q, k, v, out, is_causal, scale, extras)
         _keep(_backwards, layout, run)
     return run
+
+
+def _by_formula(xp, is_causal, scale):
+    """Backward of wide heads whose gradient lies as cuDNN does not take it: scores in memory."""
+    def backward(g, q, k, v, out, logs, extras):
+        return attention_kernels.attention_backward(
+            xp, g, q, k, v, None, out, logs, is_causal, scale, 0.0, None)
+
+    return backward
