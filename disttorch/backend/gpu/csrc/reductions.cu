@@ -93,12 +93,30 @@ template <> struct Bits<1> {
     __device__ __forceinline__ A at(int) const { return up(element); }
 };
 
+// Every `step`-th of up to COUNT rows from `first` on, `whole`: all of them before `end`.
+template <class F, int N, int COUNT>
+__device__ __forceinline__ void add_up(A (&sums)[N], const A (&c)[N], const T* from, i64 first, int step,
+                                       i64 end, i64 inner, bool whole) {
+    Bits<N> bits[COUNT];
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        if (whole || first + k * step < end) bits[k].load(from + (first + k * step) * inner);
+    }
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        if (whole || first + k * step < end) {
+#pragma unroll
+            for (int j = 0; j < N; j++) sums[j] = F()(sums[j], F::of(bits[k].at(j), c[j]));
+        }
+    }
+}
+
 // A block of blockDim.x·N columns by blockDim.y rows at a time (256 threads); blockIdx.y is the strip.
 // N > 1: inner is a multiple of N, and x lies on 16 bytes.
 template <class F, int N>
 __device__ __forceinline__ void reduce_columns(const T* __restrict__ x, const A* centre, R* out, i64 outer,
                                                i64 n, i64 inner, i64 chunk, double divisor, i64 root) {
-    const int AHEAD = N == 1 ? 8 : BATCH;
+    const int AHEAD = 8;  // rows that a thread loads before it uses the first
     __shared__ A shared[256 * N];
     int at = threadIdx.y * blockDim.x + threadIdx.x, rows = blockDim.y;
     i64 column = (blockIdx.x * (i64)blockDim.x + threadIdx.x) * N;
@@ -113,21 +131,9 @@ __device__ __forceinline__ void reduce_columns(const T* __restrict__ x, const A*
         const T* from = x + o * n * inner + column;
         i64 i = column < inner ? begin + threadIdx.y : end;
         for (; i + (AHEAD - 1) * rows < end; i += AHEAD * rows) {
-            Bits<N> bits[AHEAD];
-#pragma unroll
-            for (int k = 0; k < AHEAD; k++) bits[k].load(from + (i + k * rows) * inner);
-#pragma unroll
-            for (int k = 0; k < AHEAD; k++) {
-#pragma unroll
-                for (int j = 0; j < N; j++) sums[j] = F()(sums[j], F::of(bits[k].at(j), c[j]));
-            }
+            add_up<F, N, AHEAD>(sums, c, from, i, rows, end, inner, true);
         }
-        for (; i < end; i += rows) {
-            Bits<N> bits;
-            bits.load(from + i * inner);
-#pragma unroll
-            for (int j = 0; j < N; j++) sums[j] = F()(sums[j], F::of(bits.at(j), c[j]));
-        }
+        if (i < end) add_up<F, N, AHEAD>(sums, c, from, i, rows, end, inner, false);
 #pragma unroll
         for (int j = 0; j < N; j++) shared[j * 256 + at] = sums[j];
         __syncthreads();
