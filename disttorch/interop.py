@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .autograd.modes import no_grad
-from .backend import CPU, dtypes, namespace_of
+from .backend import CPU, devices, dtypes, namespace_for, namespace_of
 from .backend.storage import is_writeable
 from .tensor import Tensor, current_node, wrap
 
@@ -13,8 +13,16 @@ _DLPACK_CPU, _DLPACK_CUDA = 1, 2
 
 
 # ---------------------------------------------------------------- pickles and copies
-def rebuild_tensor(cls, array, requires_grad, attributes):
+def rebuild_tensor(cls, array, requires_grad, attributes, device=None):
     """What a pickled tensor is made of; ``array`` may itself be a tensor, of the plain class."""
+    if device is not None:
+        try:
+            array = namespace_for(devices.device(device)).from_host(array)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"this pickle holds a tensor of {device}, which is not here ({error}): pickle "
+                "tensor.cpu(), or use torch.save and torch.load(..., map_location='cpu')"
+            ) from None
     t = array if isinstance(array, Tensor) else wrap(array)
     if cls is not Tensor:
         t.__class__ = cls
@@ -34,8 +42,10 @@ def _refuse_results(t: Tensor, what: str) -> None:
 def reduce_tensor(t: Tensor):
     _refuse_results(t, "in a pickle")
     # multiprocessing knows the plain class and sends its memory, not its values
-    array = namespace_of(t._data).to_host(t._data) if type(t) is Tensor else wrap(t._data)
-    return rebuild_tensor, (type(t), array, t._rg, user_attributes(t))
+    if type(t) is not Tensor:
+        return rebuild_tensor, (type(t), wrap(t._data), t._rg, user_attributes(t))
+    made = type(t), namespace_of(t._data).to_host(t._data), t._rg, user_attributes(t)
+    return rebuild_tensor, (*made, str(t.device)) if t.is_cuda else made
 
 
 def user_attributes(t: Tensor) -> dict:

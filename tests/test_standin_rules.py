@@ -33,6 +33,28 @@ RULES = {
                 call()
         assert (a + np.float64(1) + 1).get().tolist() == [3, 3, 3]
     """,
+    "blocks_of_arrays_that_end_in_a_cycle_are_used_again": """
+        import gc
+        before = cupy.get_default_memory_pool().total_bytes()
+        for _ in range(3):
+            ring = [cupy.ones(1000)]
+            ring.append(ring)
+            del ring
+            gc.collect()
+        assert cupy.get_default_memory_pool().total_bytes() == before + 8192
+    """,
+    "places_out_of_range_are_taken_modulo": """
+        a, i = cupy.arange(12).reshape(3, 4), cupy.asarray([5, -4])
+        assert a[i].get().tolist() == a.take(i, axis=0).get().tolist() == [[8, 9, 10, 11]] * 2
+        assert a[:, i].get().tolist() == [[1, 0], [5, 4], [9, 8]] and a[..., i, None].shape == (3, 2, 1)
+        a[i] = 0
+        assert a.sum() == 28 and cupy.take_along_axis(a, i[None], 1).get().tolist() == [[1, 0]]
+    """,
+    "capsules_tell_their_device": """
+        a = cupy.arange(6)
+        assert type(a.__dlpack__()).__name__ == "PyCapsule" and a.__dlpack_device__() == (2, 0)
+        assert cupy.from_dlpack(a).data.ptr == a.data.ptr
+    """,
     "what_cupy_lacks_is_lacking": """
         a, half = cupy.ones((2, 3, 3)), cupy.ones((2, 3, 3), np.float16)
         for call in (lambda: a.flags.writeable, lambda: cupy.nditer, lambda: a.setflags,

@@ -181,7 +181,7 @@ class PooledMemory(BaseMemory):
 
     def __init__(self, under: MemoryPointer, size: int, pool: MemoryPool, key: tuple):
         self.ptr, self.size, self.device_id = under.ptr, size, under.device_id
-        self._under, self._pool, self._key = under, weakref.ref(pool), key
+        self._under, self._pool, self._key = under, pool._own, key
 
     def free(self, finalizing=sys.is_finalizing) -> None:
         if finalizing():
@@ -210,6 +210,9 @@ class MemoryPool:
     def __init__(self, allocator=None):
         self._allocator, self._free, self._limit = allocator, {}, 0
         self._used = self._cached = 0
+        self._own = weakref.ref(self)  # one that blocks have to themselves is cleared with a cycle
+        # What arrays hold: a collection that ends an array in a cycle must not end it, too
+        self._lent: dict[int, MemoryPointer] = {}
         self._lock = threading.RLock()
 
     def malloc(self, size: int) -> MemoryPointer:
@@ -233,6 +236,7 @@ class MemoryPool:
             else:
                 under = self._new(rounded, exact)
             self._used += rounded
+            self._lent[under.ptr] = under
         order.counts["allocations"] += 1
         out = MemoryPointer(PooledMemory(under, rounded, self, key), 0)
         for hook in hooks:
@@ -258,6 +262,7 @@ class MemoryPool:
 
     def _take_back(self, under: MemoryPointer, size: int, key: tuple) -> None:
         with self._lock:
+            self._lent.pop(under.ptr, None)
             self._used -= size
             self._cached += size
             self._free.setdefault(key, []).append(under)

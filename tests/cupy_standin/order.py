@@ -147,10 +147,12 @@ _memories: list[Memory] = []
 
 def memory_at(address: int) -> Memory | None:
     """The device memory that an address lies in."""
-    place = bisect.bisect_right(_starts, address) - 1
-    if place >= 0 and _memories[place].start <= address < max(_memories[place].end, _starts[place] + 1):
-        return _memories[place]
-    return None
+    with _table_lock:
+        place = bisect.bisect_right(_starts, address) - 1
+        found = _memories[place] if place >= 0 else None
+    if found is None or not found.start <= address < max(found.end, found.start + 1):
+        return None
+    return found
 
 
 # ---- streams of threads ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import sys
 import types
 
@@ -279,6 +280,10 @@ def test_places_to_be_by_every_name():
     finally:
         torch.set_default_tensor_type(torch.FloatTensor)
     assert weight.is_cuda and not weight.cpu().is_cuda and x.pin_memory().is_pinned()
+    assert pickle.loads(pickle.dumps(c)).is_cuda and pickle.loads(pickle.dumps(m))[0].weight.is_cuda
+    text = pickle.dumps(c).replace(b"cuda:0", b"cuda:9")
+    with pytest.raises(RuntimeError, match="a tensor of cuda:9, which is not here"):
+        pickle.loads(text)
 
 
 def test_memory_of_other_libraries_is_shared():
