@@ -35,9 +35,6 @@ REASONS = {
     "torch.numa": "binds PyTorch's own launcher to NUMA nodes",
     "torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch":
         "PyTorch's stream bookkeeping, which disttorch does not have",
-    "torch.backends.cuda.SDPAParams": "tells which of PyTorch's C++ attention kernels would run",
-    "torch.backends.cuda.can_use_flash_attention": "see SDPAParams",
-    "torch.backends.cuda.can_use_efficient_attention": "see SDPAParams",
     "torch.overrides": "operator overriding needs PyTorch's dispatcher",
     "Tensor.is_distributed": "removed from PyTorch", "Tensor.xpu": "Intel GPUs",
     "Tensor.resize": "removed from PyTorch; use resize_",
