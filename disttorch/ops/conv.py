@@ -233,7 +233,20 @@ def _same_padding(input, kernel, stride, dilation):
     return input, tuple(t // 2 for t in total)
 
 
+_checked: dict[tuple, tuple] = {}  # calls that passed the checks: their options for each dim
+
+
 def _convolve(name, dims, input, weight, bias, stride, padding, dilation, groups):
+    try:
+        x, w = input._data, weight._data
+        key = (dims, x.shape, x.dtype, w.shape, w.dtype,
+               None if bias is None else (bias._data.shape, bias._data.dtype), stride, padding, dilation,
+               groups)
+        options = _checked.get(key)
+    except (AttributeError, TypeError):  # no tensors, or lists of options
+        key = options = None
+    if options is not None:
+        return conv_nd.call(input, weight, bias, *options, groups)
     _check_tensors(name, input=input, weight=weight, bias=bias)
     input, batched = _batched(name, input, dims)
     stride = spread_ints(stride, dims, "stride")
@@ -259,6 +272,10 @@ def _convolve(name, dims, input, weight, bias, stride, padding, dilation, groups
             f"Calculated padded input size per channel: ({text[0]}). Kernel size: ({text[1]}). "
             "Kernel size can't be greater than actual input size"
         )
+    if batched and asked != "same" and key is not None:
+        if len(_checked) >= 4096:  # shapes that keep changing
+            _checked.clear()
+        _checked[key] = stride, padding, dilation
     out = conv_nd.call(input, weight, bias, stride, padding, dilation, groups)
     return out if batched else REGISTRY["squeeze"].call(out, 0)
 
