@@ -174,7 +174,7 @@ class CupyNamespace:
             return self.cupy.indices(dimensions, dtype)
         rank = len(dimensions)
         return tuple(
-            self.cupy.arange(n, dtype=dtype).reshape((1,) * i + (n,) + (1,) * (rank - i - 1))
+            self.ramp(0, 1, n, np.dtype(dtype)).reshape((1,) * i + (n,) + (1,) * (rank - i - 1))
             for i, n in enumerate(dimensions)
         )
 

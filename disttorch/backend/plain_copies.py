@@ -25,6 +25,11 @@ def framed(xp, source, shape, starts, value=0):
     return out
 
 
+def counted_from_ends(xp, index, n):
+    """Indices from −n to n − 1 as indices from 0."""
+    return xp.where(index < 0, index + n, index)
+
+
 def ramp(xp, start, step, count, dtype):
     """``start + i·step`` for i below ``count``, computed as int64 or, if one is a float, as float64."""
     steps = xp.arange(count)

@@ -347,7 +347,7 @@ def _add_rows(xp, out, index, values):
     bad = xp.index_outside(flat, -n, n)
     if bad is not None:
         raise IndexError(f"index {bad} is out of bounds for dimension 0 with size {n}")
-    flat = xp.where(flat < 0, flat + n, flat)
+    flat = xp.counted_from_ends(flat, n)
     width = out.size // n if n else 0
     xp.add_rows(out.reshape(n, width), flat, values.reshape(flat.size, width))
 

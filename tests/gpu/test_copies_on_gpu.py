@@ -383,3 +383,46 @@ def test_joins_and_frames_keep_channels_last(shape):
         got = F.pad(laid[0], pad, value=1)
         assert got.is_contiguous(memory_format=format) or min(pad) < 0
         same(got, F.pad(parts[0], pad, value=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 7), (9,)], ids=str)
+def test_elements_by_number(shape, dtype):
+    x = values(*shape, dtype=dtype)
+    for dim in range(len(shape)):
+        for many in (1, 2, 11):
+            numbers = [many if d == dim else n for d, n in enumerate(shape)]
+            index = torch.from_numpy(np.random.default_rng(many).integers(0, shape[dim], numbers))
+            for i in (index, index[:1]):
+                same(torch.gather(x.cuda(), dim, i.cuda()), torch.gather(x, dim, i))
+            same(torch.take_along_dim(x.cuda(), index.cuda(), dim), torch.take_along_dim(x, index, dim))
+            if len(shape) == 2:
+                same(torch.gather(x.t().cuda(), 1 - dim, index.t().cuda()),
+                     torch.gather(x.t(), 1 - dim, index.t()))
+
+
+def test_gradients_of_picked_elements_and_rows():
+    def run(device):
+        x = torch.zeros(5, 6, device=device, requires_grad=True)
+        index = torch.tensor([[0, 2], [5, 5], [1, 0], [3, 3], [4, 0]], device=device)
+        rows = torch.tensor([-1, 0, 2, -3, 4], device=device)
+        (x.gather(1, index).cumsum(1) * 2).sum().backward()
+        (x[rows] * torch.arange(5, device=device).unsqueeze(1)).sum().backward()
+        x.max(1).values.sum().backward()
+        return x.grad
+
+    same(run("cuda"), run("cpu"))
+
+
+def test_pairs_at_odd_places():
+    """Complex numbers over memory of real ones may begin between two of their own places."""
+    index = torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0], [0, 1]])
+    for dtype in (torch.float32, torch.float64):
+        x = values(21, dtype=dtype)
+        got, want = (torch.view_as_complex(t[1:].reshape(5, 2, 2)) for t in (x.cuda(), x))
+        calls = [
+            lambda a: a.t().contiguous(), lambda a: torch.cat([a, a], 1), lambda a: a[:, :1].clone(),
+            lambda a: F.pad(a, (1, 2)), lambda a: a.index_select(0, index.to(a.device)[:, 1]),
+            lambda a: a.gather(1, index.to(a.device)), lambda a: a.roll(1, 0)]
+        for call in calls:
+            same(call(got), call(want))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import layouts
+from .. import layouts, plain_copies
 from .kernel import kernel
 from .moves import BLOCK, STEPS, UNITS, divisor, structure, widest
 
@@ -209,6 +209,41 @@ def _taken(xp, shape, size, numbers, number_size, axis, bits) -> tuple:
     return result, launch, -(-count // _PER_BLOCK), places
 
 
+def take_along_axis(xp, a, indices, axis):
+    """``numpy.take_along_axis``, where the other axes have equal sizes."""
+    axis = axis + a.ndim if axis is not None and axis < 0 else axis
+    shape, numbers = a.shape, indices.shape
+    if (axis is None or len(shape) != len(numbers) or indices.dtype.kind != "i" or indices.itemsize < 4
+            or a.itemsize not in UNITS or not shape[axis] or indices.size >= _LIMIT
+            or shape[:axis] != numbers[:axis] or shape[axis + 1:] != numbers[axis + 1:]):
+        return xp.cupy.take_along_axis(a, indices, axis)
+    out = xp.ndarray(numbers, a.dtype)
+    if out.size:
+        if not xp.is_contiguous(a) or a.data.ptr % a.itemsize:
+            a = xp.contiguous_copy(a)
+        if not xp.is_contiguous(indices):
+            indices = xp.contiguous_copy(indices)
+        launch, blocks, places = _picked(xp, shape, a.itemsize, numbers[axis], indices.itemsize, axis)
+        launch(blocks, a, indices, out, places)
+    return out
+
+
+@functools.lru_cache(4096)
+def _picked(xp, shape, size, picks, number_size, axis) -> tuple:
+    inner, outer = math.prod(shape[axis + 1:]), math.prod(shape[:axis])
+    name = "pick_i64" if number_size == 8 else "pick_i32"
+    places = _TAKEN(struct.pack(
+        "<IIIIIIqq", *divisor(inner), *divisor(picks), shape[axis], inner * picks * outer))
+    launch = _launch(xp, name, size, *[xp.ndarray] * 3, _TAKEN)
+    return launch, -(-inner * picks * outer // _PER_BLOCK), places
+
+
+def counted_from_ends(xp, index, n):
+    """Indices from −n to n − 1 as indices from 0."""
+    found = xp.fused.remainder(index, n)
+    return plain_copies.counted_from_ends(xp, index, n) if found is NotImplemented else found
+
+
 # ---------------------------------------------------------------- frames
 def framed(xp, source, shape: tuple, starts: tuple, value=0):
     """``source`` inside an array of ``shape``, beginning at ``starts``; ``value`` around it."""
@@ -261,7 +296,8 @@ def _frame(xp, source, shape, starts, value, at) -> tuple:
     counted = [(n, low, high, stride // unit) for n, low, high, stride in lead]
     counted.append((inner[0] // each, inner[1] // each, inner[2] // each, inner[3] * each // unit))
     count = math.prod([a[0] for a in counted])
-    if len(axes) > 4 or size > 8 or count >= _LIMIT or any(abs(a[3]) >= _LIMIT for a in counted):
+    if len(axes) > 4 or size > 8 or at[0] % size or count >= _LIMIT or any(
+            abs(a[3]) >= _LIMIT for a in counted):
         return ()
     counted = [(1, 0, 1, 0)] * (4 - len(counted)) + counted
     bits = np.full(16 // size, value).astype(source.dtype).tobytes()
@@ -274,8 +310,10 @@ def _frame(xp, source, shape, starts, value, at) -> tuple:
 # ---------------------------------------------------------------- repeated and rolled
 def repeat(xp, a, repeats, axis=None):
     """``numpy.repeat``."""
-    if repeats.__class__ is not int or axis is None or a.__class__ is not xp.ndarray:
+    if repeats.__class__ is not int or a.__class__ is not xp.ndarray:
         return xp.cupy.repeat(a, repeats, axis)
+    if axis is None:
+        a, axis = xp.reshaped(a, (a.size,)), 0
     axis = axis + a.ndim if axis < 0 else axis
     head, tail = a.shape[:axis + 1], a.shape[axis + 1:]
     many = a[(slice(None),) * (axis + 1) + (None,)]

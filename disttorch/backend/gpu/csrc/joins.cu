@@ -90,6 +90,36 @@ extern "C" __global__ void __launch_bounds__(BLOCK) take_i64(const void* table, 
 extern "C" __global__ void __launch_bounds__(BLOCK) take_i32(const void* table, const i32* index, void* out,
                                                              Taken t) { take<i32>(table, index, out, t); }
 
+// out[o, i, n] = table[o, index[o, i, n], n]: `width` is how many n there are, `picks` how many i, `rows` how
+// long the table's middle axis is.
+template <class I> __device__ __forceinline__ void pick(const void* table, const I* __restrict__ index, void* out,
+                                                        const Taken& t) {
+    const UNIT* __restrict__ from = (const UNIT*)table;
+    UNIT* __restrict__ to = (UNIT*)out;
+    u32 start = blockIdx.x * (BLOCK * STEPS) + threadIdx.x;
+    UNIT got[STEPS];
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        u32 i = start + k * BLOCK;
+        if (i < (u32)t.count) {
+            u32 row = t.width.of(i), at = i - row * t.width.size;
+            i64 n = index[i];
+            if (n < 0) n += t.rows;
+            if ((u64)n >= (u64)t.rows) n = (n % t.rows + t.rows) % t.rows;  // noted by the index check
+            got[k] = from[((i64)t.picks.of(row) * t.rows + n) * t.width.size + at];
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (start + k * BLOCK < (u32)t.count) to[start + k * BLOCK] = got[k];
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) pick_i64(const void* table, const i64* index, void* out,
+                                                             Taken t) { pick<i64>(table, index, out, t); }
+extern "C" __global__ void __launch_bounds__(BLOCK) pick_i32(const void* table, const i32* index, void* out,
+                                                             Taken t) { pick<i32>(table, index, out, t); }
+
 // ---- an array inside a frame --------------------------------------------------------------------------
 
 struct Frame {
