@@ -54,7 +54,8 @@ def both(function, inputs, name, scale=1.0, seed=None):
 # ---------------------------------------------------------------- softmax
 @all_types
 @pytest.mark.parametrize("shape,dim", [
-    ((3, 40), 1), ((5, 37), -1), ((2, 701), 1), ((1, 1), 0), ((3, 4, 5), 1), ((4, 33), 0), ((7,), 0)])
+    ((3, 40), 1), ((5, 37), -1), ((2, 701), 1), ((1, 1), 0), ((3, 4, 5), 1), ((4, 33), 0), ((7,), 0),
+    ((70, 7), 1), ((33, 64), 1)])
 @pytest.mark.parametrize("function", [torch.softmax, torch.log_softmax])
 def test_softmax(function, shape, dim, name):
     both(lambda x: function(x, dim), [drawn(*shape, name=name, scale=3)], name, 4)

@@ -39,7 +39,7 @@ def team(count: int, most: int = 1024) -> tuple[str, int, int]:
     row; what is longer yet is read more than once.
     """
     if count <= 8:
-        return "_lanes", THREADS, THREADS // 8
+        return ("_lanes2", THREADS, THREADS // 2) if count <= 2 else ("_lanes8", THREADS, THREADS // 8)
     if count <= HELD * WARP:
         return ("_warp1" if count <= WARP else "_warp4"), THREADS, THREADS // WARP
     if count <= HELD * most:

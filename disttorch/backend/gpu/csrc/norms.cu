@@ -156,7 +156,8 @@ norm_long(const T* x, const W* weight, const W* bias, T* out, A* stats, i64 rows
                 i64 width, double eps, i64 centred) {                                      \
         forward<K, LANES>(x, weight, bias, out, stats, rows, width, eps, centred);         \
     }
-FORWARD(lanes, 128, 1, 8)
+FORWARD(lanes2, 128, 1, 2)
+FORWARD(lanes8, 128, 1, 8)
 FORWARD(warp1, 128, 1, WARP)
 FORWARD(warp4, 128, 4, WARP)
 FORWARD(block, 1024, HELD, BLOCK)

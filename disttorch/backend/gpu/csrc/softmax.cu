@@ -136,7 +136,8 @@ softmax_columns(const T* __restrict__ x, T* __restrict__ out, i64 outer, i64 wid
     softmax_##name(const T* x, T* out, i64 rows, i64 width, i64 logs) {       \
         forward<K, LANES>(x, out, rows, width, logs);                         \
     }
-FORWARD(lanes, 128, 1, 8)
+FORWARD(lanes2, 128, 1, 2)
+FORWARD(lanes8, 128, 1, 8)
 FORWARD(warp1, 128, 1, WARP)
 FORWARD(warp4, 128, 4, WARP)
 FORWARD(block, 1024, HELD, BLOCK)
@@ -246,7 +247,8 @@ softmax_backward_columns(const T* __restrict__ g, const T* __restrict__ out, T* 
     softmax_backward_##name(const T* g, const T* out, T* grad, i64 rows, i64 width, i64 logs) { \
         backward<K, LANES>(g, out, grad, rows, width, logs);                                    \
     }
-BACKWARD(lanes, 128, 1, 8)
+BACKWARD(lanes2, 128, 1, 2)
+BACKWARD(lanes8, 128, 1, 8)
 BACKWARD(warp1, 128, 1, WARP)
 BACKWARD(warp4, 128, 4, WARP)
 BACKWARD(block, 512, HELD, BLOCK)
