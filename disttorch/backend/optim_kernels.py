@@ -65,7 +65,7 @@ def _descent(xp, grad, param, wd, maximize):
     return grad
 
 
-def optimizer_steps(xp, rule, arrays, own, shared, scale=None):
+def optimizer_steps(xp, rule, arrays, own, shared, counts=(), scale=None):
     """One step of a rule for many tensors, in place.
 
     Args:
@@ -73,6 +73,7 @@ def optimizer_steps(xp, rule, arrays, own, shared, scale=None):
         arrays: for each tensor its parameter, gradient and states, as that function takes them.
         own: for each tensor the options that may differ between tensors, such as ``step``.
         shared: the options of all.
+        counts: empty: steps are counted by whoever calls.
         scale: 0-dim array that the gradients are divided by first, in place; None for 1.
     """
     step = getattr(xp, f"{rule}_step")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .. import ops
 from ..backend import dtypes
 from ..tensor import Tensor, wrap
-from .optimizer import ElementwiseOptimizer, count_step, new_step_count
+from .elementwise import ElementwiseOptimizer
+from .optimizer import count_step, new_step_count
 
 
 class Adafactor(ElementwiseOptimizer):

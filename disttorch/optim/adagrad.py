@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from ..backend import namespace_of
 from ..tensor import wrap
-from .optimizer import (
-    ElementwiseOptimizer,
-    check_lr,
-    check_range,
-    count_step,
-    new_step_count,
-)
+from .elementwise import ElementwiseOptimizer
+from .optimizer import check_lr, check_range, count_step, new_step_count
 
 
 class Adagrad(ElementwiseOptimizer):
@@ -60,11 +55,14 @@ class Adagrad(ElementwiseOptimizer):
     def _shared(self, xp, group):
         return {"eps": group["eps"], "wd": group["weight_decay"], "maximize": group["maximize"]}
 
-    def _prepare(self, xp, group, param, data, state):
+    def _states(self, xp, group, data, state):
         if not state:  # of a group that was added later
             self._start(xp, group, data, state)
+        return (state["sum"]._data,)
+
+    def _own(self, group, state):
         decay = 1 + (count_step(state) - 1) * group["lr_decay"]
-        return (state["sum"]._data,), {"lr": float(group["lr"]) / decay}
+        return {"lr": float(group["lr"]) / decay}
 
 
 __all__ = ["Adagrad"]

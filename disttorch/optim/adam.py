@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from ..backend import dtypes
 from ..tensor import wrap
-from .optimizer import (
-    ElementwiseOptimizer,
-    check_lr,
-    check_range,
-    count_step,
-    new_step_count,
-)
+from .elementwise import ElementwiseOptimizer
+from .optimizer import check_lr, check_range, count_step
 
 
 class Adam(ElementwiseOptimizer):
@@ -49,6 +43,7 @@ class Adam(ElementwiseOptimizer):
         })
 
     _rule = "adam"
+    _counters = ("step",)
     _scales = True
 
     def _shared(self, xp, group):
@@ -59,21 +54,18 @@ class Adam(ElementwiseOptimizer):
             "decoupled": group["decoupled_weight_decay"], "maximize": group["maximize"],
         }
 
-    def _prepare(self, xp, group, param, data, state):
-        on_device = self._on_device(xp, group)
+    def _states(self, xp, group, data, state):
         if not state:
-            state["step"] = wrap(xp.zeros((), "float32")) if on_device else new_step_count()
+            state["step"] = self._new_count(xp, group)
             state["exp_avg"] = wrap(xp.zeros_like(data))
             state["exp_avg_sq"] = wrap(xp.zeros_like(data))
             if group["amsgrad"]:
                 state["max_exp_avg_sq"] = wrap(xp.zeros_like(data))
         largest = state["max_exp_avg_sq"]._data if group["amsgrad"] else None
-        step = state["step"]
-        if on_device != isinstance(step._data, xp.ndarray) and xp.steps_on_device:
-            # of a state that was made or loaded under the other setting
-            step = state["step"] = step.to(param.device if on_device else "cpu", dtypes.float32)
-        return (state["exp_avg"]._data, state["exp_avg_sq"]._data, largest), {
-            "step": step._data if on_device else count_step(state)}
+        return state["exp_avg"]._data, state["exp_avg_sq"]._data, largest
+
+    def _own(self, group, state):
+        return {"step": count_step(state)}
 
     def __setstate__(self, state):
         super().__setstate__(state)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from .. import ops
 from ..tensor import wrap
-from .optimizer import (
-    ElementwiseOptimizer,
-    check_lr,
-    check_range,
-    count_step,
-    new_step_count,
-)
+from .elementwise import ElementwiseOptimizer
+from .optimizer import check_lr, check_range, count_step
 
 
 def _check_adam(lr, betas, eps, weight_decay) -> None:
@@ -21,11 +15,11 @@ def _check_adam(lr, betas, eps, weight_decay) -> None:
     check_range("weight_decay value", weight_decay)
 
 
-def _means(group) -> dict:
+def _means(group, lr) -> dict:
     """The options that NAdam's and RAdam's rules share."""
     beta1, beta2 = map(float, group["betas"])
     return {
-        "lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"],
+        "lr": lr, "beta1": beta1, "beta2": beta2, "eps": group["eps"],
         "wd": group["weight_decay"], "decoupled": group["decoupled_weight_decay"],
         "maximize": group["maximize"],
     }
@@ -58,20 +52,24 @@ class Adamax(ElementwiseOptimizer):
         })
 
     _rule = "adamax"
+    _counters = ("step",)
 
     def _shared(self, xp, group):
         beta1, beta2 = map(float, group["betas"])
         return {
-            "lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "eps": group["eps"],
+            "lr": self._learning_rate(xp, group), "beta1": beta1, "beta2": beta2, "eps": group["eps"],
             "wd": group["weight_decay"], "maximize": group["maximize"],
         }
 
-    def _prepare(self, xp, group, param, data, state):
+    def _states(self, xp, group, data, state):
         if not state:
-            state["step"] = new_step_count()
+            state["step"] = self._new_count(xp, group)
             state["exp_avg"] = wrap(xp.zeros_like(data))
             state["exp_inf"] = wrap(xp.zeros_like(data))
-        return (state["exp_avg"]._data, state["exp_inf"]._data), {"step": count_step(state)}
+        return state["exp_avg"]._data, state["exp_inf"]._data
+
+    def _own(self, group, state):
+        return {"step": count_step(state)}
 
 
 class NAdam(ElementwiseOptimizer):
@@ -105,22 +103,29 @@ class NAdam(ElementwiseOptimizer):
         })
 
     _rule = "nadam"
+    _counters = ("step", "mu_product")
 
     def _shared(self, xp, group):
-        return _means(group)
+        shared = _means(group, self._learning_rate(xp, group))
+        if self._on_device(xp, group):
+            shared["momentum_decay"] = group["momentum_decay"]
+        return shared
 
-    def _prepare(self, xp, group, param, data, state):
+    def _states(self, xp, group, data, state):
         if not state:
-            state["step"] = new_step_count()
-            state["mu_product"] = ops.ones_like(state["step"])
+            state["step"] = self._new_count(xp, group)
+            state["mu_product"] = self._new_count(xp, group, 1.0)
             state["exp_avg"] = wrap(xp.zeros_like(data))
             state["exp_avg_sq"] = wrap(xp.zeros_like(data))
+        return state["exp_avg"]._data, state["exp_avg_sq"]._data
+
+    def _own(self, group, state):
         step, beta1, decay = count_step(state), float(group["betas"][0]), group["momentum_decay"]
         mu = beta1 * (1 - 0.5 * 0.96 ** (step * decay))
         mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * decay))
-        state["mu_product"].mul_(mu)
-        return (state["exp_avg"]._data, state["exp_avg_sq"]._data), {
-            "step": step, "mu": mu, "mu_next": mu_next, "mu_product": state["mu_product"].item()}
+        product = state["mu_product"]._data
+        product *= mu
+        return {"step": step, "mu": mu, "mu_next": mu_next, "mu_product": float(product)}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -156,18 +161,21 @@ class RAdam(ElementwiseOptimizer):
         })
 
     _rule = "radam"
+    _counters = ("step",)
 
     def _shared(self, xp, group):
-        return _means(group)
+        return _means(group, self._learning_rate(xp, group))
 
-    def _prepare(self, xp, group, param, data, state):
+    def _states(self, xp, group, data, state):
         if not state:
-            state["step"] = new_step_count()
+            state["step"] = self._new_count(xp, group)
             state["exp_avg"] = wrap(xp.zeros_like(data))
             state["exp_avg_sq"] = wrap(xp.zeros_like(data))
+        return state["exp_avg"]._data, state["exp_avg_sq"]._data
+
+    def _own(self, group, state):
         step = count_step(state)
-        return (state["exp_avg"]._data, state["exp_avg_sq"]._data), {
-            "step": step, "rectification": _rectification(step, float(group["betas"][1]))}
+        return {"step": step, "rectification": _rectification(step, float(group["betas"][1]))}
 
     def __setstate__(self, state):
         super().__setstate__(state)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from .. import ops
 from ..tensor import wrap
-from .optimizer import (
-    ElementwiseOptimizer,
-    check_lr,
-    check_range,
-    count_step,
-    new_step_count,
-)
+from .elementwise import ElementwiseOptimizer
+from .optimizer import check_lr, check_range, count_step
 
 
 class Adadelta(ElementwiseOptimizer):
@@ -44,20 +39,24 @@ class Adadelta(ElementwiseOptimizer):
 
     _rule = "adadelta"
     _counts = False
+    _counters = ("step",)
 
     def _shared(self, xp, group):
         return {
-            "lr": float(group["lr"]), "rho": group["rho"], "eps": group["eps"],
+            "lr": self._learning_rate(xp, group), "rho": group["rho"], "eps": group["eps"],
             "wd": group["weight_decay"], "maximize": group["maximize"],
         }
 
-    def _prepare(self, xp, group, param, data, state):
+    def _states(self, xp, group, data, state):
         if not state:
-            state["step"] = new_step_count()
+            state["step"] = self._new_count(xp, group)
             state["square_avg"] = wrap(xp.zeros_like(data))
             state["acc_delta"] = wrap(xp.zeros_like(data))
+        return state["square_avg"]._data, state["acc_delta"]._data
+
+    def _own(self, group, state):
         count_step(state)
-        return (state["square_avg"]._data, state["acc_delta"]._data), {}
+        return {}
 
 
 class Rprop(ElementwiseOptimizer):
@@ -87,20 +86,28 @@ class Rprop(ElementwiseOptimizer):
             "maximize": maximize, "differentiable": differentiable, "capturable": capturable,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        state = self.state[param]
+    _rule = "rprop"
+    _counts = False
+    _counters = ("step",)
+
+    def _shared(self, xp, group):
+        return {
+            "etas": group["etas"], "limits": group["step_sizes"], "maximize": group["maximize"],
+        }
+
+    def _states(self, xp, group, data, state):
         if not state:
             start = float(group["lr"])
             if data.dtype.kind == "c":
                 start = complex(start, start)
-            state["step"] = new_step_count()
+            state["step"] = self._new_count(xp, group)
             state["prev"] = wrap(xp.zeros_like(data))
             state["step_size"] = wrap(xp.full_like(data, start))
+        return state["prev"]._data, state["step_size"]._data
+
+    def _own(self, group, state):
         count_step(state)
-        xp.rprop_step(
-            data, grad, state["prev"]._data, state["step_size"]._data, etas=group["etas"],
-            limits=group["step_sizes"], maximize=group["maximize"],
-        )
+        return {}
 
 
 class ASGD(ElementwiseOptimizer):
@@ -131,21 +138,30 @@ class ASGD(ElementwiseOptimizer):
             "capturable": capturable,
         })
 
-    def _update(self, xp, group, param, data, grad):
-        state, lr = self.state[param], float(group["lr"])
+    _rule = "asgd"
+    _counters = ("step", "eta", "mu")
+
+    def _shared(self, xp, group):
+        shared = {"lambd": group["lambd"], "wd": group["weight_decay"], "maximize": group["maximize"]}
+        if self._on_device(xp, group):
+            shared |= {"lr": self._learning_rate(xp, group), "alpha": group["alpha"], "t0": group["t0"]}
+        return shared
+
+    def _states(self, xp, group, data, state):
         if not state:
-            state["step"] = new_step_count()
-            state["eta"] = ops.full_like(state["step"], lr)
-            state["mu"] = ops.ones_like(state["step"])
+            state["step"] = self._new_count(xp, group)
+            state["eta"] = self._new_count(xp, group, float(group["lr"]))
+            state["mu"] = self._new_count(xp, group, 1.0)
             state["ax"] = wrap(xp.zeros_like(data))
-        step = count_step(state)
-        xp.asgd_step(
-            data, grad, state["ax"]._data, eta=state["eta"].item(), mu=state["mu"].item(),
-            lambd=group["lambd"], wd=group["weight_decay"], maximize=group["maximize"],
-        )
+        return (state["ax"]._data,)
+
+    def _own(self, group, state):
+        step, lr = count_step(state), float(group["lr"])
+        own = {"eta": state["eta"].item(), "mu": state["mu"].item()}  # as the step before left them
         # by way of the default type, also where a loaded state has a wider one
         state["eta"].copy_(ops.tensor(lr / (1 + group["lambd"] * lr * step) ** group["alpha"]))
         state["mu"].copy_(ops.tensor(1 / max(1, step - group["t0"])))
+        return own
 
 
 __all__ = ["ASGD", "Adadelta", "Rprop"]

@@ -6,7 +6,7 @@ import math
 
 from ..backend import dtypes
 from ..tensor import Tensor, wrap
-from .optimizer import ElementwiseOptimizer
+from .elementwise import ElementwiseOptimizer
 
 
 class Muon(ElementwiseOptimizer):

@@ -11,8 +11,7 @@ from itertools import chain
 
 from .. import ops
 from ..autograd import enable_grad, no_grad
-from ..autograd.graph import bump_version
-from ..backend import dtypes, namespace_of
+from ..backend import dtypes
 from ..nn.modules.hooks import RemovableHandle, add_hook
 from ..nn.modules.module import typename
 from ..tensor import Tensor
@@ -316,133 +315,6 @@ class Optimizer:
             return None
         with enable_grad():
             return closure()
-
-
-class ElementwiseOptimizer(Optimizer):
-    """An optimizer that treats each parameter by itself.
-
-    A subclass names its ``_rule``, of which the backend has a kernel for many tensors
-    (``xp.optimizer_steps``), and defines ``_shared`` and ``_prepare``; or it defines ``_update``.
-
-    ``foreach``, ``fused`` and ``capturable`` choose between implementations in PyTorch. Here there
-    is one, so on the CPU they change nothing. On a GPU the last two let Adam and AdamW keep their
-    step counts on the device, as a CUDA graph needs it, and ``GradScaler`` then does not wait.
-    """
-
-    _rule: str = ""
-    _counts = True  # whether the formula depends on the number of the step
-    _scales = False  # whether the rule's kernel takes the scale and the overflow of gradients
-    _updates_parts = True  # whether a part of a parameter is updated as it would be in the whole
-
-    def __init__(self, params, defaults: dict):
-        if defaults.get("differentiable"):
-            raise NotImplementedError(
-                f"{type(self).__name__}(differentiable=True) is not built: updates are made in "
-                "place, outside the graph; leave it False"
-            )
-        if defaults.get("fused") and defaults.get("foreach"):
-            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        if self._scales and (defaults.get("fused") or defaults.get("capturable")):
-            self._step_supports_amp_scaling = True  # what GradScaler asks for
-        super().__init__(params, defaults)
-
-    @no_grad()
-    def step(self, closure=None):
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: computes the loss again and returns it.
-
-        Returns:
-            the closure's loss, or None.
-        """
-        loss = self._call_closure(closure)
-        found = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            updates: dict = {}  # namespace -> what it is to update
-            changed = []
-            for param in group["params"]:
-                # of a distributed parameter each rank updates its part, with a state for the part
-                mine = param if param._local_tensor is None else param._local_tensor
-                if mine is not param and not self._updates_parts:
-                    raise NotImplementedError(
-                        f"{type(self).__name__} needs whole matrices and is not built for DTensors, "
-                        f"such as a parameter of shape {tuple(param.shape)} with placements "
-                        f"{param.placements}: use an elementwise rule such as AdamW"
-                    )
-                if "_replaced_by" in param.__dict__:
-                    raise RuntimeError(
-                        f"{type(self).__name__} holds a parameter of shape {tuple(param.shape)} as it "
-                        f"was before {param._replaced_by}, which no training changes any more: make the "
-                        "optimizer after it"
-                    )
-                if mine.grad is not None:
-                    data = mine._data
-                    updates.setdefault(namespace_of(data), []).append((param, data, mine.grad._data))
-                    changed.append(mine)
-            for xp, given in updates.items():
-                self._update_all(xp, group, given, found)
-            for mine in changed:
-                bump_version(mine)
-        return loss
-
-    def _update_all(self, xp, group, given, found) -> None:
-        """Update the parameters of one device: (parameter, its array, its gradient's array) each."""
-        on_device = self._on_device(xp, group)
-        if found is not None and not on_device and float(found):
-            return  # GradScaler has found an overflow
-        if self._counts and not on_device:
-            xp.counts_on_host()
-        if not self._rule:
-            for param, data, grad in given:
-                self._update(xp, group, param, data, grad)
-            return
-        arrays, own, keeps = [], [], self._keeps_state(group)
-        for param, data, grad in given:
-            state = self.state[param] if keeps else {}
-            states, options = self._prepare(xp, group, param, data, state)
-            arrays.append((data, grad, *states))
-            own.append(options)
-        more = {}
-        if (scale := getattr(self, "grad_scale", None)) is not None:
-            more["scale"] = _on(xp, scale)
-        if found is not None and on_device:
-            more["found"] = _on(xp, found)
-        xp.optimizer_steps(self._rule, arrays, own, self._shared(xp, group), **more)
-
-    def _on_device(self, xp, group) -> bool:
-        """Whether what changes from step to step is on the device: ``fused`` and ``capturable`` ask."""
-        asked = group.get("fused") or group.get("capturable")
-        return bool(asked) and xp.steps_on_device and self._scales
-
-    def _keeps_state(self, group) -> bool:
-        """Whether parameters have entries in ``state``."""
-        return True
-
-    def _learning_rate(self, xp, group):
-        """A float; or the array of a tensor that a kernel may read."""
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and isinstance(lr._data, xp.ndarray) and self._on_device(xp, group):
-            return lr._data.reshape(())
-        return float(lr)
-
-    def _shared(self, xp, group) -> dict:
-        """The rule's options that all parameters of a group share."""
-        raise NotImplementedError
-
-    def _prepare(self, xp, group, param, data, state) -> tuple[tuple, dict]:
-        """The arrays of a parameter's state, made if need be, and the options of its own."""
-        raise NotImplementedError
-
-    def _update(self, xp, group, param, data, grad) -> None:
-        """Change ``data`` (the parameter's array) by its gradient array, and its state."""
-        raise NotImplementedError
-
-
-def _on(xp, number: Tensor):
-    """The array of a 0-dim tensor on the device of ``xp``."""
-    data = number._data
-    return data if isinstance(data, xp.ndarray) else xp.from_host(namespace_of(data).to_host(data))
 
 
 def _split_names(params: list):

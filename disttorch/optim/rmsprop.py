@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from ..tensor import wrap
-from .optimizer import (
-    ElementwiseOptimizer,
-    check_lr,
-    check_range,
-    count_step,
-    new_step_count,
-)
+from .elementwise import ElementwiseOptimizer
+from .optimizer import check_lr, check_range, count_step
 
 
 class RMSprop(ElementwiseOptimizer):
@@ -45,27 +40,31 @@ class RMSprop(ElementwiseOptimizer):
 
     _rule = "rmsprop"
     _counts = False
+    _counters = ("step",)
 
     def _shared(self, xp, group):
         return {
-            "lr": float(group["lr"]), "alpha": group["alpha"], "eps": group["eps"],
+            "lr": self._learning_rate(xp, group), "alpha": group["alpha"], "eps": group["eps"],
             "wd": group["weight_decay"], "momentum": group["momentum"], "maximize": group["maximize"],
         }
 
-    def _prepare(self, xp, group, param, data, state):
+    def _states(self, xp, group, data, state):
         if not state:
-            state["step"] = new_step_count()
+            state["step"] = self._new_count(xp, group)
             state["square_avg"] = wrap(xp.zeros_like(data))
             if group["momentum"] > 0:
                 state["momentum_buffer"] = wrap(xp.zeros_like(data))
             if group["centered"]:
                 state["grad_avg"] = wrap(xp.zeros_like(data))
-        count_step(state)
         return (
             state["square_avg"]._data,
             state["grad_avg"]._data if group["centered"] else None,
             state["momentum_buffer"]._data if group["momentum"] > 0 else None,
-        ), {}
+        )
+
+    def _own(self, group, state):
+        count_step(state)
+        return {}
 
 
 __all__ = ["RMSprop"]

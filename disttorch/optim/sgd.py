@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..tensor import wrap
-from .optimizer import ElementwiseOptimizer, check_lr, check_range
+from .elementwise import ElementwiseOptimizer
+from .optimizer import check_lr, check_range
 
 
 class SGD(ElementwiseOptimizer):
@@ -30,6 +31,7 @@ class SGD(ElementwiseOptimizer):
         check_range("weight_decay value", weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        self._starting: set[int] = set()  # the states whose buffer the next step fills
         super().__init__(params, {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
             "nesterov": nesterov, "maximize": maximize, "foreach": foreach,
@@ -38,7 +40,12 @@ class SGD(ElementwiseOptimizer):
 
     _rule = "sgd"
     _counts = False
+    _counters = ()
     _scales = True
+
+    def __setstate__(self, state):
+        self._starting = set()
+        super().__setstate__(state)
 
     def _keeps_state(self, group):
         return bool(group["momentum"])
@@ -50,14 +57,20 @@ class SGD(ElementwiseOptimizer):
             "nesterov": group["nesterov"], "maximize": group["maximize"],
         }
 
-    def _prepare(self, xp, group, param, data, state):
+    def _states(self, xp, group, data, state):
         if not group["momentum"]:
-            return (None,), {"first": False}
-        first = state.get("momentum_buffer") is None
-        if first:
+            return (None,)
+        if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = wrap(xp.zeros_like(data))
-        # Without dampening the first step is one from zero: also if GradScaler skips it, in graphs, too
-        return (state["momentum_buffer"]._data,), {"first": first and group["dampening"] != 0}
+            # Without dampening the first step is one from zero, also skipped by GradScaler or in graphs
+            if group["dampening"] != 0:
+                self._starting.add(id(state))
+        return (state["momentum_buffer"]._data,)
+
+    def _own(self, group, state):
+        first = id(state) in self._starting
+        self._starting.discard(id(state))
+        return {"first": first}
 
 
 __all__ = ["SGD"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..tensor import wrap
-from .optimizer import ElementwiseOptimizer, check_lr, check_range
+from .elementwise import ElementwiseOptimizer
+from .optimizer import check_lr, check_range
 
 
 class SparseAdam(ElementwiseOptimizer):

@@ -5,8 +5,10 @@ for that many, nothing is uploaded, and a captured graph has what it needs. The 
 formulas over whole arrays (``optim_kernels``), operation by operation: float32 and float64 parameters
 get the same bits.
 
-Tensors go one by one through those formulas where no kernel fits: arrays that are not dense or differ in
-the order of their elements, and mixes of types that the kernels are not compiled for.
+What a step has put together is kept as a ``Plan``: from step to step only the gradients are new arrays.
+
+Arrays that are not dense, or differ in the order of their elements, go through contiguous copies.
+Tensors of a mix of types that the kernels are not compiled for go one by one through the formulas.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import numpy as np
 from . import graphs
 from .kernel import kernel
 from .launch import Structure
+from .rules import RULES
 
-CHUNK, THREADS = 1 << 16, 256  # elements of a block; see multi.cuh
+CHUNK, THREADS = 1 << 15, 256  # elements of a block; see multi.cuh
 _ROOM = 3832  # bytes of a table, so that all arguments together stay under 4 KiB
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
-_NONE = (None,) * 5
+_LISTS = 5  # a parameter, its gradient and up to three states
+_NONE = (None,) * _LISTS
 # Types of parameter, state and gradient that multi.cu is compiled for
 _TYPES = {(t, t, t) for t in _FLOATS} | {
     ("float32", "float32", "float16"), ("float32", "float32", "bfloat16"),
@@ -41,6 +45,40 @@ def _layout(lists: int) -> tuple[int, np.dtype, type[Structure]]:
     return most, layout, type(f"Table{lists}", (Structure,), {"SIZE": layout.itemsize})
 
 
+class Table:
+    """A table of the addresses of tensors ``start`` and following, ``chunks`` blocks in all."""
+
+    def __init__(self, lists: Sequence, start: int, least: int):
+        most, layout, self._kind = _layout(len(lists))
+        self._table = np.zeros((), layout)
+        sizes = np.array([a.size for a in lists[0][start : start + most]], np.int64)
+        self.start, self.n = start, sizes.size
+        self._rows = self._table["at"]
+        for i, arrays in enumerate(lists):
+            if arrays is not None:
+                self.put(i, arrays)
+        chunks = np.maximum(-(-sizes // CHUNK), least)
+        ends = chunks.cumsum()
+        self.chunks = int(ends[-1])
+        self._table["size"][: self.n] = sizes
+        self._table["first"][: self.n] = ends - chunks
+        self._table["count"] = self.n
+
+    def put(self, i: int, arrays: Sequence) -> None:
+        """Put other arrays of the same sizes into list ``i``."""
+        start, n = self.start, self.n
+        self._rows[i, :n] = [a.data.ptr for a in arrays[start : start + n]]
+
+    def argument(self) -> Structure:
+        """What a kernel takes."""
+        return self._kind(self._table.tobytes())
+
+
+def _tables(lists: Sequence, least: int = 0) -> list[Table]:
+    most = _layout(len(lists))[0]
+    return [Table(lists, start, least) for start in range(0, len(lists[0]), most)]
+
+
 def tables(lists: Sequence, least: int = 0) -> Iterator[tuple[Structure, int, int, int]]:
     """Arrays for kernels that take a ``Table``.
 
@@ -51,20 +89,8 @@ def tables(lists: Sequence, least: int = 0) -> Iterator[tuple[Structure, int, in
     Yields:
         (a table, the chunks of its tensors: the blocks of the launch, its first tensor, their number).
     """
-    most, layout, kind = _layout(len(lists))
-    for start in range(0, len(lists[0]), most):
-        table = np.zeros((), layout)
-        sizes = np.array([a.size for a in lists[0][start : start + most]], np.int64)
-        n = sizes.size
-        for row, arrays in zip(table["at"], lists):
-            if arrays is not None:
-                row[:n] = [a.data.ptr for a in arrays[start : start + most]]
-        chunks = np.maximum(-(-sizes // CHUNK), least)
-        ends = chunks.cumsum()
-        table["size"][:n] = sizes
-        table["first"][:n] = ends - chunks
-        table["count"] = n
-        yield kind(table.tobytes()), int(ends[-1]), start, n
+    for table in _tables(lists, least):
+        yield table.argument(), table.chunks, table.start, table.n
 
 
 def is_dense(array) -> bool:
@@ -97,116 +123,165 @@ def _together(arrays: tuple) -> tuple | None:
     return None
 
 
-# ---------------------------------------------------------------- rules
-def _adam(own, shared, lr, states):
-    beta1, beta2, step = shared["beta1"], shared["beta2"], own["step"]
-    flags = int(shared["decoupled"]), int(shared["maximize"]), int(states[2] is not None)
-    head = lr, beta1, beta2, float(shared["eps"]), float(shared["wd"])
-    return *head, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, *flags
-
-
-def _adam_counted(own, shared, lr, states):
-    rate = None if isinstance(lr, float) else lr
-    flags = int(shared["decoupled"]), int(shared["maximize"]), int(states[2] is not None)
-    return (0.0 if rate is not None else lr, shared["beta1"], shared["beta2"], float(shared["eps"]),
-            float(shared["wd"]), rate, *flags)
-
-
-def _sgd(own, shared, lr, states):
-    rate = None if isinstance(lr, float) else lr
-    return (0.0 if rate is not None else lr, float(shared["momentum"]), float(shared["dampening"]),
-            float(shared["wd"]), rate, int(states[0] is not None), int(shared["nesterov"]),
-            int(shared["maximize"]), int(own["first"]))
-
-
-def _rmsprop(own, shared, lr, states):
-    return (lr, float(shared["alpha"]), float(shared["eps"]), float(shared["wd"]),
-            float(shared["momentum"]), int(states[1] is not None), int(states[2] is not None),
-            int(shared["maximize"]))
-
-
-def _adagrad(own, shared, lr, states):
-    return float(own["lr"]), float(shared["eps"]), float(shared["wd"]), int(shared["maximize"])
-
-
-def _adadelta(own, shared, lr, states):
-    return lr, float(shared["rho"]), float(shared["eps"]), float(shared["wd"]), int(shared["maximize"])
-
-
-def _adamax(own, shared, lr, states):
-    beta1 = shared["beta1"]
-    return (lr / (1 - beta1 ** own["step"]), beta1, shared["beta2"], float(shared["eps"]),
-            float(shared["wd"]), int(shared["maximize"]))
-
-
-def _nadam(own, shared, lr, states):
-    beta2, mu, ahead, product = shared["beta2"], own["mu"], own["mu_next"], own["mu_product"]
-    return (lr, shared["beta1"], beta2, float(shared["eps"]), float(shared["wd"]),
-            1 - beta2 ** own["step"], lr * (1 - mu) / (1 - product), lr * ahead / (1 - product * ahead),
-            int(shared["decoupled"]), int(shared["maximize"]))
-
-
-def _radam(own, shared, lr, states):
-    beta1, beta2, step, factor = shared["beta1"], shared["beta2"], own["step"], own["rectification"]
-    return (lr, beta1, beta2, float(shared["eps"]), float(shared["wd"]), 1 - beta1**step,
-            (1 - beta2**step) ** 0.5, 0.0 if factor is None else factor, int(factor is not None),
-            int(shared["decoupled"]), int(shared["maximize"]))
-
-
-# rule: (family, its arguments, whether it takes the scale of the gradients and found_inf)
-_RULES = {
-    "adam": ("multi", _adam, True), "adam_counted": ("multi", _adam_counted, True),
-    "sgd": ("multi", _sgd, True), "rmsprop": ("multi_more", _rmsprop, False),
-    "adagrad": ("multi_more", _adagrad, False), "adadelta": ("multi_more", _adadelta, False),
-    "adamax": ("multi_more", _adamax, False), "nadam": ("multi_more", _nadam, False),
-    "radam": ("multi_more", _radam, False),
-}  # fmt: skip
-
-
-def optimizer_steps(xp, rule, arrays, own, shared, scale=None, found=None):
-    """One step of a rule for many tensors, in place; see ``optim_kernels.optimizer_steps``.
-
-    Beside numbers, ``own["step"]`` of "adam" may be a 0-dim float32 array on the device, which goes up
-    by one, and ``shared["lr"]`` of "adam" with such steps and of "sgd" one that is only read: so a
-    captured step counts on and follows a schedule.
+# ---------------------------------------------------------------- steps
+class _Part:
+    """The tensors of one set of types: their numbers, their arrays by list, and tables of them.
 
     Args:
+        types: (parameter, state, gradient), names of dtypes; and which states there are.
+        members: (number, arrays, counts) of each tensor.
+    """
+
+    def __init__(self, types: tuple, members: list):
+        self.types = types[:3]
+        self.wide = np.dtype(np.float64 if types[0] == "float64" else np.float32)
+        self.numbers = [number for number, _, _ in members]
+        columns = zip(*[(*given, *_NONE[len(given) :]) for _, given, _ in members])
+        self.columns = [None if column[0] is None else list(column) for column in columns]
+        self.tables = _tables(self.columns)
+        counts = [list(column) for column in zip(*[counts for _, _, counts in members])]
+        self.counts = _tables(counts) if counts else []
+
+    def give_gradients(self, grads: list) -> None:
+        """Take gradients, from those of all tensors, in place of the ones before."""
+        self.columns[1] = mine = [grads[i] for i in self.numbers]
+        for table in self.tables:
+            table.put(1, mine)
+
+    def by_options(self, own: list) -> list[tuple[dict, list[Table]]]:
+        """The options of the tensors, and tables of those that share them."""
+        mine = [own[i] for i in self.numbers]
+        if mine.count(mine[0]) == len(mine):
+            return [(mine[0], self.tables)]
+        groups: dict[tuple, list[int]] = {}
+        for k, options in enumerate(mine):
+            groups.setdefault(tuple(options.values()), []).append(k)
+        return [(mine[ks[0]], _tables([c and [c[k] for k in ks] for c in self.columns]))
+                for ks in groups.values()]
+
+
+class Plan:
+    """What a step of a rule over many tensors has put together: tables of their addresses.
+
+    Args:
+        arrays: for each tensor its parameter, gradient and states, which lie alike in memory.
+        counts: for each tensor its counts on the device; see ``optimizer_steps``.
+    """
+
+    def __init__(self, xp, rule: str, arrays: list, counts: Sequence[tuple]):
+        self._xp, self._name, self._rule = xp, rule, RULES[rule]
+        self.unfit: list[int] = []  # tensors of types that there is no kernel for
+        members: dict[tuple, list] = {}
+        for i, given in enumerate(arrays):
+            types = _types(self._rule.family, tuple([None if a is None else a.dtype for a in given]))
+            if types is None:
+                self.unfit.append(i)
+            else:
+                members.setdefault(types, []).append((i, given, counts[i] if counts else ()))
+        self._parts = [_Part(types, some) for types, some in members.items()]
+        # Of gradients to come: the dtype, and the strides where the parameter is not contiguous
+        self._wanted = [(g[1].dtype, None if g[0].flags.c_contiguous else g[0].strides) for g in arrays]
+
+    def fits(self, grads: list) -> bool:
+        """Whether gradients have the types and the layout of those before."""
+        for g, (dtype, strides) in zip(grads, self._wanted):
+            if g.dtype != dtype or not (g.strides == strides if strides else g.flags.c_contiguous):
+                return False
+        return True
+
+    def give_gradients(self, grads: list) -> None:
+        """Take gradients that fit in place of those before."""
+        for part in self._parts:
+            part.give_gradients(grads)
+
+    def run(self, own: list, shared: dict, scale=None, found=None) -> None:
+        """Launch; arguments as of ``optimizer_steps``."""
+        rule = self._rule
+        lr, rate = shared.get("lr", 0.0), None
+        if not isinstance(lr, (float, int)):
+            lr, rate = 0.0, lr.astype(np.float32, copy=False)
+        for part in self._parts:
+            if not part.counts:
+                for options, tables_ in part.by_options(own):
+                    values = rule.factors(options, shared, float(lr))
+                    self._launch(part, tables_, values, rate, options, shared, scale, found)
+            elif rule.pointer == "factors":
+                factors = self._count(part, shared, float(lr), rate, found)
+                self._launch(part, part.tables, rule.unknown, factors, {}, shared, scale, found)
+            else:
+                for table in part.counts:
+                    self._counts("count_only", np.float32)((1,), (THREADS,), (table.argument(), found))
+                values = rule.factors({}, shared, float(lr))
+                self._launch(part, part.tables, values, rate, {}, shared, scale, found)
+
+    def _counts(self, name: str, wide):
+        return kernel(self._xp.cupy, "counts", name, FACTOR=np.dtype(wide))
+
+    def _count(self, part: _Part, shared, lr: float, rate, found):
+        """Count a step on the device: the factors of the tensors, an array."""
+        each = len(self._rule.unknown)
+        factors = self._xp.empty(len(part.numbers) * each, part.wide)
+        for table in part.counts:
+            self._counts(self._rule.counting, part.wide)((1,), (THREADS,), (
+                table.argument(), factors[table.start * each :], lr, rate, *self._rule.numbers(shared),
+                found))
+        return factors
+
+    def _launch(self, part: _Part, tables_, values, pointer, options, shared, scale, found) -> None:
+        rule, types = self._rule, part.types
+        wide = part.wide.type
+        values, constants = ([wide(v) if isinstance(v, float) else v for v in some]
+                             for some in (values, rule.constants(shared, options)))
+        each = len(values) if rule.pointer == "factors" else 0
+        launch = kernel(self._xp.cupy, rule.family, self._name, ELEMENT=types[0], STATE=types[1],
+                        GRAD=types[2])
+        for table in tables_:
+            if not table.chunks:
+                continue
+            mine = pointer if pointer is None or not table.start else pointer[table.start * each :]
+            launch((table.chunks,), (THREADS,), (
+                table.argument(), *values, *((mine,) if rule.pointer else ()), *constants, scale, found))
+
+
+def optimizer_steps(xp, rule, arrays, own, shared, counts=(), scale=None, found=None):
+    """One step of a rule for many tensors, in place; see ``optim_kernels.optimizer_steps``.
+
+    Args:
+        counts: for each tensor its 0-dim float32 arrays on the device that go up by the step (which
+            is the first), and so make graphs' replays count on; empty where ``own`` has the numbers
+            of the step. Then ``shared["lr"]`` may be an array, too, which is only read.
         scale: 0-dim float32 array that the gradients are divided by, in place; None for 1.
         found: 0-dim float32 array: nothing changes where it is not 0.
+
+    Returns:
+        a ``Plan`` by which the next step is faster, or None if some tensor needs more than launches.
+
+    Raises:
+        TypeError: for counts on the device of tensors of a mix of types without a kernel.
     """
-    counted = rule == "adam" and own and not isinstance(own[0]["step"], (float, int))
-    if counted:
-        _count(xp, [o["step"] for o in own], found)
-    name = "adam_counted" if counted else rule
-    family, arguments, scales = _RULES[name]
-    lr = shared.get("lr")
-    if lr is not None:
-        lr = lr.astype(np.float32, copy=False) if isinstance(lr, xp.ndarray) else float(lr)
-    groups: dict[tuple, tuple[dict, list]] = {}
-    for given, options in zip(arrays, own):
-        if not given[0].size:
-            continue
-        fitting = _together(given)
-        types = None
-        if fitting is not None:
-            types = _types(family, tuple([None if a is None else a.dtype for a in fitting]))
-        if types is None:
-            _one_by_one(xp, rule, given, options, shared, scale, found)
-            continue
-        key = types if counted else (types, *options.values())
-        group = groups.get(key)
-        if group is None:
-            group = groups[key] = (options, [])
-        more = (options["step"],) if counted else ()
-        group[1].append((*fitting, *_NONE[len(fitting):], *more))
-    last = (scale, found) if scales else ()
-    for key, (options, members) in groups.items():
-        types = key if counted else key[0]
-        columns = [None if column[0] is None else column for column in zip(*members)]
-        args = (*arguments(options, shared, lr, (*members[0][2:5],)), *last)
-        launch = kernel(xp.cupy, family, name, ELEMENT=types[0], STATE=types[1], GRAD=types[2])
-        for table, chunks, _, _ in tables(columns):
-            launch((chunks,), (THREADS,), (table, *args))
+    fitting, back = [], []
+    for given in arrays:
+        together = _together(given)
+        if together is None:
+            copies = tuple([None if a is None else a.copy(order="C") for a in given])
+            back.append((given, copies))
+            together = _together(copies)
+        fitting.append(together)
+    plan = Plan(xp, rule, fitting, counts)
+    if plan.unfit and counts:
+        kinds = [a.dtype.name for a in arrays[plan.unfit[0]] if a is not None]
+        raise TypeError(
+            f"an optimizer cannot count steps on the GPU for tensors of types {', '.join(kinds)}: leave "
+            "capturable and fused False, or keep parameter, gradient and state in one type")
+    plan.run(own, shared, scale, found)
+    for i in plan.unfit:
+        _one_by_one(xp, rule, arrays[i], own[i], shared, scale, found)
+    for given, copies in back:
+        for a, b in zip(given, copies):
+            if a is not None:
+                xp.assign(a, b)
+    plain = not back and not plan.unfit and all(given[0].dtype.kind != "c" for given in arrays)
+    return plan if plain else None
 
 
 @functools.cache
@@ -224,23 +299,16 @@ def _types(family, kinds):
     return (*types, tuple([k is not None for k in kinds])) if fits else None
 
 
-def _count(xp, steps, found):
-    launch = kernel(xp.cupy, "multi", "count_steps", ELEMENT="float32", STATE="float32", GRAD="float32")
-    for table, _, _, _ in tables([steps]):
-        launch((1,), (THREADS,), (table, found))
-
-
 def _one_by_one(xp, rule, given, options, shared, scale, found):
     """What no kernel fits, by the formula over whole arrays (which waits for numbers on the device)."""
     if found is not None and float(found):
         return
     if scale is not None:
         given[1][...] = (given[1] / scale).astype(given[1].dtype)
-    options = {k: float(v) if isinstance(v, xp.ndarray) else v for k, v in options.items()}
     shared = {k: float(v) if isinstance(v, xp.ndarray) else v for k, v in shared.items()}
     getattr(xp, f"{rule}_step")(*given, **options, **shared)
 
 
 def counts_on_host(xp) -> None:
     """To be called before a step whose number comes from the host: a graph would repeat that."""
-    graphs.refuse("a step of an optimizer that counts on the CPU (Adam and AdamW have capturable=True)")
+    graphs.refuse("a step of an optimizer that counts on the CPU (most have capturable=True)")

@@ -5,24 +5,25 @@
 #include "common.cuh"
 #include "multi.cuh"
 
-static const int LANES = 4, THREADS = 256, STEPS = 2;  // STEPS: accesses under way in a thread
+static const int LANES = 4, THREADS = 256;
+
+struct Convert {
+    const SOURCE* from;
+    TARGET* to;
+
+    template <int V, int N> __device__ __forceinline__ void run(int i, int stride) {
+        float values[V][N];
+#pragma unroll
+        for (int v = 0; v < V; v++) load_pack<N>(from + i + v * stride, values[v]);
+#pragma unroll
+        for (int v = 0; v < V; v++) store_pack<N>(to + i + v * stride, values[v]);
+    }
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS) convert_all(const __grid_constant__ Table<2> table) {
     Piece piece(table);
-    const SOURCE* from = table.template get<SOURCE>(0, piece.tensor);
-    TARGET* to = table.template get<TARGET>(1, piece.tensor);
-    const bool aligned = ((u64)from | (u64)to) % 16 == 0;
-    for (i64 i = piece.begin + threadIdx.x * LANES; i < piece.end; i += THREADS * LANES * STEPS) {
-        float values[STEPS][LANES];
-#pragma unroll
-        for (int k = 0; k < STEPS; k++) {
-            i64 at = i + k * THREADS * LANES;
-            if (at < piece.end) load_some<LANES>(from + at, piece.end - at, aligned, values[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < STEPS; k++) {
-            i64 at = i + k * THREADS * LANES;
-            if (at < piece.end) store_some<LANES>(to + at, piece.end - at, aligned, values[k]);
-        }
-    }
+    Convert whole = {table.get<SOURCE>(0, piece.tensor) + piece.begin,
+                     table.get<TARGET>(1, piece.tensor) + piece.begin};
+    bool aligned = ((u64)whole.from | (u64)whole.to) % 16 == 0;
+    over_packs<THREADS, LANES>((int)(piece.end - piece.begin), aligned, whole);
 }

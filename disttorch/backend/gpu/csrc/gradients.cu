@@ -6,7 +6,7 @@
 typedef ELEMENT T;
 typedef Acc<T>::type A;
 
-static const int LANES = 16 / sizeof(A), THREADS = 256;
+static const int LANES = 16 / sizeof(T), THREADS = 256;
 
 struct Min {  // NaN wins
     template <class B> __device__ __forceinline__ B operator()(B a, B b) const {
@@ -14,43 +14,74 @@ struct Min {  // NaN wins
     }
 };
 
-// What is added up of an element, or taken the extreme of, for the norm of an order.
-enum Kind { NONZERO, ABSOLUTE, SQUARE, LARGEST, SMALLEST, POWER };
-
 __device__ __forceinline__ A absolute(A x) { return x < 0 ? -x : x; }
 
-__device__ __forceinline__ A neutral(i64 kind) { return kind == SMALLEST ? (A)INFINITY_ : (A)0; }
+// For the norm of an order: what an element counts, how counts are put together, what they start from.
+// The numbers are those of gradients.py.
+enum Kind { NONZERO, ABSOLUTE, SQUARE, LARGEST, SMALLEST, POWER };
 
-__device__ __forceinline__ A combine(i64 kind, A sum, A value) {
-    if (kind == LARGEST) return Max()(sum, value);
-    if (kind == SMALLEST) return Min()(sum, value);
-    return sum + value;
-}
-
-__device__ __forceinline__ A term(i64 kind, A x, double p) {
-    if (kind == SQUARE) return x * x;
-    if (kind == NONZERO) return x != 0 ? (A)1 : (A)0;
-    return kind == POWER ? (A)pow(absolute(x), (A)p) : absolute(x);
-}
-
-__device__ __forceinline__ A over_block(i64 kind, A value, A* scratch) {
-    if (kind == LARGEST) return block_reduce(value, Max(), scratch, (A)0);
-    if (kind == SMALLEST) return block_reduce(value, Min(), scratch, (A)INFINITY_);
-    return block_reduce(value, Add(), scratch, (A)0);
-}
-
-// Which element goes to which thread does not depend on the address, so equal values have equal norms.
-__device__ __forceinline__ A reduce(const T* x, i64 begin, i64 end, i64 kind, double p, A* scratch) {
-    bool aligned = (u64)x % 16 == 0;
-    A sum = neutral(kind);
-    for (i64 i = begin + threadIdx.x * LANES; i < end; i += THREADS * LANES) {
-        A values[LANES];
-        load_some<LANES>(x + i, end - i, aligned, values);
-#pragma unroll
-        for (int j = 0; j < LANES; j++)
-            if (i + j < end) sum = combine(kind, sum, term(kind, values[j], p));
+template <int KIND> struct Order : Add {
+    double p;
+    __device__ __forceinline__ explicit Order(double power) : p(power) {}
+    __device__ __forceinline__ static A neutral() { return (A)0; }
+    __device__ __forceinline__ A term(A x) const {
+        if (KIND == SQUARE) return x * x;
+        if (KIND == NONZERO) return x != 0 ? (A)1 : (A)0;
+        return KIND == POWER ? (A)pow(absolute(x), (A)p) : absolute(x);
     }
-    return over_block(kind, sum, scratch);
+};
+template <> struct Order<LARGEST> : Max {
+    __device__ __forceinline__ explicit Order(double) {}
+    __device__ __forceinline__ static A neutral() { return (A)0; }
+    __device__ __forceinline__ A term(A x) const { return absolute(x); }
+};
+template <> struct Order<SMALLEST> : Min {
+    __device__ __forceinline__ explicit Order(double) {}
+    __device__ __forceinline__ static A neutral() { return (A)INFINITY_; }
+    __device__ __forceinline__ A term(A x) const { return absolute(x); }
+};
+
+// Which element goes to which thread, and when, does not depend on the address, so equal values have equal
+// norms. A thread has the loads of four packs under way before it adds.
+template <class O> __device__ __forceinline__ A terms(const T* x, int size, const O& order) {
+    const int V = 4, PACKS = THREADS * LANES;
+    bool aligned = (u64)x % 16 == 0;
+    A sum = O::neutral(), values[V][LANES];
+    int i = threadIdx.x * LANES;
+    for (; i + (V - 1) * PACKS + LANES <= size; i += V * PACKS) {
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            const T* from = x + i + v * PACKS;
+            if (aligned) load_pack<LANES>(from, values[v]);
+            else {
+#pragma unroll
+                for (int j = 0; j < LANES; j++) values[v][j] = up(from[j]);
+            }
+        }
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+#pragma unroll
+            for (int j = 0; j < LANES; j++) sum = order(sum, order.term(values[v][j]));
+        }
+    }
+    for (; i < size; i += PACKS) {
+        for (int j = 0; j < LANES && i + j < size; j++) sum = order(sum, order.term(up(x[i + j])));
+    }
+    return sum;
+}
+
+template <class O>
+__device__ __forceinline__ A reduce_as(const T* x, int size, const O& order, A* scratch) {
+    return block_reduce(terms(x, size, order), order, scratch, O::neutral());
+}
+
+__device__ __forceinline__ A reduce(const T* x, int size, i64 kind, double p, A* scratch) {
+    if (kind == SQUARE) return reduce_as(x, size, Order<SQUARE>(p), scratch);
+    if (kind == LARGEST) return reduce_as(x, size, Order<LARGEST>(p), scratch);
+    if (kind == SMALLEST) return reduce_as(x, size, Order<SMALLEST>(p), scratch);
+    if (kind == ABSOLUTE) return reduce_as(x, size, Order<ABSOLUTE>(p), scratch);
+    if (kind == NONZERO) return reduce_as(x, size, Order<NONZERO>(p), scratch);
+    return reduce_as(x, size, Order<POWER>(p), scratch);
 }
 
 __device__ __forceinline__ T finished(i64 kind, A sum, double p) {
@@ -64,8 +95,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_parts(const __grid_co
                                                                  A* parts, i64 kind, double p) {
     __shared__ A scratch[WARP];
     Piece piece(table);
-    A sum = reduce(table.get<const T>(0, piece.tensor), piece.begin, piece.end, kind, p, scratch);
+    const T* x = table.get<const T>(0, piece.tensor) + piece.begin;
+    A sum = reduce(x, (int)(piece.end - piece.begin), kind, p, scratch);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+template <class O> __device__ __forceinline__ A join(const A* parts, i64 begin, i64 end, A* scratch) {
+    O order(0);
+    A sum = O::neutral();
+    for (i64 i = begin + threadIdx.x; i < end; i += THREADS) sum = order(sum, parts[i]);
+    return block_reduce(sum, order, scratch, O::neutral());
+}
+
+__device__ __forceinline__ A over_parts(const A* parts, i64 begin, i64 end, i64 kind, A* scratch) {
+    if (kind == LARGEST) return join<Order<LARGEST>>(parts, begin, end, scratch);
+    if (kind == SMALLEST) return join<Order<SMALLEST>>(parts, begin, end, scratch);
+    return join<Order<SQUARE>>(parts, begin, end, scratch);
 }
 
 // The norm of each tensor from its parts: a block a tensor.
@@ -75,9 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_finish(const __grid_c
     __shared__ A scratch[WARP];
     int t = blockIdx.x;
     i64 end = t + 1 < table.count ? table.first[t + 1] : chunks;
-    A sum = neutral(kind);
-    for (i64 i = table.first[t] + threadIdx.x; i < end; i += THREADS) sum = combine(kind, sum, parts[i]);
-    sum = over_block(kind, sum, scratch);
+    A sum = over_parts(parts, table.first[t], end, kind, scratch);
     if (threadIdx.x == 0) norms[t] = finished(kind, sum, p);
 }
 
@@ -85,23 +128,34 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_finish(const __grid_c
 extern "C" __global__ void __launch_bounds__(THREADS) norm_small(const T* x, i64 n, T* out, i64 kind,
                                                                  double p) {
     __shared__ A scratch[WARP];
-    A sum = reduce(x, 0, n, kind, p, scratch);
+    A sum = reduce(x, (int)n, kind, p, scratch);
     if (threadIdx.x == 0) *out = finished(kind, sum, p);
 }
 
 // ---- in place, element by element ------------------------------------------------------------------
 
-template <class F> __device__ __forceinline__ void change(const Table<1>& table, F f) {
-    Piece piece(table);
-    T* x = table.template get<T>(0, piece.tensor);
-    bool aligned = (u64)x % 16 == 0;
-    for (i64 i = piece.begin + threadIdx.x * LANES; i < piece.end; i += THREADS * LANES) {
-        A values[LANES];
-        load_some<LANES>(x + i, piece.end - i, aligned, values);
+template <class F> struct Change {
+    T* x;
+    const F& f;
+
+    template <int V, int N> __device__ __forceinline__ void run(int i, int stride) {
+        A values[V][N];
 #pragma unroll
-        for (int j = 0; j < LANES; j++) values[j] = f(values[j]);
-        store_some<LANES>(x + i, piece.end - i, aligned, values);
+        for (int v = 0; v < V; v++) load_pack<N>(x + i + v * stride, values[v]);
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+#pragma unroll
+            for (int j = 0; j < N; j++) values[v][j] = f(values[v][j]);
+            store_pack<N>(x + i + v * stride, values[v]);
+        }
     }
+};
+
+template <class F> __device__ __forceinline__ void change(const Table<1>& table, const F& f) {
+    Piece piece(table);
+    T* x = table.get<T>(0, piece.tensor) + piece.begin;
+    Change<F> whole = {x, f};
+    over_packs<THREADS, LANES>((int)(piece.end - piece.begin), (u64)x % 16 == 0, whole);
 }
 
 struct Times {
@@ -112,6 +166,12 @@ struct Times {
 extern "C" __global__ void __launch_bounds__(THREADS) scale_all(const __grid_constant__ Table<1> table,
                                                                 const A* factor) {
     change(table, Times{*factor});
+}
+
+// By how much gradients of a norm are to be scaled so that it is at most `most`; a NaN stays.
+extern "C" __global__ void clip_factor(const T* norm, A* factor, double most) {
+    A ratio = (A)most / (up(*norm) + (A)1e-6);
+    *factor = ratio > 1 ? (A)1 : ratio;
 }
 
 struct Between {  // a NaN stays

@@ -2,7 +2,7 @@
 // nothing is uploaded and a captured launch keeps it. Every block has one chunk of one tensor.
 // Include common.cuh first.
 
-#define CHUNK 65536
+#define CHUNK 32768  // small enough that the last blocks of a launch keep no multiprocessor waiting long
 
 // LISTS arrays for each of `count` tensors: all of one size, dense, in one order of their elements.
 template <int LISTS> struct Table {
@@ -35,32 +35,36 @@ struct Piece {
     }
 };
 
-// N elements at a time where the address and the rest allow it, one by one otherwise; the order of the
-// elements over the threads is the same either way. Missing ones are 0.
-template <int N, class T, class A>
-__device__ __forceinline__ void load_some(const T* from, i64 left, bool aligned, A* values) {
-    if (aligned && left >= N) {
-        Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
+// N neighbouring elements in one access, computed with as A.
+template <int N, class T, class A> __device__ __forceinline__ void load_pack(const T* from, A* values) {
+    Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
 #pragma unroll
-        for (int j = 0; j < N; j++) values[j] = up(pack.v[j]);
-    } else {
-#pragma unroll
-        for (int j = 0; j < N; j++) values[j] = j < left ? (A)up(from[j]) : (A)0;
-    }
+    for (int j = 0; j < N; j++) values[j] = up(pack.v[j]);
 }
 
-template <int N, class T, class A>
-__device__ __forceinline__ void store_some(T* to, i64 left, bool aligned, const A* values) {
-    if (aligned && left >= N) {
-        Pack<T, N> pack;
+template <int N, class T, class A> __device__ __forceinline__ void store_pack(T* to, const A* values) {
+    Pack<T, N> pack;
 #pragma unroll
-        for (int j = 0; j < N; j++) pack.v[j] = down<T>(values[j]);
-        *reinterpret_cast<Pack<T, N>*>(to) = pack;
-    } else {
-#pragma unroll
-        for (int j = 0; j < N; j++)
-            if (j < left) to[j] = down<T>(values[j]);
+    for (int j = 0; j < N; j++) pack.v[j] = down<T>(values[j]);
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
+// Go over `size` elements with a block of THREADS threads: `f.run<V, N>(i, stride)` is to do V packs of N
+// elements, the first at i, the others `stride` apart. What is aligned and whole comes as two packs of
+// LANES, so that a thread has all loads of both under way before it computes; the rest by elements.
+template <int THREADS, int LANES, class F>
+__device__ __forceinline__ void over_packs(int size, bool aligned, F& f) {
+    const int PACKS = THREADS * LANES;
+    int done = 0;
+    if (aligned) {
+        int i = threadIdx.x * LANES;
+        for (; i + PACKS + LANES <= size; i += 2 * PACKS) f.template run<2, LANES>(i, PACKS);
+        if (i + LANES <= size) f.template run<1, LANES>(i, PACKS);
+        done = size / LANES * LANES;
     }
+    int i = done + threadIdx.x;
+    for (; i + 3 * THREADS < size; i += 4 * THREADS) f.template run<4, 1>(i, THREADS);
+    for (; i < size; i += THREADS) f.template run<1, 1>(i, THREADS);
 }
 
 // Arithmetic rounded operation by operation: a compiler that fuses products and sums would give other

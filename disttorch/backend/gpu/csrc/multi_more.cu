@@ -29,12 +29,14 @@ struct RmsProp {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) rmsprop(
-    const __grid_constant__ Table<5> table, double lr, double alpha, double eps, double wd, double momentum,
-    i64 centered, i64 buffered, i64 maximize) {
-    RmsProp rule = {{(A)wd, maximize != 0}, (A)lr, (A)alpha, (A)(1 - alpha), (A)eps, (A)momentum,
-                    centered != 0, buffered != 0};
-    update(table, Piece(table), rule, nullptr);
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rmsprop(
+    const __grid_constant__ Table<5> table, A lr, const float* rate, A alpha, A rest, A eps, A wd,
+    A momentum, A sign, const float* scale, const float* found_inf) {
+    if (found_inf && *found_inf != 0) return;
+    Piece piece(table);
+    bool centered = table.at[3][piece.tensor] != 0, buffered = table.at[4][piece.tensor] != 0;
+    RmsProp rule = {{sign, wd}, rate ? (A)*rate : lr, alpha, rest, eps, momentum, centered, buffered};
+    update(table, piece, rule, scale);
 }
 
 struct Adagrad {
@@ -48,10 +50,12 @@ struct Adagrad {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) adagrad(
-    const __grid_constant__ Table<5> table, double lr, double eps, double wd, i64 maximize) {
-    Adagrad rule = {{(A)wd, maximize != 0}, (A)lr, (A)eps};
-    update(table, Piece(table), rule, nullptr);
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) adagrad(
+    const __grid_constant__ Table<5> table, A lr, const float* rate, A eps, A wd, A sign,
+    const float* scale, const float* found_inf) {
+    if (found_inf && *found_inf != 0) return;
+    Adagrad rule = {{sign, wd}, rate ? (A)*rate : lr, eps};
+    update(table, Piece(table), rule, scale);
 }
 
 struct Adadelta {
@@ -67,10 +71,12 @@ struct Adadelta {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) adadelta(
-    const __grid_constant__ Table<5> table, double lr, double rho, double eps, double wd, i64 maximize) {
-    Adadelta rule = {{(A)wd, maximize != 0}, (A)lr, (A)rho, (A)(1 - rho), (A)eps};
-    update(table, Piece(table), rule, nullptr);
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) adadelta(
+    const __grid_constant__ Table<5> table, A lr, const float* rate, A rho, A rest, A eps, A wd, A sign,
+    const float* scale, const float* found_inf) {
+    if (found_inf && *found_inf != 0) return;
+    Adadelta rule = {{sign, wd}, rate ? (A)*rate : lr, rho, rest, eps};
+    update(table, Piece(table), rule, scale);
 }
 
 struct Adamax {
@@ -85,26 +91,22 @@ struct Adamax {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) adamax(
-    const __grid_constant__ Table<5> table, double rate, double beta1, double beta2, double eps, double wd,
-    i64 maximize) {
-    Adamax rule = {{(A)wd, maximize != 0}, (A)rate, (A)(1 - beta1), (A)beta2, (A)eps};
-    update(table, Piece(table), rule, nullptr);
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) adamax(
+    const __grid_constant__ Table<5> table, A rate, const A* factors, A rest1, A beta2, A eps, A wd,
+    A sign, const float* scale, const float* found_inf) {
+    if (found_inf && *found_inf != 0) return;
+    Piece piece(table);
+    Adamax rule = {{sign, wd}, factors ? factors[piece.tensor] : rate, rest1, beta2, eps};
+    update(table, piece, rule, scale);
 }
 
-// Nesterov's Adam and rectified Adam share their means.
+// Nesterov's Adam and rectified Adam share their means. `keep`: what decoupled decay leaves of a parameter.
 struct Means {
     Descent descent;
     A keep, rest1, beta2, rest2;
-    bool decays;
-
-    __device__ __forceinline__ Means(double lr, double beta1, double beta2_, double wd, i64 decoupled,
-                                     i64 maximize)
-        : descent{(A)(decoupled ? 0.0 : wd), maximize != 0}, keep((A)(1 - lr * wd)), rest1((A)(1 - beta1)),
-          beta2((A)beta2_), rest2((A)(1 - beta2_)), decays(decoupled && wd != 0) {}
 
     __device__ __forceinline__ A operator()(A& p, A g, A& m, A& v) const {
-        if (decays) p = mul(p, keep);
+        p = mul(p, keep);
         g = descent(p, g);
         m = add(m, mul(sub(g, m), rest1));
         v = add(mul(v, beta2), mul(mul(g, g), rest2));
@@ -124,33 +126,95 @@ struct NAdam {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) nadam(
-    const __grid_constant__ Table<5> table, double lr, double beta1, double beta2, double eps, double wd,
-    double correction, double now, double ahead, i64 decoupled, i64 maximize) {
-    NAdam rule = {Means(lr, beta1, beta2, wd, decoupled, maximize), (A)correction, (A)now, (A)ahead, (A)eps};
-    update(table, Piece(table), rule, nullptr);
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) nadam(
+    const __grid_constant__ Table<5> table, A keep, A correction, A now, A ahead, const A* factors, A rest1,
+    A beta2, A rest2, A eps, A wd, A sign, const float* scale, const float* found_inf) {
+    if (found_inf && *found_inf != 0) return;
+    Piece piece(table);
+    if (factors) {
+        factors += 4 * piece.tensor;
+        keep = factors[0], correction = factors[1], now = factors[2], ahead = factors[3];
+    }
+    NAdam rule = {{{sign, wd}, keep, rest1, beta2, rest2}, correction, now, ahead, eps};
+    update(table, piece, rule, scale);
 }
 
+// `rectification`: 0 while too few gradients have been seen.
 struct RAdam {
     Means means;
-    A correction1, lr, root_correction2, rectification, eps;
-    bool rectified;
+    A lr, correction1, root_correction2, rectification, eps;
 
     __device__ __forceinline__ void operator()(A& p, A g, A& m, A& v, A&) const {
         means(p, g, m, v);
         A step = mul(m / correction1, lr);
-        if (rectified) {
+        if (rectification != 0) {
             step = mul(mul(step, root_correction2 / add(root(v), eps)), rectification);
         }
         p = sub(p, step);
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) radam(
-    const __grid_constant__ Table<5> table, double lr, double beta1, double beta2, double eps, double wd,
-    double correction1, double root_correction2, double rectification, i64 rectified, i64 decoupled,
-    i64 maximize) {
-    RAdam rule = {Means(lr, beta1, beta2, wd, decoupled, maximize), (A)correction1, (A)lr,
-                  (A)root_correction2, (A)rectification, (A)eps, rectified != 0};
-    update(table, Piece(table), rule, nullptr);
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) radam(
+    const __grid_constant__ Table<5> table, A keep, A lr, A correction1, A root_correction2,
+    A rectification, const A* factors, A rest1, A beta2, A rest2, A eps, A wd, A sign, const float* scale,
+    const float* found_inf) {
+    if (found_inf && *found_inf != 0) return;
+    Piece piece(table);
+    if (factors) {
+        factors += 5 * piece.tensor;
+        keep = factors[0], lr = factors[1], correction1 = factors[2], root_correction2 = factors[3];
+        rectification = factors[4];
+    }
+    RAdam rule = {{{sign, wd}, keep, rest1, beta2, rest2}, lr, correction1, root_correction2,
+                  rectification, eps};
+    update(table, piece, rule, scale);
+}
+
+struct Rprop {
+    Descent descent;
+    A minus, plus, least, most;
+
+    __device__ __forceinline__ static A sign_of(A x) { return x > 0 ? (A)1 : x < 0 ? (A)-1 : x; }
+
+    __device__ __forceinline__ void operator()(A& p, A g, A& before, A& size, A&) const {
+        g = descent(p, g);
+        A product = mul(g, before);
+        size = mul(size, product > 0 ? plus : product < 0 ? minus : (A)1);
+        size = size < least ? least : size > most ? most : size;
+        if (product < 0) g = 0;
+        p = sub(p, mul(sign_of(g), size));
+        before = g;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) rprop(
+    const __grid_constant__ Table<5> table, A minus, A plus, A least, A most, A sign, const float* scale,
+    const float* found_inf) {
+    if (found_inf && *found_inf != 0) return;
+    Rprop rule = {{sign, (A)0}, minus, plus, least, most};
+    update(table, Piece(table), rule, scale);
+}
+
+struct Asgd {
+    Descent descent;
+    A keep, eta, mu;
+
+    __device__ __forceinline__ void operator()(A& p, A g, A& average, A&, A&) const {
+        g = descent(p, g);
+        p = sub(mul(p, keep), mul(g, eta));
+        average = mu == 1 ? p : add(average, mul(sub(p, average), mu));
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) asgd(
+    const __grid_constant__ Table<5> table, A keep, A eta, A mu, const A* factors, A wd, A sign,
+    const float* scale, const float* found_inf) {
+    if (found_inf && *found_inf != 0) return;
+    Piece piece(table);
+    if (factors) {
+        factors += 3 * piece.tensor;
+        keep = factors[0], eta = factors[1], mu = factors[2];
+    }
+    Asgd rule = {{sign, wd}, keep, eta, mu};
+    update(table, piece, rule, scale);
 }
