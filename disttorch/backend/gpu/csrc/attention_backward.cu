@@ -10,29 +10,33 @@
 #include "attention.cuh"
 
 // Tiles of attention_keys: 16·KEY_M keys a warp, SEEN queries in shared memory, PART of them at once; of
-// attention_queries: 16·QUERY_M queries a warp, STEP keys at once. As large as fits without spilling, and
-// below 99 KiB of shared memory. Up to 64 wide, what a warp owns stays in registers as operands: shared
-// memory, which feeds the tensor cores, is read a third less.
+// attention_queries: 16·QUERY_M queries a warp, STEP keys in shared memory, TAKE of them at once. As large
+// as fits without spilling, and below 99 KiB of shared memory. Up to 64 wide, what a warp owns stays in
+// registers as operands: shared memory, which feeds the tensor cores, is read a third less.
 #if WIDTH <= 64
 #define KEY_M 2
-#define SEEN 32
+#define SEEN 64
 #define PART 16
 #define QUERY_M 2
-#define STEP 32
+#define STEP 64
+#define TAKE 32
 #elif WIDTH <= 96
 #define KEY_M 1
 #define SEEN 64
 #define PART SEEN
 #define QUERY_M 1
 #define STEP 64
+#define TAKE STEP
 #else
 #define KEY_M 1
 #define SEEN 48
 #define PART SEEN
 #define QUERY_M 1
 #define STEP 48
+#define TAKE STEP
 #endif
 #define IN_REGISTERS (WIDTH <= 64 && !MASKED)  // what a warp of attention_keys owns
+#define BLOCKS (WIDTH <= 32 ? 3 : 2)           // that a multiprocessor has registers for
 #define OWN_KEYS (WARPS * 16 * KEY_M)
 #define OWN_QUERIES (WARPS * 16 * QUERY_M)
 
@@ -99,7 +103,7 @@ __device__ __forceinline__ void forget(float (&ds)[M][N][4], int row, int column
 
 // dk (B×H/group×S×E) and dv (…×V). Grid: B·H/group·tiles of OWN_KEYS. `heads`: of the queries.
 // In the tiles rows are keys and columns are queries: their products are operands as they are.
-extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_keys(
     const T* q, const T* k, const T* v, const T* grad, const float* logs, const float* delta, T* dk, T* dv,
     i64 queries, i64 keys, i64 width, i64 value_width, i64 heads, i64 group, i64 q_batch, i64 q_head,
     i64 q_row, i64 k_batch, i64 k_head, i64 k_row, i64 v_batch, i64 v_head, i64 v_row, i64 grad_batch,
@@ -172,8 +176,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
 #pragma unroll 1
         for (int at = 0; at < SEEN; at += PART) {
             const int query_at = seen_query + at;
-            if (causal && query_at + PART <= own) continue;
-            const T *q_at = q_tile + (half * SEEN + at) * ROW, *grad_at = grad_tile + (half * SEEN + at) * ROW;
+            if (query_at >= L || (causal && query_at + PART <= own)) continue;
+            const T* q_at = q_tile + (half * SEEN + at) * ROW;
+            const T* grad_at = grad_tile + (half * SEEN + at) * ROW;
             const float* line = numbers + half * 2 * SEEN + at + 2 * t;
             float p[KEY_M][COLUMNS][4], dp[KEY_M][COLUMNS][4];
             clear(p);
@@ -243,17 +248,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_keys(
     dk += place.batch * dk_batch + place.head * dk_head + own * dk_row;
     dv += place.batch * dv_batch + place.head * dv_head + own * dv_row;
     store_tile<KEY_M>(dk, dk_row, S - own, (int)width, k_tile + warp * 16 * KEY_M * ROW, dk_sum, times);
-    store_tile<KEY_M>(dv, dv_row, S - own, (int)value_width, v_tile + warp * 16 * KEY_M * ROW, dv_sum, kept_of);
+    store_tile<KEY_M>(dv, dv_row, S - own, (int)value_width, v_tile + warp * 16 * KEY_M * ROW, dv_sum,
+                      kept_of);
 }
 
 // dq, B×H×L×E. Grid: B·H·tiles of OWN_QUERIES.
-extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_queries(
     const T* q, const T* k, const T* v, const T* grad, const float* logs, const float* delta, T* dq,
     i64 queries, i64 keys, i64 width, i64 value_width, i64 heads, i64 group, i64 q_batch, i64 q_head,
     i64 q_row, i64 k_batch, i64 k_head, i64 k_row, i64 v_batch, i64 v_head, i64 v_row, i64 grad_batch,
     i64 grad_head, i64 grad_row, i64 dq_batch, i64 dq_head, i64 dq_row, double scale,
     i64 causal EXTRA_PARAMETERS) {
-    const int COLUMNS = STEP / 8;
+    const int COLUMNS = TAKE / 8;
     DYNAMIC_SHARED(T, shared);
     T *q_tile = shared, *grad_tile = q_tile + OWN_QUERIES * ROW, *k_tile = grad_tile + OWN_QUERIES * ROW,
       *v_tile = k_tile + 2 * STEP * ROW;
@@ -291,7 +297,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
 #if WIDTH <= 64
     u32 q_rows[QUERY_M][WIDTH / 16][4], grad_rows[QUERY_M][WIDTH / 16][4];
 #else
-    const T *q_rows = q_tile + warp * 16 * QUERY_M * ROW, *grad_rows = grad_tile + warp * 16 * QUERY_M * ROW;
+    const T* q_rows = q_tile + warp * 16 * QUERY_M * ROW;
+    const T* grad_rows = grad_tile + warp * 16 * QUERY_M * ROW;
 #endif
     float dq_sum[QUERY_M][WIDTH / 8][4];
     clear(dq_sum);
@@ -309,42 +316,47 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_queries(
             load_rows_of<T, WIDTH, ROW>(grad_rows, grad_tile + warp * 16 * QUERY_M * ROW);
         }
 #endif
-        const int column = n * STEP, half = n % 2 * STEP * ROW;
-        if (causal && column >= own + 16 * QUERY_M) continue;
-        float p[QUERY_M][COLUMNS][4], dp[QUERY_M][COLUMNS][4];
-        clear(p);
-        add_product_of_rows<T, WIDTH, ROW>(p, q_rows, k_tile + half);
-        clear(dp);
-        add_product_of_rows<T, WIDTH, ROW>(dp, grad_rows, v_tile + half);
+#pragma unroll 1
+        for (int at = 0; at < STEP; at += TAKE) {
+            const int column = n * STEP + at;
+            if (column >= S || (causal && column >= own + 16 * QUERY_M)) break;
+            const T *k_at = k_tile + (n % 2 * STEP + at) * ROW, *v_at = v_tile + (n % 2 * STEP + at) * ROW;
+            float p[QUERY_M][COLUMNS][4], dp[QUERY_M][COLUMNS][4];
+            clear(p);
+            add_product_of_rows<T, WIDTH, ROW>(p, q_rows, k_at);
+            clear(dp);
+            add_product_of_rows<T, WIDTH, ROW>(dp, grad_rows, v_at);
 #if MASKED
-        put_mask<false>(p, extras, own + g, column + 2 * t, L, S, (float)scale);
+            put_mask<false>(p, extras, own + g, column + 2 * t, L, S, (float)scale);
 #endif
 #pragma unroll
-        for (int i = 0; i < QUERY_M; i++) {
+            for (int i = 0; i < QUERY_M; i++) {
 #pragma unroll
-            for (int r = 0; r < 2; r++) {
+                for (int r = 0; r < 2; r++) {
 #if DROPS
-                const u32 key = extras.row_key(own + i * 16 + r * 8 + g);
+                    const u32 key = extras.row_key(own + i * 16 + r * 8 + g);
 #endif
 #pragma unroll
-                for (int j = 0; j < COLUMNS; j++) {
+                    for (int j = 0; j < COLUMNS; j++) {
 #pragma unroll
-                    for (int e = 2 * r; e < 2 * r + 2; e++) {
-                        float slope = dp[i][j][e];
+                        for (int e = 2 * r; e < 2 * r + 2; e++) {
+                            float slope = dp[i][j][e];
 #if DROPS
-                        const bool stays = extras.stays(key, column + j * 8 + 2 * t + e % 2);
-                        slope = stays ? slope * extras.kept : 0.0f;
+                            const bool stays = extras.stays(key, column + j * 8 + 2 * t + e % 2);
+                            slope = stays ? slope * extras.kept : 0.0f;
 #endif
-                        dp[i][j][e] = power_of_2(p[i][j][e] * unit - log[i][r]) * (slope - through[i][r]);
+                            float weight = power_of_2(p[i][j][e] * unit - log[i][r]);
+                            dp[i][j][e] = weight * (slope - through[i][r]);
+                        }
                     }
                 }
             }
+            if (column + TAKE > S || (causal && column + TAKE - 1 > own))
+                forget(dp, own + g, column + 2 * t, S, causal);
+            u32 part[QUERY_M][COLUMNS][2];
+            rounded<T>(part, dp);
+            add_product<T, ROW>(dq_sum, part, k_at);
         }
-        if (column + STEP > S || (causal && column + STEP - 1 > own))
-            forget(dp, own + g, column + 2 * t, S, causal);
-        u32 part[QUERY_M][COLUMNS][2];
-        rounded<T>(part, dp);
-        add_product<T, ROW>(dq_sum, part, k_tile + half);
     }
     wait_for_copies();
     __syncthreads();
