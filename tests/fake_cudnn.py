@@ -66,6 +66,7 @@ class FakeGraph:
 
     def __init__(self, library, **given):
         self.library, self.tensors, self.barred, self.built = library, [], set(), None
+        self.added = None  # the tensor of a bias
 
     def tensor(self, **given):
         self.tensors.append(FakeTensor(**given))
@@ -73,8 +74,14 @@ class FakeGraph:
 
     conv_fprop, conv_dgrad, conv_wgrad = map(_convolution, ("fprop", "dgrad", "wgrad"))
 
+    def bias(self, input, bias):
+        self.tensors.append(FakeTensor(virtual=True))
+        self.added = bias
+        return self.tensors[-1]
+
     def validate(self):
-        assert all(len(t.dim) >= 4 and len(t.dim) == len(t.stride) for t in self.tensors)
+        assert all(len(t.dim) >= 4 and len(t.dim) == len(t.stride) for t in self.tensors
+                   if not t.virtual)
 
     def build_operation_graph(self):
         pass
@@ -109,7 +116,7 @@ class FakeGraph:
 
     def execute(self, pointers, workspace, handle=None):
         library = self.library
-        library.clock += library.times[self.built]
+        library.clock += library.times[self.built] if self.added is None else library.fused
         library.ran.append((self.built, workspace != 0, library.streams[handle]))
         a, b = (t.at(pointers[t.uid]).astype(np.float64) for t in self.operands)
         out = self.tensors[-1]
@@ -120,6 +127,8 @@ class FakeGraph:
             made = CPU.conv_input_grad(a, b, size, *options, out.dim[1] // b.shape[1])
         else:
             made = CPU.conv_weight_grad(a, b, size, *options, a.shape[1] // out.dim[1])
+        if self.added is not None:
+            made = made + self.added.at(pointers[self.added.uid]).astype(np.float64)
         out.at(pointers[out.uid])[...] = made
 
 
@@ -132,18 +141,18 @@ class QuickGraph(FakeGraph):
         self.prepared = True
 
     def _get_variant_pack_uids_sorted(self):
-        return sorted(t.uid for t in self.tensors) if self.prepared else []
+        return sorted(t.uid for t in self.tensors if not t.virtual) if self.prepared else []
 
     def _execute_with_ptrs(self, addresses, workspace, handle):
         self.library.quick += 1
         self.execute(dict(zip(self._get_variant_pack_uids_sorted(), addresses)), workspace, handle)
 
 
-def library(graph=QuickGraph, times=(1.0,), notes=None, broken=()):
-    """The module ``cudnn``."""
+def library(graph=QuickGraph, times=(1.0,), notes=None, broken=(), fused=1.0):
+    """The module ``cudnn``. ``fused``: ms that a convolution with a bias takes."""
     made = SimpleNamespace(
-        times=times, notes=notes or [()] * len(times), broken=set(broken), asked=[], ran=[], streams={},
-        clock=0.0, quick=0, turns=0, data_type=SimpleNamespace(**{n: n for n in TYPES}),
+        times=times, fused=fused, notes=notes or [()] * len(times), broken=set(broken), asked=[], ran=[],
+        streams={}, clock=0.0, quick=0, turns=0, data_type=SimpleNamespace(**{n: n for n in TYPES}),
         heur_mode=SimpleNamespace(A="A", FALLBACK="B"),
         numerical_note=SimpleNamespace(**{n: n for n in (
             "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "NONDETERMINISTIC")}))

@@ -211,6 +211,35 @@ def test_benchmark_keeps_the_fastest_that_works(with_library):
     assert library.ran[-1][:2] == (0, False), "without benchmark: the heuristics' first choice"
 
 
+@pytest.mark.parametrize("ms, taken", [(2.0, True), (9.0, False)])
+@pytest.mark.parametrize("last", [True, False])
+def test_benchmark_takes_the_bias_into_the_kernel_where_that_is_faster(
+        with_library, monkeypatch, ms, taken, last):
+    xp, library = with_library(times=(5.0,), fused=ms)
+    added = []
+
+    def bias_adder(xp, shape, dtype, last):
+        def add(out, bias):
+            added.append(1)
+            library.clock += 1
+            out += np.asarray(bias).reshape(-1, 1, 1)
+        return add
+
+    monkeypatch.setattr(convolution.own, "bias_adder", bias_adder)
+    x, w, b = drawn(1, (2, 8, 4, 4), float16.np, last), drawn(2, (3, 8, 3, 3), float16.np), drawn(
+        3, (3,), float16.np)
+    options = (1, 1), (0, 0), (1, 1), 1
+    with torch.backends.cudnn.flags(benchmark=True):
+        convolution.conv(xp, x, w, b, *options)
+        added.clear()
+        out = convolution.conv(xp, x, w, b, *options)
+    assert added == ([] if taken else [1])
+    np.testing.assert_allclose(
+        wide(out), CPU.conv(wide(x), wide(w), wide(b), *options), rtol=1e-2, atol=1e-2)
+    convolution.conv(xp, x, w, b, *options)
+    assert len(added) == (1 if taken else 2), "without benchmark: two launches"
+
+
 def test_no_timing_in_a_capture(with_library, monkeypatch):
     xp, library = with_library(times=(5.0, 1.0))
     x, w = drawn(1, (1, 2, 4, 4), float16.np), drawn(2, (2, 2, 3, 3), float16.np)

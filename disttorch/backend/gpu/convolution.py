@@ -101,6 +101,10 @@ def _decide_forward(xp, x, w, bias, stride, padding, dilation, groups):
         add(out, bias)
         return out
 
+    if cudnn.times_plans():  # in one kernel, where that takes less time
+        fused = _by_cudnn(xp, "conv_fprop", x, w, shape, last, *options, bias)
+        if fused is not None:
+            return cudnn.faster(xp, (biased, fused), (x, w, bias))
     return biased
 
 
@@ -176,24 +180,27 @@ _OPERANDS = {"conv_fprop": ("image", "weight"), "conv_dgrad": ("loss", "filter")
              "conv_wgrad": ("image", "loss")}
 
 
-def _by_cudnn(xp, name, a, b, shape, last, stride, padding, dilation):
-    """``f(a, b)`` by the operation ``name`` of cuDNN's for arrays that lie like these; None where
-    cuDNN is absent, switched off or unable."""
+def _by_cudnn(xp, name, a, b, shape, last, stride, padding, dilation, bias=None):
+    """``f(a, b)`` by the operation ``name`` of cuDNN's for arrays that lie like these, ``f(a, b, bias)``
+    with a bias; None where cuDNN is absent, switched off or unable."""
     dtype = a.dtype
-    if dtype == float64.np or not cudnn.enabled():
+    if dtype == float64.np or not cudnn.enabled() or bias is not None and bias.dtype != dtype:
         return None
-    key = (name, a.shape, b.shape, shape, last, stride, padding, dilation, dtype)
+    key = (name, a.shape, b.shape, shape, last, stride, padding, dilation, dtype, bias is not None)
     exclude: tuple[str, ...] = ()
     if dtype == float32.np:
         exclude = cudnn.FULL_FLOAT32[1:] if cudnn.allow_tf32() else cudnn.FULL_FLOAT32
     make, as_it_is = layouts.maker(xp, shape, dtype, last), [layouts.is_dense(t, last) for t in (a, b)]
     dense_a, dense_b = as_it_is
     held = [_aligned(xp, layouts.dense(xp, t, last)) for t in (a, b)] + [make()]
+    if bias is not None:
+        held.append(_aligned(xp, xp.ascontiguousarray(bias)))
     try:
         plan = cudnn.plan(xp, key, lambda graph, library: describe(graph, *key), exclude,
                           [t.data.ptr for t in held])
     except cudnn.Unsupported as error:
-        warnings.warn(f"{error}; own kernels compute it instead", stacklevel=2)
+        if bias is None:
+            warnings.warn(f"{error}; own kernels compute it instead", stacklevel=2)
         return None
     put = plan.run
 
@@ -209,7 +216,13 @@ def _by_cudnn(xp, name, a, b, shape, last, stride, padding, dilation):
         put([at, beside, out.data.ptr])
         return out
 
-    return run
+    def biased(a, b, bias):
+        a, b = _aligned(xp, layouts.dense(xp, a, last)), _aligned(xp, layouts.dense(xp, b, last))
+        bias, out = _aligned(xp, xp.ascontiguousarray(bias)), make()
+        put([a.data.ptr, b.data.ptr, out.data.ptr, bias.data.ptr])
+        return out
+
+    return run if bias is None else biased
 
 
 def _aligned(xp, array):
@@ -217,8 +230,9 @@ def _aligned(xp, array):
     return array if layouts.is_aligned(array) else array.copy()
 
 
-def describe(graph, name, a, b, shape, last, stride, padding, dilation, dtype) -> None:
-    """Put a convolution into a cuDNN graph: tensors 1 and 2 of shapes ``a`` and ``b``, the result 3.
+def describe(graph, name, a, b, shape, last, stride, padding, dilation, dtype, biased=False) -> None:
+    """Put a convolution into a cuDNN graph: tensors 1 and 2 of shapes ``a`` and ``b``, the result 3; if
+    ``biased``, 4 is a bias for each channel.
 
     One spatial dim becomes two, as cuDNN wants at least that.
     """
@@ -232,5 +246,9 @@ def describe(graph, name, a, b, shape, last, stride, padding, dilation, dtype) -
     }
     out = getattr(graph, name)(**operands, padding=list(padding), stride=list(stride),
                                dilation=list(dilation))
+    if biased:
+        row = (1, shape[1], *[1] * (len(shape) - 2))
+        out = graph.bias(input=out, bias=graph.tensor(
+            dim=list(row), stride=layouts.strides_of(row, last), data_type=kind, uid=4))
     out.set_output(True).set_uid(3).set_data_type(kind)
     out.set_dim(list(shape)).set_stride(layouts.strides_of(shape, last))

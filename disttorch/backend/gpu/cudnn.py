@@ -161,7 +161,7 @@ def in_between() -> bool:
     return _modules()[1].benchmark and graphs.is_capturing()
 
 
-def _timed_plans() -> int:
+def times_plans() -> int:
     """How many plans are to be timed."""
     cudnn = _modules()[1]
     return cudnn.benchmark and not in_between() and (cudnn.benchmark_limit or _ALL)
@@ -221,7 +221,7 @@ def plan(xp, key: tuple, describe, exclude: tuple[str, ...] = (), addresses=None
     """
     if deterministic():
         exclude = (*exclude, *DETERMINISTIC)
-    timed = _timed_plans() if addresses is not None else 0
+    timed = times_plans() if addresses is not None else 0
     full = (xp.index, exclude, timed, key)
     made = _plans.get(full)
     if made is None:
@@ -299,7 +299,7 @@ def _fastest(xp, graph, uids, most: int, addresses) -> Plan:
     for index in range(min(most, graph.get_execution_plan_count())):
         try:
             graph.build_plan_at_index(index)
-            found.append((_milliseconds(xp, _made(xp, graph, uids), addresses), index))
+            found.append((_milliseconds(xp, _made(xp, graph, uids).run, addresses), index))
         except Exception as error:  # left out by its notes, not for this device, too little memory
             last = error
     if not found:
@@ -308,15 +308,26 @@ def _fastest(xp, graph, uids, most: int, addresses) -> Plan:
     return _made(xp, graph, uids)
 
 
-def _milliseconds(xp, plan: Plan, addresses) -> float:
-    """The least time of some runs, after one that loads the kernels."""
+def faster(xp, calls, args):
+    """The one of some functions that takes the least time; one that fails is left out."""
+    found = []
+    for number, call in enumerate(calls):
+        try:
+            found.append((_milliseconds(xp, call, *args), number))
+        except RuntimeError:  # cuDNN's, or too little memory
+            continue
+    return calls[min(found)[1] if found else 0]
+
+
+def _milliseconds(xp, call, *args) -> float:
+    """The least time of some calls, after one that loads the kernels."""
     cuda = xp.cupy.cuda
-    plan.run(addresses)
+    call(*args)
     times = []
     for _ in range(_RUNS):
         began, ended = cuda.Event(), cuda.Event()
         began.record()
-        plan.run(addresses)
+        call(*args)
         ended.record()
         ended.synchronize()
         times.append(cuda.get_elapsed_time(began, ended))
