@@ -6,6 +6,7 @@ samples, C channels, S one to three spatial dims; an array is N×C×S in either 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -47,7 +48,7 @@ def maker(xp, shape: tuple, dtype, last: bool):
     """``f()`` that makes an array N×C×S of that layout, not filled."""
     dtype, empty = np.dtype(dtype), xp.empty
     if not last:
-        return lambda: empty(shape, dtype)
+        return functools.partial(empty if xp.ndarray is np.ndarray else xp.ndarray, shape, dtype)
     if xp.ndarray is np.ndarray:
         moved, order = (shape[0], *shape[2:], shape[1]), _FROM_LAST[len(shape)]
         return lambda: empty(moved, dtype).transpose(order)

@@ -67,6 +67,29 @@ def test_float32_parameters_with_16_bit_data():
     assert layer.weight.grad.dtype is torch.float32 and x.grad.dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batches_are_counted(momentum):
+    layer = nn.BatchNorm2d(8, momentum=momentum).cuda()
+    plain = nn.BatchNorm2d(8, momentum=momentum)
+    version = layer.num_batches_tracked._version
+    for i in range(3):
+        wide, x = laid.drawn(i, (4, 8, 3, 3), "float32", True)
+        layer(x), plain(wide.float())
+    assert layer.num_batches_tracked.item() == 3 and layer.num_batches_tracked._version > version
+    laid.near(layer.running_mean, plain.running_mean, "float32")
+    layer.eval()(x)
+    assert layer.num_batches_tracked.item() == 3
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(4, 8, 40, 41), (3, 264, 9, 9), (2, 3, 50, 37)])
+def test_many_rows(shape, name):
+    """Several blocks a channel, uneven parts, more channels than one tile has."""
+    pairs = [laid.drawn(i, s, name, len(s) == 4) for i, s in enumerate(
+        (shape, shape[1:2], shape[1:2]), 1)]
+    laid.check(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), pairs, name, 6)
+
+
 def test_large_mean_keeps_its_digits():
     x = 1e4 + np.random.default_rng(0).standard_normal((8, 3, 40)).astype(np.float32)
     var = torch.ones(3, device="cuda")

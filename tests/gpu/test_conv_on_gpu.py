@@ -144,6 +144,27 @@ def test_bfloat16_and_tf32_as_a_network_uses_them(engine):
             assert laid.is_last(out) and laid.is_last(x.grad) and laid.is_last(w.grad)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+@pytest.mark.parametrize("last", [False, True])
+def test_benchmark_gives_the_same_values(engine, name, last):
+    """Plans chosen by their time, the bias in one graph where that is faster."""
+    pairs = [laid.drawn(i, s, name, last and len(s) == 4) for i, s in enumerate(
+        ((2, 8, 7, 6), (16, 8, 3, 3), (16,)), 1)]
+    with torch.backends.cudnn.flags(benchmark=True, benchmark_limit=4):
+        laid.check(lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), pairs, name,
+                   last=last or None)
+
+
+def test_bias_in_both_layouts():
+    """By 16-byte accesses and by single elements: widths that fill them, and not."""
+    for name in laid.DTYPES:
+        for outs, size in ((8, (4, 4)), (3, (4, 4)), (8, (3, 3)), (5, (3, 3))):
+            for last in (False, True):
+                pairs = [laid.drawn(i, s, name, last and len(s) == 4) for i, s in enumerate(
+                    ((2, 4, *size), (outs, 4, 1, 1), (outs,)), 1)]
+                laid.check(lambda x, w, b: F.conv2d(x, w, b), pairs, name)
+
+
 def test_plans_are_kept_and_refusals_told(engine):
     if engine != "cudnn":
         pytest.skip("concerns cuDNN")

@@ -49,6 +49,19 @@ def test_channels_last(case, name):
     laid.check(function, [laid.drawn(1, shape, name, True)], name, last=True)
 
 
+@all_types
+@pytest.mark.parametrize("case, shape", [
+    ("max2d", (2, 16, 7, 6)), ("max2d dilated", (2, 8, 5, 6)), ("max3d", (1, 8, 4, 4, 3)),
+    ("adaptive max", (2, 8, 7, 5)), ("max2d", (1, 12, 5, 5))])
+def test_maxima_of_many_channels(case, shape, name):
+    """Channels that fill 16 bytes, and some that do not."""
+    out, *_ = laid.check(POOLS[case][0], [laid.drawn(1, shape, name, True)], name, last=True)
+    wide, there = laid.drawn(1, shape, name, True)
+    if case == "max2d":
+        found = F.max_pool2d(there, 3, 2, 1, return_indices=True)[1].cpu().numpy()
+        np.testing.assert_array_equal(found, F.max_pool2d(wide, 3, 2, 1, return_indices=True)[1].numpy())
+
+
 def test_places_of_the_maxima():
     wide, there = laid.drawn(1, (2, 3, 6, 7), "float32")
     _, want = F.max_pool2d(wide, 3, 2, 1, return_indices=True)
