@@ -176,6 +176,15 @@ def _is_plain(s: slice) -> bool:
     )
 
 
+def _all_plain(index: tuple) -> bool:
+    """Whether there are only numbers, None and slices without a step: nothing to translate."""
+    for i in index:
+        kind = i.__class__
+        if kind is not int and i is not None and not (kind is slice and _is_plain(i)):
+            return False
+    return True
+
+
 def _check_range(input, basic):
     """The IndexError of a number out of range, in PyTorch's words."""
     dim = 0
@@ -198,6 +207,8 @@ def getitem(input: Tensor, index) -> Tensor:
     advanced = None
     if kind is int or kind is slice and _is_plain(index):
         basic = (index,)
+    elif kind is tuple and _all_plain(index):
+        basic = index
     else:
         basic, advanced = parse(input, index)
     if advanced is None:
