@@ -20,6 +20,7 @@ _DeviceLike: TypeAlias = _device | _str | _int
 
 from . import arithmetic as arithmetic
 from . import attention as attention
+from . import attention_ops as attention_ops
 from . import autocast as autocast
 from . import bits as bits
 from . import casts as casts
@@ -42,6 +43,7 @@ from . import getset as getset
 from . import grid as grid
 from . import indexing as indexing
 from . import inplace as inplace
+from . import inplace_direct as inplace_direct
 from . import join as join
 from . import linalg as linalg
 from . import linalg_functions as linalg_functions
@@ -263,6 +265,8 @@ def batch_norm(
     momentum: Any,
     eps: Any,
     cudnn_enabled: _bool = False,
+    *,
+    seen: Any = None,
 ) -> Tensor: ...
 def bernoulli(
     input: Any, p: Any = None, *, generator: _Generator | None = None, out: Tensor | None = None
