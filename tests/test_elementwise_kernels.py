@@ -44,7 +44,7 @@ class Twin:
     """CuPy by name; hashable, as a module is."""
 
     ndarray, RawModule = Array, Module
-    cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDevice=lambda: 0))
+    cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDevice=lambda: 0), alloc=None)
 
 
 @pytest.mark.skipif(not cuda_host.available(), reason="needs g++")

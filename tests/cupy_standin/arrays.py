@@ -84,6 +84,7 @@ class ndarray:
     device = property(lambda self: self.data.device)
     flags = property(lambda self: _Flags(self._np.flags.c_contiguous, self._np.flags.f_contiguous,
                                          self.base is None))
+    _c_contiguous = property(lambda self: self._np.flags.c_contiguous)
     T = property(lambda self: self.transpose())
     real = property(lambda self: view_of(self, self._np.real) if self.dtype.kind == "c" else self,
                     lambda self, value: self.real.__setitem__(..., value))

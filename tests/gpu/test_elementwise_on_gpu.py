@@ -197,3 +197,61 @@ def test_gelu_of_every_16_bit_number(dtype, approximate):
     special = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=dtype)
     got, want = F.gelu(special.cuda(), approximate=approximate), F.gelu(special, approximate=approximate)
     assert torch.equal(torch.isnan(got.cpu()), torch.isnan(want)) and got[1].item() == float("inf")
+
+
+# ---------------------------------------------------------------- order of axes
+def inside(xp, a, *axes):
+    """The values in the order of memory that ``axes`` say."""
+    return xp.ascontiguousarray(a.transpose(axes))
+
+
+LAID = {
+    "channels last": lambda xp, a: inside(xp, a, 0, 2, 3, 1).transpose(0, 3, 1, 2),
+    "columns first": lambda xp, a: inside(xp, a, 3, 2, 1, 0).transpose(3, 2, 1, 0),
+    "one channel": lambda xp, a: inside(xp, a[:, :1], 0, 2, 3, 1).transpose(0, 3, 1, 2),
+    "gaps": lambda xp, a: inside(xp, a, 0, 2, 3, 1)[..., ::2].transpose(0, 3, 1, 2),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("laid", LAID)
+def test_the_second_call_on_any_order_of_axes_is_as_right_as_the_first(laid, dtype):
+    xp = gpu()
+    host = np.random.default_rng(2).random((2, 6, 3, 5)).astype(dtype)
+    x = LAID[laid](xp, xp.asarray(host))
+    y = LAID[laid](xp, xp.asarray(host + 1))
+    a, b = x.get().astype(np.float64), y.get().astype(np.float64)
+    for _ in range(3):
+        for got, want in ((xp.fused.tanh(x), np.tanh(a)), (xp.fused.add(x, y), a + b),
+                          (xp.fused.mul(x, 2.5), a * 2.5), (xp.fused.lt(x, y), a < b),
+                          (xp.fused.relu_backward(y, x), b)):
+            np.testing.assert_allclose(got.get(), want, 2e-3, 2e-3)
+            if laid != "gaps" and got.dtype == x.dtype:
+                assert [s for n, s in zip(got.shape, got.strides) if n > 1] == [
+                    s for n, s in zip(x.shape, x.strides) if n > 1]
+        out = LAID[laid](xp, xp.zeros((2, 6, 3, 5), dtype))
+        assert xp.fused.add(x, y, out=out) is out
+        np.testing.assert_allclose(out.get(), a + b, 2e-3, 2e-3)
+
+
+def test_gaps_are_seen_behind_strides_that_a_wider_type_fills():
+    xp = gpu()
+    wide = xp.ascontiguousarray(xp.asarray(np.ones((4, 3), "f4")).T).T  # 3 columns of 4, one by one
+    for _ in range(2):
+        xp.fused.add(wide, wide)
+    halves = xp.asarray(np.arange(24, dtype="f2")).reshape(12, 2)[:, 0].reshape(3, 4).T
+    assert halves.strides == wide.strides and halves.shape == wide.shape
+    first = xp.fused.add(halves.copy(), halves.copy())  # the launch for float16 is there now
+    np.testing.assert_array_equal(xp.fused.add(halves, halves).get(), first.get())
+
+
+def test_channels_last_makes_no_plan_the_second_time(monkeypatch):
+    xp = gpu()
+    if not hasattr(xp.ndarray, "_c_contiguous"):
+        pytest.skip("this CuPy does not tell quickly whether arrays are contiguous")
+    x = torch.ones(2, 4, 3, 5, device="cuda").to(memory_format=torch.channels_last)
+    before = (torch.relu(x) + x) * 2.0
+    monkeypatch.setattr("disttorch.backend.gpu.elementwise.plan_for", None)
+    after = (torch.relu(x) + x) * 2.0
+    assert after.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(before.cpu(), after.cpu())

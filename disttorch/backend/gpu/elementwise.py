@@ -5,8 +5,9 @@ returns arrays, or NotImplemented for operands that no kernel takes (complex num
 than six axes that do not join); the caller then goes by CuPy's functions. 16-bit floats are widened in
 the kernel and rounded once.
 
-The frequent calls (one array, two alike, an array and a number; contiguous) find their launch in a
-dictionary by dtype; everything else goes through ``layout.plan_for``.
+The frequent calls (one array, two alike, an array and a number; without gaps, in row-major or any other
+order of axes) find their launch in a dictionary by dtype; everything else goes through
+``layout.plan_for``.
 """
 
 from __future__ import annotations
@@ -39,9 +40,18 @@ class Fused:
 
     def __init__(self, cupy):
         self.cupy = cupy
+        # (shape, strides, itemsize) of arrays without gaps whose axes lie in another order than
+        # row-major: channels last, transposed, …
+        self.permuted: set[tuple] = set()
         for name, spec in TABLE.items():
             setattr(self, name, Function(self, name, spec).call)
         self.pow = _power(self)
+
+    def remember(self, array):
+        """Note how an array lies that has no gaps and is not row-major."""
+        if len(self.permuted) > 4096:  # shapes that keep changing
+            self.permuted.clear()
+        self.permuted.add((array.shape, array.strides, array.itemsize))
 
     def launch_of(self, results, value, arrays, result, numbers, plan):
         """The prepared launch of some expressions, and how many elements a block of it computes.
@@ -85,30 +95,48 @@ class Function:
             self.call = self.general
 
     def _unary(self):
-        array, alike, general = self.array, self.alike, self.general
+        array, alike, general, like = self.array, self.alike, self.general, self._maker()
 
         def call(x, out=None):
             found = alike.get(x.dtype)
-            if found is None or out is not None or not x._c_contiguous:
+            if found is None or out is not None:
                 return general(x, out=out)
             launch, tile, dtype = found
-            out, n = array(x.shape, dtype), x.size
+            out = array(x.shape, dtype) if x._c_contiguous else like(x, dtype)
+            if out is None:
+                return general(x)
+            n = x.size
             if n:
                 launch(-(-n // tile), x, out, n)
             return out
 
         return call if hasattr(array, "_c_contiguous") else lambda x, out=None: general(x, out=out)
 
+    def _maker(self):
+        """``like(x, dtype)``: a new array that lies as x, whose axes are in another order than
+        row-major; None if x may have gaps, or its elements another size."""
+        array, permuted, alloc = self.array, self.fused.permuted, self.fused.cupy.cuda.alloc
+
+        def like(x, dtype):
+            shape, strides = x.shape, x.strides
+            if dtype is not x.dtype or (shape, strides, x.itemsize) not in permuted:
+                return None
+            return array(shape, dtype, alloc(x.nbytes), strides)
+
+        return like
+
     def _binary(self):
         array, alike, beside, general = self.array, self.alike, self.beside, self.general
+        like, permuted = self._maker(), self.fused.permuted
 
         def call(x, y, out=None):
-            if x.__class__ is not array or not x._c_contiguous:
+            if x.__class__ is not array:
                 return general(x, y, out=out)
-            shape = x.shape
+            shape, plain = x.shape, x._c_contiguous
             if y.__class__ is array:
                 found = alike.get(x.dtype)
-                if found is None or y.dtype is not x.dtype or not y._c_contiguous or y.shape != shape:
+                if found is None or y.dtype is not x.dtype or y.shape != shape or not (
+                        y._c_contiguous if plain else y.strides == x.strides):
                     return general(x, y, out=out)
             else:
                 found = beside.get(x.dtype)
@@ -116,8 +144,12 @@ class Function:
                     return general(x, y, out=out)
             launch, tile, dtype = found
             if out is None:
-                out = array(shape, dtype)
-            elif out.dtype is not dtype or not out._c_contiguous or out.shape != shape:
+                out = array(shape, dtype) if plain else like(x, dtype)
+                if out is None:
+                    return general(x, y)
+            elif out.dtype is not dtype or out.shape != shape or not (
+                    out._c_contiguous if plain else
+                    out.strides == x.strides and (shape, x.strides, x.itemsize) in permuted):
                 return general(x, y, out=out)
             n = x.size
             if n:
@@ -158,6 +190,8 @@ class Function:
                         self.beside[dtype] = (*found, result)
             launch, tile = found
             launch(-(-plan.size // tile), *arrays, *outs, plan.size, *plan.numbers, *numbers)
+            if plan.like is not None and plan.axes == 1:
+                self.fused.remember(arrays[plan.like])
         if needs is not None:
             made = iter(outs)
             return tuple([next(made) if n else None for n in needs])
