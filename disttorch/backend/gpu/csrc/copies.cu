@@ -227,9 +227,10 @@ template <int M> __device__ __forceinline__ void transpose(const void* source, v
     }
 }
 
+// Registers for as many blocks as keep 32 to 128 KB of loads under way on a multiprocessor
 #define TRANSPOSE(M)                                                                        \
-    extern "C" __global__ void __launch_bounds__(BLOCK) transpose##M(                       \
-        const void* source, void* target, Plane p) {                                        \
+    extern "C" __global__ void __launch_bounds__(BLOCK, M == 1 ? 4 : M == 2 ? 6 : 8)        \
+    transpose##M(const void* source, void* target, Plane p) {                               \
         transpose<(M < WIDE ? M : WIDE)>(source, target, p); }
 TRANSPOSE(1) TRANSPOSE(2) TRANSPOSE(4)
 
