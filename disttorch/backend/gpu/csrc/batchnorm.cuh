@@ -65,9 +65,16 @@ template <int N> __device__ __forceinline__ void load(Words<N>& words, const T* 
     }
 }
 
+// By one instruction: a compiler that has put the elements together stores the words one by one.
 template <int N> __device__ __forceinline__ void store(T* at, const Words<N>& words) {
     if constexpr (N * sizeof(T) == 16) {
+#ifdef DISTTORCH_HOST
         *reinterpret_cast<Pack<u32, 4>*>(at) = words.raw;
+#else
+        asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(words.raw.v[0]),
+                     "r"(words.raw.v[1]), "r"(words.raw.v[2]), "r"(words.raw.v[3])
+                     : "memory");
+#endif
     } else {
         *reinterpret_cast<Pack<T, N>*>(at) = words.pack;
     }
