@@ -134,7 +134,7 @@ def on_host(monkeypatch):
     monkeypatch.setattr(attention_own, "kernel",
                         lambda _, family, name, **v: HostKernel(family, name, **v))
     monkeypatch.setattr(attention_own, "_ready", {})
-    for name, empty in (("_forwards", {}), ("_backwards", {}), ("_asked", set())):
+    for name, empty in (("_forwards", {}), ("_backwards", {}), ("_alone", {}), ("_asked", set())):
         monkeypatch.setattr(attention, name, empty)
     monkeypatch.setattr(attention.cudnn, "enabled", lambda: False)
 
@@ -402,6 +402,8 @@ def test_cudnn_is_not_asked_for_what_is_not_worth_a_plan(monkeypatch, fake_cudnn
     for name in ("flash", "mem_efficient"):
         monkeypatch.setitem(attention_kernels.ALLOWED, name, False)
     assert is_cudnns(forward_of(long_arrays(16))[0])
+    fake_cudnn.has_plan, q = False, long_arrays(17)
+    assert not attention.attention_fits(Namespace, q, q, q, None, 0.0, 0.5)  # nor are ours taken instead
 
 
 def test_what_was_decided_does_not_serve_other_arrays(fake_cudnn):

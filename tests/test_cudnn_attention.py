@@ -96,10 +96,9 @@ def xp(monkeypatch):
     for where, name, value in (
             (cudnn, "_library", lambda: (library, "")), (cudnn, "_plans", {}),
             (cudnn, "_local", threading.local()), (attention, "_forwards", {}),
-            (attention, "_backwards", {}), (attention, "_wide", {}), (attention, "_asked", set())):
+            (attention, "_backwards", {}), (attention, "_alone", {}), (attention, "_asked", set())):
         monkeypatch.setattr(where, name, value)
-    monkeypatch.setitem(attention_kernels.ALLOWED, "flash", False)  # cuDNN serves short rows, too
-    monkeypatch.setitem(attention_kernels.ALLOWED, "mem_efficient", False)
+    monkeypatch.setattr(attention, "_SHORT", 0)
     cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=11),
                            alloc=lambda size: SimpleNamespace(ptr=1 << 20))
     return Namespace(SimpleNamespace(cuda=cuda), library)
@@ -183,3 +182,18 @@ def test_heads_wider_than_our_kernels(xp, refuses):
 def turned(a):
     """The same numbers, heads beside each other in memory."""
     return placed(a.transpose(0, 2, 1, 3).copy()).transpose(0, 2, 1, 3)
+
+
+def test_cudnn_alone(xp, monkeypatch):
+    """Where only cuDNN is allowed, what it has no plan for is not served, in any direction."""
+    for name in ("flash", "mem_efficient"):
+        monkeypatch.setitem(attention_kernels.ALLOWED, name, False)
+    arrays = [placed(np.ones((1, 2, n, 16), np.float16)) for n in (8, 9, 10)]
+    for q, xp.library.refuses in zip(arrays, ("", "forward", "backward")):
+        served = attention.attention_fits(xp, q, q, q, None, 0.0, 0.3, False)
+        assert served == (not xp.library.refuses)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not attention.attention_fits(xp, *[arrays[0]] * 3, None, 0.0, 0.3, False)
+    finally:
+        torch.use_deterministic_algorithms(False)

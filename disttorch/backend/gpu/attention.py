@@ -7,8 +7,7 @@ gradients of a mask, a scale that is not positive) go to formulas with products 
 Without mask and dropout, cuDNN comes first where it is installed and has a plan. Its backward adds up
 the gradient of the queries in no fixed order, as in PyTorch; where deterministic algorithms are asked
 for, ours runs backward: the same bits on every run. ``torch.backends.cuda.enable_cudnn_sdp`` switches
-cuDNN's kernels; ours run if either of ``enable_flash_sdp`` and ``enable_mem_efficient_sdp`` allows it,
-or if only cuDNN may serve a call for which it has no plan.
+cuDNN's kernels, ``enable_flash_sdp`` and ``enable_mem_efficient_sdp`` both allow ours.
 
 Who serves a call, and with which numbers, hangs on the layout of its arrays alone: that is decided once
 for each layout and kept as a function.
@@ -34,7 +33,7 @@ _WIDEST_OF_CUDNN = 256
 
 _forwards: dict = {}
 _backwards: dict = {}
-_wide: dict[tuple, bool] = {}  # whether cuDNN serves a layout that nobody else does
+_alone: dict[tuple, bool] = {}  # whether cuDNN serves a layout that nobody else does
 _asked: set = set()  # layouts that cuDNN was asked for
 
 
@@ -101,7 +100,7 @@ def attention_fits(xp, query, key, value, mask, dropout_p, scale, is_causal=Fals
         return False
     if math.prod(q[:-1]) >= _MOST:
         return False
-    return not _is_wide(query, value) or (
+    return by_own and not _is_wide(query, value) or (
         mask is None and not dropout_p and _cudnn_has_plans(xp, query, key, value, is_causal, scale))
 
 
@@ -111,14 +110,14 @@ def _is_wide(query, value) -> bool:
 
 
 def _cudnn_has_plans(xp, query, key, value, is_causal, scale) -> bool:
-    """Whether cuDNN serves heads that are too wide for the kernels here, in both directions. Its
-    backward is not taken where the same bits are asked for, and then nor is its forward."""
+    """Whether cuDNN serves, in both directions, what the kernels here may not or cannot. Its backward is
+    not taken where the same bits are asked for, and then nor is its forward."""
     by_cudnn, by_own, repeatable = _switches()
     width = max(query.shape[-1], value.shape[-1])
-    if repeatable or not by_cudnn or width > _WIDEST_OF_CUDNN or query.ndim != 4:
+    if repeatable or not by_cudnn or width > _WIDEST_OF_CUDNN:
         return False
     layout = _layout(xp, 0, is_causal, scale, query, key, value)
-    found = _wide.get(layout)
+    found = _alone.get(layout)
     if found is None:
         q, k, v = (_aligned(xp, a) for a in (query, key, value))
         found = _cudnn_is_worth_it(layout, by_own, q.shape[2], k.shape[2])
@@ -127,7 +126,7 @@ def _cudnn_has_plans(xp, query, key, value, is_causal, scale) -> bool:
             out = own.maker(xp, q, q.shape[2], v.shape[3])[0]()
             back = cudnn_attention.backward(xp, out, q, k, v, out, bool(is_causal), float(scale))
             found = back is not None
-        _keep(_wide, layout, found)
+        _keep(_alone, layout, found)
     return found
 
 
@@ -170,7 +169,7 @@ def attention_forward(xp, query, key, value, mask, is_causal, scale, dropout_p, 
     run = _forwards.get(_layout(xp, extras, is_causal, scale, query, key, value))
     if run is not None and not (query.data.ptr | key.data.ptr | value.data.ptr) & 15:
         return run(query, key, value, own.extras_of(mask, dropout_p, random) if extras else ())
-    if not attention_fits(xp, query, key, value, mask, dropout_p, scale):
+    if not attention_fits(xp, query, key, value, mask, dropout_p, scale, is_causal):
         return attention_kernels.attention_forward(
             xp, query, key, value, mask, is_causal, scale, dropout_p, random)
     arrays = [_aligned(xp, a) for a in (query, key, value)]
@@ -210,7 +209,7 @@ def attention_backward(xp, g, query, key, value, mask, out, logs, is_causal, sca
                                 | out.data.ptr) & 15:
         return run(g, query, key, value, out, logs,
                    own.extras_of(mask, dropout_p, random) if extras else ())
-    if not attention_fits(xp, query, key, value, mask, dropout_p, scale):
+    if not attention_fits(xp, query, key, value, mask, dropout_p, scale, is_causal):
         return attention_kernels.attention_backward(
             xp, g, query, key, value, mask, out, logs, is_causal, scale, dropout_p, random)
     arrays = [_aligned(xp, a) for a in (g.astype(query.dtype, copy=False), query, key, value, out)]
