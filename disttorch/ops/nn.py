@@ -55,13 +55,13 @@ def _in_dtype(name, input, dtype):
 
 def softmax(input: Tensor, dim=None, _stacklevel=3, dtype=None) -> Tensor:
     """exp(input) / Σ exp(input) over ``dim``; ``dtype`` casts before."""
-    return _softmax.call(_in_dtype("softmax_lastdim", input, dtype), _implicit_dim(input, dim))
+    return _softmax.apply((_in_dtype("softmax_lastdim", input, dtype), _implicit_dim(input, dim)))
 
 
 def log_softmax(input: Tensor, dim=None, _stacklevel=3, dtype=None) -> Tensor:
     """log of softmax over ``dim``, without underflow."""
-    return _log_softmax.call(_in_dtype("log_softmax_lastdim", input, dtype),
-                             _implicit_dim(input, dim))
+    return _log_softmax.apply((_in_dtype("log_softmax_lastdim", input, dtype),
+                               _implicit_dim(input, dim)))
 
 
 def _softmax_with_dim(name, function):
@@ -75,7 +75,7 @@ def _softmax_with_dim(name, function):
 
 
 def _implicit_dim(input, dim):
-    return (0 if input.ndim in (0, 1, 3) else 1) if dim is None else dim
+    return dim if dim is not None else 0 if input.ndim in (0, 1, 3) else 1
 
 
 # ---------------------------------------------------------------- layer norm
@@ -124,7 +124,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Ten
                 f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape "
                 f"{list(p._data.shape)} and normalized_shape = {list(shape)}"
             )
-    return _layer_norm.call(input, weight, bias, len(shape), eps)
+    return _layer_norm.apply((input, weight, bias, len(shape), eps))
 
 
 @op(tensors=("input", "weight"), optional=("weight",), method=False, aux=True, fused=True,
@@ -168,7 +168,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None) -> Tensor:
         )
     if eps is None:
         eps = dtypes.finfo(input.dtype).eps
-    return _rms_norm.call(input, weight, len(shape), eps)
+    return _rms_norm.apply((input, weight, len(shape), eps))
 
 
 # ---------------------------------------------------------------- losses

@@ -205,6 +205,16 @@ def test_cross_entropy_of_special_rows():
     assert float(ignored) == 0
 
 
+def test_cross_entropy_of_no_rows():
+    x = torch.empty(0, 5, device="cuda", requires_grad=True)
+    target = torch.empty(0, dtype=torch.int64, device="cuda")
+    assert float(F.cross_entropy(x, target, reduction="sum")) == 0
+    loss = F.cross_entropy(x, target)
+    assert torch.isnan(loss)
+    loss.backward()
+    assert x.grad.shape == (0, 5) and F.cross_entropy(x, target, reduction="none").shape == (0,)
+
+
 def test_cross_entropy_of_many_rows_repeats():
     x, target = torch.randn(40000, 4, device="cuda"), torch.randint(4, (40000,)).cuda()
     first = F.cross_entropy(x, target)

@@ -49,7 +49,7 @@ def team(count: int, most: int = 1024) -> tuple[str, int, int]:
 
 def block_of(count: int, held: int, most: int = 1024) -> int:
     """Threads, whole warps, that hold ``count`` packs, ``held`` each."""
-    return min(most, -(-count // (held * WARP)) * WARP)
+    return min(most, max(1, -(-count // (held * WARP))) * WARP)
 
 
 _plans: dict[tuple, Any] = {}  # launches by device, kernel, dtype and width
