@@ -46,7 +46,7 @@ def can_use_efficient_attention(params: SDPAParams, debug: bool = False) -> bool
 
 
 def can_use_cudnn_attention(params: SDPAParams, debug: bool = False) -> bool:
-    """Whether cuDNN is asked to serve such a call; what it has no plan for goes to what else is allowed."""
+    """Whether cuDNN is asked to serve such a call; what it has no plan for goes to others allowed."""
     return _answer("cudnn", _cudnn(params), debug)
 
 
