@@ -27,8 +27,8 @@ CSRC = ROOT / "disttorch/backend/gpu/csrc"
 MEASURED = ("disttorch/backend/gpu/*", "disttorch/backend/cupy_backend.py",
             "disttorch/backend/gpu_runtime.py", "disttorch/backend/side_streams.py", "disttorch/cuda/*",
             "collectives/nccl/*", "collectives/device.py")
-OF_ITSELF = ("test_cuda_host", "test_cuda_sources", "test_cublas", "test_gemm", "test_nccl",
-             "test_standin_rules", "test_attention_kernels", "test_conv_kernels", "test_copy_kernels",
+OF_ITSELF = ("test_cuda_host", "test_cublas", "test_gemm", "test_nccl",
+             "test_standin_rules", "test_cudnn_plans", "test_attention_kernels", "test_conv_kernels", "test_copy_kernels",
              "test_elementwise_kernels", "test_multi_kernels", "test_random_kernels", "test_row_kernels")
 SETTINGS = """[run]
 branch = True

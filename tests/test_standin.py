@@ -16,8 +16,8 @@ import cuda_host
 import pytest
 
 HERE = Path(__file__).parent
-# What needs more than one process, NCCL or PyTorch on the GPU
-LEFT_OUT = {"test_fsdp_on_gpu", "test_nccl_on_gpu", "test_two_ranks_on_gpu", "test_parity_on_gpu"}
+# What needs more than one process, or PyTorch on the GPU
+LEFT_OUT = {"test_fsdp_on_gpu", "test_two_ranks_on_gpu", "test_parity_on_gpu"}
 FILES = sorted(p.stem for p in (HERE / "gpu").glob("test_*_on_gpu.py") if p.stem not in LEFT_OUT)
 
 

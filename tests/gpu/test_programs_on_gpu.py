@@ -139,6 +139,33 @@ def test_what_scripts_ask_of_a_gpu():
     assert event.query()
 
 
+def test_seeds_states_and_the_runtime_of_old():
+    c = torch.cuda
+    c.manual_seed_all(5)
+    states, first = c.get_rng_state_all(), torch.rand(2, device="cuda")
+    c.set_rng_state_all(states)
+    assert torch.equal(first, torch.rand(2, device="cuda")) and c.initial_seed() == 5
+    c.seed()
+    c.seed_all()
+    c.manual_seed(6)
+    assert c.initial_seed() == 6
+    with pytest.raises(AttributeError, match="disttorch lacks it"):
+        c.random.no_such_name  # noqa: B018
+    memory = bytearray(8192)
+    address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    c.check_error(c.cudart().cudaHostRegister(address, len(memory)))
+    c.check_error(c.cudart().cudaHostUnregister(address))
+    c.check_error(c.cudart().cudaProfilerStop())
+    with c.profiler.profile():
+        c.init()
+    assert c.memory_stats_as_nested_dict()["active"]["all"]["current"] >= 0
+    c.set_device(-1)
+    assert c.current_device() == 0 and c.device_memory_used() >= 0
+    with pytest.raises(ValueError, match="Expected a cuda device"):
+        c.set_device("cpu")
+    assert c.FloatTensor(2).is_cuda and c.amp.autocast is not None
+
+
 def test_what_the_driver_counts(monkeypatch):
     """Through a stand-in for NVIDIA's library, which finds the GPU by its address on the bus."""
     process = types.SimpleNamespace(pid=7, usedGpuMemory=3 << 20)
@@ -349,8 +376,13 @@ def test_one_gpu_under_the_wrappers_for_several():
     assert out.is_cuda and net[0].weight.is_cuda and parallel.device_ids[0] == 0
     assert nn.parallel.data_parallel(net, torch.ones(2, 4), range(1)).is_cuda
     dist = torch.distributed
-    dist.init_process_group(backend="local", rank=0, world_size=1)
+    backend = "nccl" if dist.is_nccl_available() else "local"
+    dist.init_process_group(backend, rank=0, world_size=1, device_id=torch.device("cuda:0"))
     try:
+        assert dist.get_backend() == backend
+        total = torch.arange(4.0, device="cuda")
+        dist.all_reduce(total, op=dist.ReduceOp.AVG, async_op=True).wait()
+        assert total.tolist() == [0, 1, 2, 3]
         ddp = nn.parallel.DistributedDataParallel(net, device_ids=[0], output_device=0)
         ddp(torch.ones(2, 4)).sum().backward()
         assert net[0].weight.grad.is_cuda
