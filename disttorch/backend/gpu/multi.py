@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -197,7 +198,8 @@ class Plan:
     def run(self, own: list, shared: dict, scale=None, found=None) -> None:
         """Launch; arguments as of ``optimizer_steps``."""
         rule = self._rule
-        lr, rate = shared.get("lr", 0.0), None
+        lr: Any = shared.get("lr", 0.0)
+        rate = None
         if not isinstance(lr, (float, int)):
             lr, rate = 0.0, lr.astype(np.float32, copy=False)
         for part in self._parts:
