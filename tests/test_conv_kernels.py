@@ -6,6 +6,8 @@ the oracle is the CPU's namespace in float64.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import cuda_host
@@ -226,6 +228,27 @@ def test_batch_norm_of_a_large_mean(xp):
 def test_channel_sum(xp, dtype, last):
     g = draw(1, (3, 16, 5, 4), dtype, last)
     close(xp.channel_sum(g), wide(g).sum((0, 2, 3)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [F32, BRAIN, np.dtype(int)], ids=str)
+def test_what_is_decided_holds_no_arrays(xp, dtype):
+    x, w, g = draw(1, (2, 4, 5, 4), dtype), draw(2, (4, 4, 3, 3), dtype), draw(3, (2, 4, 3, 2), dtype)
+    bias, scale, mean, var = draw(4, (4,), dtype), *(np.ones(4, F32) for _ in range(3))
+    options = (1, 1), (0, 0), (1, 1), 1
+    for given, weight in ((x, w), (x.transpose(0, 1, 3, 2).copy().transpose(0, 1, 3, 2), w[:, :, ::-1])):
+        xp.conv(given, weight, bias, *options)
+        xp.conv_grads(g, given, weight, (True, True, True), *options)
+        xp.conv_input_grad(g, weight, (5, 4), *options)
+        xp.conv_weight_grad(given, g, (3, 3), *options)
+        xp.channel_sum(given)
+        if dtype.kind != "i":
+            xp.batch_stats(given, mean, var, 0.1)
+            xp.normalize_channels(given, scale, scale, mean, var, 1e-3)
+            xp.normalize_channels_backward(given, given, scale, mean, var, 1e-3, True, (True,) * 3)
+    kept = [weakref.ref(a) for a in (x, w, g, bias, scale, mean, var, given, weight)]
+    del x, w, g, bias, scale, mean, var, given, weight
+    gc.collect()
+    assert not any(ref() is not None for ref in kept)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)

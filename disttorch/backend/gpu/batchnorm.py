@@ -14,8 +14,8 @@ Shape legend: N samples, C channels, S any spatial dims. x: N×C×S; statistics:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from .. import batchnorm_kernels, layouts
 from ..dtypes import bfloat16, float16, float32, float64
@@ -31,7 +31,7 @@ _BLOCKS = 1024  # of a reduction of planes; those of the other passes are four t
 _COMPUTED = {float32.np: float32.np, float64.np: float64.np, float16.np: float32.np,
              bfloat16.np: float32.np}
 _MOST_DECIDED = 8192
-_decided: dict[tuple, Callable] = {}
+_decided: dict[tuple, Any] = {}  # functions
 
 
 def _keep(key, made):
@@ -301,14 +301,14 @@ def _decide_channel_sum(xp, g):
         return partial(batchnorm_kernels.channel_sum, xp)
     last = _lies_last(g)
     lay = _laid(xp, g, last)
-    rounded = g if g.dtype != _COMPUTED[g.dtype] else None  # the result is in g's dtype
-    summed = _decide_sums(xp, g, rounded, last, lay is not None or layouts.is_aligned(g), "-",
-                          (False, False, False, True), 0)
+    rounds = g.dtype != _COMPUTED[g.dtype]  # the result is in g's dtype
+    aligned = lay is not None or layouts.is_aligned(g)
+    summed = _decide_sums(xp, g, g if rounds else None, last, aligned, "-", (False,) * 3 + (True,), 0)
 
     def run(g):
         if lay is not None:
             g = lay(g)
-        return summed(g, None, g if rounded is not None else None, None, None, 0.0)[3]
+        return summed(g, None, g if rounds else None, None, None, 0.0)[3]
 
     return run
 
@@ -340,8 +340,9 @@ def group_norm_backward(xp, g, x, weight, mean, rstd):
     each, flat = c // groups, (1, n * c, length)
     mean = xp.repeat(mean, each, axis=1)
     g_flat, x_flat = g.reshape(flat), x.reshape(flat)
-    summed = _decide_sums(xp, g_flat, None, length == 1, layouts.is_aligned(g_flat, x_flat), "a",
-                          (True, False, False, False), 0)
+    aligned = layouts.is_aligned(g_flat, x_flat)
+    key = ("group", xp.index, aligned, _lying(g_flat))
+    summed, move = _decided.get(key) or _keep(key, _decide_group_backward(xp, g_flat, aligned))
     sums = summed(g_flat, x_flat, None, xp.ascontiguousarray(mean).reshape(-1), None, 0.0)[0]
     total, dots = sums.reshape(2, n, c)
     scale = xp.repeat(rstd, each, axis=1)
@@ -353,9 +354,18 @@ def group_norm_backward(xp, g, x, weight, mean, rstd):
     level, along = (
         xp.repeat(a.reshape(n, groups, each).sum(axis=2) / (each * length) * factor, each, axis=1)
         for a, factor in ((total, rstd), (dots, rstd * rstd)))
-    gx = g * scale[:, :, None]
-    gx -= (x - mean[:, :, None]) * along[:, :, None] + level[:, :, None]
+    slopes = xp.concatenate([a.reshape(1, -1) for a in (mean, scale, -along, -level)])
+    gx = xp.empty(x.shape, x.dtype)
+    move(g_flat, x_flat, slopes, gx)
     return gx, gw, gb
+
+
+def _decide_group_backward(xp, g, aligned):
+    """(the sums of ``_decide_sums``, the launch that makes the gradient of the input of slopes) of a
+    batch of one with a channel for each sample's."""
+    last = g.shape[2] == 1
+    summed = _decide_sums(xp, g, None, last, aligned, "a", (True, False, False, False), 0)
+    return summed, _Pass(xp, "grad", g, last, aligned).prepared(xp, "aaaa")
 
 
 # ---- the plain formulas --------------------------------------------------------------------------
