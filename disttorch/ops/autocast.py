@@ -198,7 +198,7 @@ def _cast(value, dtype, device):
             return value
         return _cached_cast(value, dtype, device)
     if value.__class__ is tuple or value.__class__ is list:
-        return value.__class__(_cast(v, dtype, device) for v in value)
+        return value.__class__([v if v.__class__ is int else _cast(v, dtype, device) for v in value])
     return value
 
 
