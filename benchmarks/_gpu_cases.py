@@ -262,8 +262,8 @@ def attention() -> dict[str, dict[str, float]]:
         call = p.nn.functional.scaled_dot_product_attention
         backends = {"": None}
         if library == "disttorch":
-            backends = {" own": p.nn.attention.SDPBackend.FLASH_ATTENTION,
-                        " cudnn": p.nn.attention.SDPBackend.CUDNN_ATTENTION}
+            backends |= {" own": p.nn.attention.SDPBackend.FLASH_ATTENTION,
+                         " cudnn": p.nn.attention.SDPBackend.CUDNN_ATTENTION}
         for label, backend in backends.items():
             def forward(p=p, backend=backend, call=call, given=(q, k, v)):
                 if backend is None:
@@ -279,9 +279,17 @@ def attention() -> dict[str, dict[str, float]]:
             functions["forward"][library + label] = (p, forward)
             functions["forward and backward"][library + label] = (
                 p, lambda p=p, f=forward, given=(q, k, v), g=g: p.autograd.grad(f(), given, g))
+    for name in list(functions["forward"]):  # without the CPU's part, which the short calls may wait for
+        for way in ways:
+            p, call = functions[way][name]
+            try:
+                functions[way][f"{name} graph"] = (p, graphed(p, call))
+            except Exception as error:
+                print(f"{name}, {way} in a graph: {type(error).__name__}: {error}")
     for way, factor in ways.items():
         rows.add(way, lambda way=way, factor=factor: {
             n: factor * work / t / 1e12 for n, t in by_turns(functions[way]).items()})
+    print_kernels({n: f for n, f in functions["forward and backward"].items() if "graph" not in n})
     return rows
 
 
@@ -300,6 +308,18 @@ def kernels(function: Callable[[], object], most: int = 12) -> list[str]:
     lines = [f"  {total / 1e3:.2f} ms of kernels, {sum(e.count for e in found)} of them"]
     lines += [f"  {e.device_time_total / 1e3:8.3f} ms {e.count:5d} × {e.key[:90]}" for e in found[:most]]
     return lines
+
+
+def print_kernels(functions: dict[str, tuple[Any, Callable[[], object]]]) -> None:
+    """The kernels of one call of each; PyTorch is needed for it."""
+    if "torch" not in libraries():
+        return
+    for name, (p, function) in functions.items():
+        try:
+            there = "with" if p.backends.cudnn.is_available() else "without"
+            print(f"{name}, one call ({there} cuDNN):", *kernels(function), sep="\n")
+        except Exception as error:
+            print(f"{name}: no list of kernels: {type(error).__name__}: {error}")
 
 
 def _steps(build, batch: int, unit: str, flops: float, compiled: bool) -> dict[str, dict[str, float]]:
@@ -323,13 +343,7 @@ def _steps(build, batch: int, unit: str, flops: float, compiled: bool) -> dict[s
         except Exception as error:
             print(f"{name}: no second way: {type(error).__name__}: {error}")
     times = by_turns(functions, 3, 0.3)
-    if "torch" in functions:
-        for name, p in libraries().items():
-            try:
-                there = "with" if p.backends.cudnn.is_available() else "without"
-                print(f"{name}, one step ({there} cuDNN):", *kernels(functions[name][1]), sep="\n")
-            except Exception as error:
-                print(f"{name}: no list of kernels: {type(error).__name__}: {error}")
+    print_kernels({name: functions[name] for name in libraries()})
     rows = {f"{unit}/s": {n: batch / t for n, t in times.items()},
             "ms per step": {n: t * 1e3 for n, t in times.items()},
             "MFU %": {n: 100 * flops / t / PEAK_BF16 for n, t in times.items()},
