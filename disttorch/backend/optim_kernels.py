@@ -214,6 +214,16 @@ def total_norm(xp, arrays, p):
     return xp.vector_norm(xp.stack([n.astype(norms[0].dtype, copy=False) for n in norms]), p)
 
 
+def clip_factor(xp, norm, most):
+    """By how much gradients of a norm (0-dim) are to be scaled so that it is at most ``most``: a 0-dim
+    array of the norm's type, in which it is computed; a NaN stays."""
+    kind = norm.dtype
+    wide = kind if kind.itemsize > 2 else "float32"
+    shifted = (norm.astype(wide) + 1e-6).astype(kind)
+    ratio = xp.asarray(most / shifted.astype(wide)).astype(kind)
+    return xp.asarray(xp.minimum(ratio, xp.asarray(1.0, dtype=kind)), dtype=kind)
+
+
 def scale_all(xp, arrays, factor):
     """Multiply all arrays by a 0-dim array, in place; 16-bit floats in float32."""
     for a in arrays:

@@ -1,4 +1,4 @@
-"""Steps of optimizers on a GPU: counted on the device, in graphs, repeated, with what changes in between."""
+"""Steps of optimizers on a GPU: counted on the device, in graphs, repeated while nothing changes."""
 
 from __future__ import annotations
 

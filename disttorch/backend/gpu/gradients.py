@@ -73,19 +73,33 @@ def total_norm(xp, arrays, p):
 # ---------------------------------------------------------------- in place
 def _in_place(xp, arrays, name, args, plain):
     """Launch the kernel ``name`` for all arrays of each float type; ``plain(array)`` for the others."""
-    groups: dict[str, list] = {}
+    groups: dict = {}  # of each dtype
     for a in arrays:
-        element = type_name(a.dtype)
-        if element in _FLOATS and is_dense(a):
-            if a.size:
-                groups.setdefault(element, []).append(a)
+        kind = a.dtype
+        if type_name(kind) in _FLOATS and (a.flags.c_contiguous or is_dense(a)):
+            if kind in groups:
+                groups[kind].append(a)
+            else:
+                groups[kind] = [a]
         else:
             plain(a)
-    for element, members in groups.items():
-        launch = _function(xp, name, element)
-        given = args(element)
+    for kind, members in groups.items():
+        launch = _function(xp, name, kind)
+        given = args(type_name(kind))
         for table, chunks, _, _ in tables([members]):
-            launch((chunks,), (THREADS,), (table, *given))
+            if chunks:  # not of empty arrays only
+                launch((chunks,), (THREADS,), (table, *given))
+
+
+def clip_factor(xp, norm, most):
+    """By how much gradients of a norm are to be scaled; see ``optim_kernels.clip_factor``. One launch,
+    and of the type that the elements are computed in."""
+    name = type_name(norm.dtype)
+    if name not in _FLOATS:
+        return optim_kernels.clip_factor(xp, norm, most)
+    factor = xp.empty(norm.shape, _wide(name))
+    _function(xp, "clip_factor", name)((1,), (1,), (norm, factor, float(most)))
+    return factor
 
 
 def scale_all(xp, arrays, factor):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ... import ops
 from ...autograd import no_grad
 from ...autograd.graph import bump_version
-from ...backend import namespace_of
+from ...backend import gpu_arrays, namespace_of
 from ...ops.inplace import check_inplace
 from ...tensor import Tensor, wrap
 
@@ -69,9 +69,13 @@ def _norm_of_norms(tensors: list[Tensor], p: float) -> Tensor:
 
 def _by_device(tensors: list[Tensor]) -> dict:
     """The arrays of the tensors on each device, by its namespace."""
+    arrays = [t._data for t in tensors]
+    kind = type(arrays[0]) if arrays else None
+    if kind in gpu_arrays and set(map(type, arrays)) == {kind}:  # the frequent case
+        return {namespace_of(arrays[0]): arrays}
     found: dict = {}
-    for t in tensors:
-        found.setdefault(namespace_of(t._data), []).append(t._data)
+    for a in arrays:
+        found.setdefault(namespace_of(a), []).append(a)
     return found
 
 
@@ -79,7 +83,9 @@ def _in_place(grads: list[Tensor], change) -> None:
     """``change(xp, arrays)`` for the gradients of each device; distributed ones by their parts."""
     mine = [g if g._local_tensor is None else g._local_tensor for g in grads]
     for g in mine:
-        check_inplace(g, "clip_grad")
+        a = g._data
+        if g._inference or a.__class__ not in gpu_arrays or not a.flags.c_contiguous:
+            check_inplace(g, "clip_grad")  # a contiguous array on a GPU may always be written
     for xp, arrays in _by_device(mine).items():
         change(xp, arrays)
     for g in mine:
@@ -94,7 +100,8 @@ def clip_grads_with_norm_(
     """Scale gradients by max_norm / total_norm where that is below 1, in place."""
     if total_norm._local_tensor is not None:
         total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
-    coefficient = (float(max_norm) / (total_norm + 1e-6)).clamp(max=1.0)
+    norm = total_norm._data
+    coefficient = wrap(namespace_of(norm).clip_factor(norm, float(max_norm)))
     on: dict = {}
 
     def scale(xp, arrays):

@@ -168,9 +168,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) scale_all(const __grid_con
     change(table, Times{*factor});
 }
 
-// By how much gradients of a norm are to be scaled so that it is at most `most`; a NaN stays.
+// By how much gradients of a norm are to be scaled so that it is at most `most`, as
+// numbers of the norm's type; a NaN stays.
 extern "C" __global__ void clip_factor(const T* norm, A* factor, double most) {
-    A ratio = (A)most / (up(*norm) + (A)1e-6);
+    A shifted = up(down<T>(up(*norm) + (A)1e-6)), ratio = up(down<T>((A)most / shifted));
     *factor = ratio > 1 ? (A)1 : ratio;
 }
 
