@@ -279,9 +279,9 @@ __device__ __forceinline__ void join_splits(A* sums, int many) {
 
 // mean, var (biased) of C channels; the running ones, where given, move towards them by `momentum`,
 // the variance unbiased. `seen`, where given, counts batches. Parts are of `total` times `unit` values.
-extern "C" __global__ void finish_moments(const A* partial, A* mean, A* var, P* running_mean,
-                                          P* running_var, i64* seen, double momentum, i64 splits,
-                                          i64 channels, i64 total, i64 unit) {
+extern "C" __global__ void __launch_bounds__(WARP * WARP) finish_moments(
+    const A* partial, A* mean, A* var, P* running_mean, P* running_var, i64* seen, double momentum,
+    i64 splits, i64 channels, i64 total, i64 unit) {
     i64 c = blockIdx.x * (i64)WARP + threadIdx.x % WARP, all = splits * channels;
     A sums[3] = {0, 0, 0};  // Σ n·d, Σ n·d², Σ of squared deviations; d: means less the first one
     if (c < channels) {
@@ -315,9 +315,9 @@ extern "C" __global__ void finish_moments(const A* partial, A* mean, A* var, P* 
 // Of the partial sums (Σ g, Σ g·(x − mean)), where wanted: the sums [2][C], slopes [4][C] of grad_*,
 // gradients of weight and bias. `count`: values of a channel where gradients flow through the
 // statistics, else 0.
-extern "C" __global__ void finish_sums(const A* partial, A* sums, A* slopes, P* grad_weight,
-                                       P* grad_bias, const P* weight, const A* mean, const A* var,
-                                       double eps, double count, i64 splits, i64 channels) {
+extern "C" __global__ void __launch_bounds__(WARP * WARP) finish_sums(
+    const A* partial, A* sums, A* slopes, P* grad_weight, P* grad_bias, const P* weight, const A* mean,
+    const A* var, double eps, double count, i64 splits, i64 channels) {
     i64 c = blockIdx.x * (i64)WARP + threadIdx.x % WARP, all = splits * channels;
     A own[2] = {0, 0};
     if (c < channels) {
