@@ -199,3 +199,27 @@ def test_types_without_a_kernel_are_refused_where_they_cannot_count():
     state["exp_avg"], state["exp_avg_sq"] = state["exp_avg"].float(), state["exp_avg_sq"].float()
     with pytest.raises(TypeError, match="cannot count steps on the GPU.*bfloat16, bfloat16, float32"):
         b.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_tensors_that_are_not_aligned(dtype):
+    mine, whole = [], []
+    for n in (5, 1030, 3 * 1024 + 7):
+        drawn = torch.tensor(np.random.default_rng(n).standard_normal(n + 1)).to(dtype)
+        mine.append(drawn[1:].clone().requires_grad_())
+        whole.append(drawn.cuda())
+    theirs = [w[1:].detach().requires_grad_() for w in whole]
+    give_gradients(mine, theirs, 0)
+    a, b = (torch.optim.AdamW(p, lr=0.01, weight_decay=0.1) for p in (mine, theirs))
+    for _ in range(2):
+        a.step()
+        b.step()
+    for p, q in zip(mine, theirs):
+        np.testing.assert_array_equal(host(q), host(p))
+    for order in (2.0, float("inf"), 3.0):  # an address changes no bit of a norm
+        norms = [torch.nn.utils.get_total_norm(ts, order).item()
+                 for ts in ([t.detach() for t in theirs], [t.detach().clone() for t in theirs])]
+        assert norms[0] == norms[1]
+    torch.nn.utils.clip_grad_value_(theirs, 0.1)
+    for p, q in zip(mine, theirs):
+        np.testing.assert_array_equal(host(q.grad), host(p.grad.clamp(-0.1, 0.1)))

@@ -23,7 +23,7 @@ import functools
 
 import numpy as np
 
-from .kernel import blocks, kernel
+from .kernel import blocks, kernel, type_name
 from .transfers import empty_pinned
 
 _WIDER = {
@@ -91,7 +91,7 @@ def raise_outside(xp) -> None:
 
 
 def _indices(xp, index):
-    if index.dtype.name not in ("int64", "int32"):
+    if type_name(index.dtype) not in ("int64", "int32"):
         index = index.astype(np.int64)
     return xp.ascontiguousarray(index)
 
@@ -132,7 +132,8 @@ def add_rows(xp, out, index, rows):
         part, rows = out.real.dtype, xp.ascontiguousarray(rows)
         add_rows(xp, out.view(part), index, rows.view(part))
         return out
-    if out.dtype.name not in _FLOATS or out.shape[0] >= 1 << 32 or index.size >= 1 << 31:
+    name = type_name(out.dtype)
+    if name not in _FLOATS or out.shape[0] >= 1 << 32 or index.size >= 1 << 31:
         _scatter(xp, "add", out, index, rows)
         return out
     n, width = rows.shape
@@ -146,7 +147,7 @@ def add_rows(xp, out, index, rows):
     grid, block = (-(-runs * (width // lanes if packed else width) // _THREADS),), (_THREADS,)
     double = out.itemsize == 8
     parts = xp.empty((runs, 2, width), np.float64 if double else np.float32) if runs > 1 else None
-    name, size = out.dtype.name, out.shape[0]
+    size = out.shape[0]
     kernel(xp.cupy, "scatter", "sum_sorted", ELEMENT=name)(
         grid, block, (keys, positions, rows, flat, parts, n, width, size, _RUN, int(packed)))
     if runs > 1:
