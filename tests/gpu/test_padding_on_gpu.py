@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ import disttorch as torch
 import disttorch.nn.functional as F
 from disttorch.backend import namespace_for
 from disttorch.backend.gpu import gemm, padding
+from disttorch.backend.precision import PRECISION
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,6 +70,38 @@ def test_rows_that_begin_anywhere():
     close(a @ b, wide(a) @ wide(b))
 
 
+@pytest.mark.parametrize(("lead", "n", "k", "m"), [
+    ((3,), 9, 17, 5), ((2, 3), 13, 16, 8), ((2,), 16, 8, 13), ((2, 1, 2), 7, 24, 16), ((1,), 8, 19, 8),
+])
+def test_batches_in_every_layout(any_size, lead, n, k, m):
+    def columns(t):
+        return t.mT.contiguous().mT
+
+    a, b = draw(*lead, n, k), draw(*lead, k, m, seed=1)
+    for one, other in itertools.product((lambda t: t, columns), repeat=2):
+        close(one(a) @ other(b), wide(a) @ wide(b))
+    assert len(any_size) >= 2  # where an odd extent is contiguous
+
+
+def test_batches_with_gradients():
+    a, b = draw(3, 9, 19, grad=True), draw(3, 19, 11, seed=1, grad=True)
+    g = draw(3, 9, 11, seed=2)
+    torch.bmm(a, b).backward(g)
+    close(a.grad, wide(g) @ wide(b).swapaxes(1, 2))
+    close(b.grad, wide(a).swapaxes(1, 2) @ wide(g))
+
+
+def test_batches_that_lie_well_or_apart_are_left_alone(any_size):
+    apart = draw(3, 2, 9, 17).transpose(0, 1)
+    for a, b in ((draw(2, 9, 16), draw(2, 16, 8)), (apart, draw(2, 3, 17, 5)),
+                 (draw(2, 9, 17), draw(1, 17, 5))):
+        close(a @ b, wide(a) @ wide(b))
+    assert any_size == []
+    every = draw(3, 9, 40)[::2, :, 3:20], draw(4, 17, 5)[1:3]
+    close(every[0] @ every[1], wide(every[0]) @ wide(every[1]))
+    assert any_size == [(9, 24), (24, 8)]
+
+
 def test_nothing_is_copied_that_lies_well(any_size):
     a, b = draw(16, 24), draw(24, 8, seed=1)
     for x, y in ((a, b), (b.mT, a.mT), (a, draw(8, 24, seed=2).mT)):
@@ -90,6 +124,25 @@ def test_linear_with_gradients(dtype, any_size):
     close(x.grad, (seeds @ wide(w)).reshape(x.shape))
     close(w.grad, seeds.T @ rows)
     close(bias.grad, seeds.sum(0))
+
+
+def test_it_may_be_switched_off(monkeypatch, any_size):
+    monkeypatch.setattr(PRECISION, "padded", False)
+    x, w = draw(16, 19, grad=True), draw(13, 19, seed=1, grad=True)
+    out = F.linear(x, w)
+    out.backward(draw(16, 13, seed=2))
+    close(out, wide(x) @ wide(w).T)
+    assert any_size == []
+
+
+def test_a_gradient_has_a_storage_of_its_own_size(any_size):
+    x, w = draw(16, 24), draw(13, 24, seed=1, grad=True)
+    F.linear(x, w).backward(draw(16, 13, seed=2))
+    assert any_size and w.grad.untyped_storage().nbytes() == w.grad.nbytes
+    buffer = io.BytesIO()
+    torch.save(w.grad, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer), w.grad)
 
 
 def test_what_pads_a_sum_is_zero():

@@ -147,18 +147,24 @@ def product(xp, a, b, out=None, alpha=1, beta=0):
     (n, k), m = a.shape[-2:], b.shape[-1]
     if b.shape[-2] != k:
         raise ValueError(f"matmul: {k} columns of {a.shape} do not fit {b.shape[-2]} rows of {b.shape}")
-    flat = a.ndim == 2 and b.ndim == 2
-    if flat and out is None and a.itemsize == 2 and n * k * m >= padding.SMALLEST:
+    if out is None and a.itemsize == 2 and a.size * m >= padding.SMALLEST:
         wide = padded_operands(xp, a, b)
         if wide is not None:
-            return padding.cropped(xp, product_as_is(xp, *wide, None, alpha, 0), n, m)
+            made = padding.cropped(xp, product_as_is(xp, *wide, None, alpha, 0), n, m)
+            return made if a.ndim <= 3 else made.reshape(*a.shape[:-1], m)
     return product_as_is(xp, a, b, out, alpha, beta)
 
 
 def padded_operands(xp, a, b):
-    """Operands that cuBLAS multiplies faster than a and b; None if there are none."""
+    """Operands that cuBLAS multiplies faster than a and b, leading dims as one; None: there are none."""
+    if not PRECISION.padded or a.shape[:-2] != b.shape[:-2]:
+        return None
     if _matrix_layout(a) is None or _matrix_layout(b) is None:
         return None
+    if a.ndim > 3:
+        a, b = padding.as_batch(a), padding.as_batch(b)
+        if a is None or b is None:
+            return None
     return padding.operands(xp, a, b)
 
 

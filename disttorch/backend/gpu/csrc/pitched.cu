@@ -28,41 +28,59 @@ __device__ __forceinline__ Words from_pair(const Words& low, const Words& high, 
     return out;
 }
 
-__device__ __forceinline__ Words read_row(const UNIT* __restrict__ row, i64 width, i64 at) {
-    const u64 begin = (u64)row, place = (u64)(row + at), low = place & ~(u64)15;
-    const u32 bytes = (u32)(place & 15);
-    const u64 high = bytes ? low + 16 : low;
-    union { Words words; UNIT units[WIDE]; } out;
-    if (low >= begin && high + 16 <= (u64)(row + width)) {
-        out.words = from_pair(*(const Words*)low, *(const Words*)high, bytes);
-    } else {
+// The aligned pair that holds the 16 bytes of a row from element `at`: put under way by `ask`, where it lies
+// inside the row, and made those 16 bytes by `take`. Two steps, so that a thread asks for all of its pairs
+// before it waits for one.
+struct Pair {
+    Words low, high;
+    u32 bytes;
+    bool inside;
+
+    __device__ __forceinline__ void ask(const UNIT* __restrict__ row, i64 width, i64 at) {
+        const u64 begin = (u64)row, place = (u64)(row + at), first = place & ~(u64)15;
+        bytes = (u32)(place & 15);
+        const u64 second = bytes ? first + 16 : first;
+        inside = first >= begin && second + 16 <= (u64)(row + width);
+        const char* bytewise = (const char*)row;  // an address made of a number would be of no known space
+        if (inside) {
+            low = *(const Words*)(bytewise + (i64)(first - begin));
+            high = *(const Words*)(bytewise + (i64)(second - begin));
+        }
+    }
+
+    __device__ __forceinline__ Words take(const UNIT* __restrict__ row, i64 width, i64 at) const {
+        if (inside) return from_pair(low, high, bytes);
+        union { Words words; UNIT units[WIDE]; } out;
 #pragma unroll
         for (int v = 0; v < WIDE; v++) out.units[v] = at + v < width ? row[at + v] : UNIT(0);
+        return out.words;
     }
-    return out.words;
-}
+};
 
-// source: rows × width, its rows `from` elements apart; target: … × whole, `to` elements apart. A row is
-// the business of `tiles` neighbouring blocks.
+// source: matrices of rows × width, `step` elements apart, their rows `from` elements apart; target: matrices
+// of `per` rows × whole, one after another, their rows `to` elements apart. A row is the business of `tiles`
+// neighbouring blocks.
 extern "C" __global__ void __launch_bounds__(BLOCK) copy_rows(
-        const UNIT* source, UNIT* target, i64 rows, i64 width, i64 from, i64 whole, i64 to, i64 tiles) {
+        const UNIT* source, UNIT* target, i64 rows, i64 width, i64 from, i64 step, i64 per, i64 whole,
+        i64 to, i64 tiles) {
     const u32 row = blockIdx.x / (u32)tiles, tile = blockIdx.x - row * (u32)tiles;
-    const UNIT* __restrict__ s = source + row * from;
+    const u32 matrix = row / (u32)per, r = row - matrix * (u32)per;
+    const UNIT* __restrict__ s = source + matrix * step + r * from;
     UNIT* __restrict__ t = target + row * to;
-    const i64 here = row < rows ? width : 0;
+    const i64 here = r < rows ? width : 0;
     i64 head = (i64)((0 - (u64)t) % 16 / sizeof(UNIT));  // elements before the first aligned access
     head = head < whole ? head : whole;
     const i64 accesses = (whole - head) / WIDE, first = (i64)tile * (BLOCK * STEPS) + threadIdx.x;
-    Words got[STEPS];
+    Pair got[STEPS];
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
         const i64 i = first + k * BLOCK;
-        if (i < accesses) got[k] = read_row(s, here, head + i * WIDE);
+        if (i < accesses) got[k].ask(s, here, head + i * WIDE);
     }
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
         const i64 i = first + k * BLOCK;
-        if (i < accesses) *(Words*)(t + head + i * WIDE) = got[k];
+        if (i < accesses) *(Words*)(t + head + i * WIDE) = got[k].take(s, here, head + i * WIDE);
     }
     if (tile == 0 && threadIdx.x < 2 * WIDE) {  // what is left at both ends, fewer than WIDE each
         const i64 i = threadIdx.x < WIDE ? threadIdx.x : head + accesses * WIDE + threadIdx.x - WIDE;
