@@ -116,7 +116,7 @@ class ElementwiseOptimizer(Optimizer):
             arrays.append((data, grad, *self._states(xp, group, data, state)))
             states.append(state)
             if xp.steps_on_device:
-                self._move_counts(param, state, on_device)
+                self._move_counts(xp, data, state, on_device)
         counts = []
         if on_device:
             counts = [tuple([s[key]._data for key in self._counters]) for s in states]
@@ -158,12 +158,12 @@ class ElementwiseOptimizer(Optimizer):
             return wrap(xp.full((), value, "float32"))
         return ops.full_like(new_step_count(), value)
 
-    def _move_counts(self, param, state, on_device: bool) -> None:
+    def _move_counts(self, xp, data, state, on_device: bool) -> None:
         """Counts of a state that was made or loaded under the other setting go where they belong."""
         for key in self._counters or ():
             count = state[key]
-            if (count._data.__class__ is param._data.__class__) != on_device:
-                state[key] = count.to(param.device if on_device else "cpu", dtypes.float32)
+            if (count._data.__class__ is data.__class__) != on_device:
+                state[key] = count.to(xp.device_of(data) if on_device else "cpu", dtypes.float32)
 
     def _keeps_state(self, group) -> bool:
         """Whether parameters have entries in ``state``."""

@@ -388,8 +388,12 @@ def test_one_gpu_under_the_wrappers_for_several():
         assert net[0].weight.grad.is_cuda
         fresh = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
         wrapped = dist.fsdp.FullyShardedDataParallel(fresh, device_id=torch.cuda.current_device())
+        optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.1, fused=True)
+        before = wrapped.module[0].weight.full_tensor().clone()
         wrapped(torch.ones(2, 4, device="cuda")).sum().backward()
         assert next(wrapped.parameters()).grad.is_cuda
+        optimizer.step()
+        assert not torch.equal(wrapped.module[0].weight.full_tensor(), before)
     finally:
         dist.destroy_process_group()
 
