@@ -156,6 +156,20 @@ def test_a_repeated_step_sees_what_has_changed(options):
     assert plans(b) == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["host", "device"])
+def test_what_is_put_together_keeps_no_gradient(options):
+    p = torch.ones(1 << 16, device="cuda", requires_grad=True)
+    b = torch.optim.AdamW([p], lr=0.01, **options)
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        b.step()
+        b.zero_grad()
+        more = torch.cuda.memory_allocated() - before
+        assert 8 * p.numel() <= more < 9 * p.numel()  # the two states
+    assert plans(b) == 1
+
+
 def test_repeated_steps_of_strided_gradients_and_parameters():
     mine, theirs = pairs(shapes=((4, 6), (5,)))
     a, b = torch.optim.AdamW(mine, lr=0.01), torch.optim.AdamW(theirs, lr=0.01, fused=True)

@@ -149,6 +149,10 @@ class _Part:
         for table in self.tables:
             table.put(1, mine)
 
+    def forget_gradients(self) -> None:
+        """Let the gradients' memory go, whose addresses a plan has no more use for after a step."""
+        self.columns[1] = None
+
     def by_options(self, own: list) -> list[tuple[dict, list[Table]]]:
         """The options of the tensors, and tables of those that share them."""
         mine = [own[i] for i in self.numbers]
@@ -215,6 +219,7 @@ class Plan:
                     self._counts("count_only", np.float32)((1,), (THREADS,), (table.argument(), found))
                 values = rule.factors({}, shared, float(lr))
                 self._launch(part, part.tables, values, rate, {}, shared, scale, found)
+            part.forget_gradients()
 
     def _counts(self, name: str, wide):
         return kernel(self._xp.cupy, "counts", name, FACTOR=np.dtype(wide))
