@@ -27,8 +27,8 @@ CSRC = ROOT / "disttorch/backend/gpu/csrc"
 MEASURED = ("disttorch/backend/gpu/*", "disttorch/backend/cupy_backend.py",
             "disttorch/backend/gpu_runtime.py", "disttorch/backend/side_streams.py", "disttorch/cuda/*",
             "collectives/nccl/*", "collectives/device.py")
-OF_ITSELF = ("test_cuda_host", "test_cublas", "test_cudnn_*", "test_gemm", "test_nccl", "test_standin_rules",
-             "test_*_kernels")
+OF_ITSELF = ("test_cuda_host", "test_cublas", "test_cudnn_*", "test_gemm", "test_nccl",
+             "test_standin_rules", "test_*_kernels")
 SETTINGS = """[run]
 branch = True
 parallel = True
