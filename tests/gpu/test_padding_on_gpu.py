@@ -143,6 +143,8 @@ def test_a_gradient_has_a_storage_of_its_own_size(any_size):
     torch.save(w.grad, buffer)
     buffer.seek(0)
     assert torch.equal(torch.load(buffer), w.grad)
+    rows = draw(24, 13).T @ x.mT.contiguous().mT[:1].expand(24, 24).contiguous()
+    assert rows.untyped_storage().nbytes() == rows.nbytes == 13 * 24 * 2
 
 
 def test_what_pads_a_sum_is_zero():

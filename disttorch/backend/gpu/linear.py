@@ -72,7 +72,7 @@ def _padded_backward(xp, g, input, weight, n, k, m):
         return NotImplemented
     d_input = gemm.product_as_is(xp, *wide, None, 1, 0)
     d_weight = gemm.product_as_is(xp, wide[0].T, input.reshape(n, k), None, 1, 0)
-    return d_input.reshape(input.shape), d_weight[:m]
+    return d_input.reshape(input.shape), padding.cropped(xp, d_weight, m, k)
 
 
 def _is_whole(a) -> bool:
