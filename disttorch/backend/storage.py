@@ -33,11 +33,21 @@ def _element_strides(array):
     return tuple(s // array.itemsize for s in array.strides)
 
 
+def offset_of(xp, array) -> int:
+    """Elements between the start of the memory that an array stands on and its first element."""
+    return (_address(array) - _address(_root(array))) // array.itemsize if array.size else 0
+
+
+def _root(array):
+    """The array that owns the memory of this one."""
+    while (below := _array_below(array)) is not None:
+        array = below
+    return array
+
+
 def _whole(array):
     """(1-dim array over all the memory that owns ``array``, offset in elements), or (None, 0)."""
-    root = array
-    while (below := _array_below(root)) is not None:
-        root = below
+    root = _root(array)
     # NumPy lays out results like their operands: an owner may have its dims in any order
     root = root.transpose(sorted(range(root.ndim), key=lambda d: -root.strides[d]))
     if root.dtype != array.dtype or not root.flags.c_contiguous:

@@ -66,10 +66,7 @@ def data_ptr(self) -> int:
 
 def storage_offset(self) -> int:
     """Elements between the start of the storage and the first element."""
-    owner = self._data
-    while owner.base is not None and hasattr(owner.base, "ctypes"):
-        owner = owner.base
-    return (self._data.ctypes.data - owner.ctypes.data) // self._data.itemsize
+    return namespace_of(self._data).offset_of(self._data)
 
 
 def _as_number(self, kind):

@@ -323,3 +323,10 @@ def test_checkpoint_and_second_derivative():
     (a,) = torch.autograd.grad((here.tanh() ** 3).sum(), here, create_graph=True)
     (b,) = torch.autograd.grad(a.sum(), here)
     np.testing.assert_allclose(host(h), host(b), rtol=1e-9)
+
+
+def test_storage_offsets():
+    x = torch.arange(12, device="cuda").reshape(3, 4)
+    views = (x, x[1], x[1:, 2:], x.t()[2], x[2][1], x[:0])
+    assert [t.storage_offset() for t in views] == [0, 4, 6, 2, 9, 0]
+    assert torch.ones(4, device="cuda").view(torch.int32)[2:].storage_offset() == 2
