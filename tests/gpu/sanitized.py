@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import disttorch as torch
 import disttorch.nn.functional as F
+from disttorch.backend.gpu import padding
 from disttorch.ops.core import REGISTRY
 
 rotary = REGISTRY["rotary"].call  # PyTorch has no function of that name
@@ -98,7 +99,30 @@ def indices():
 _OPTIONS = {torch.optim.AdamW: {"capturable": True}, torch.optim.SGD: {"momentum": 0.9}}
 
 
+def copies():
+    for dtype in (*FLOATS, torch.uint8, torch.float64):
+        x = torch.arange(3 * 67 * 71, device="cuda").remainder(250).to(dtype)[2:].view(-1)[: 3 * 67 * 70]
+        x = x.view(3, 67, 70)
+        for view in (x, x.mT, x[:, 1:, 3:], x[..., ::3], x[:, :1].expand(3, 9, 70), x.permute(2, 0, 1)):
+            view.contiguous(), torch.empty_like(view, memory_format=torch.contiguous_format).copy_(view)
+        x.flip(1), x.roll(5, 2), torch.cat([x, x[:, 3:]], 1), torch.stack([x, x])
+        F.pad(x, (1, 2, 3, 0)), x[:, torch.tensor([5, 0, 66], device="cuda")], x.repeat(1, 2, 1)
+        few = x.view(1, 3, 67, 70).contiguous(memory_format=torch.channels_last)
+        few.contiguous(), torch.arange(33, device="cuda", dtype=dtype)
+    y = tensor(5, 12)
+    back(torch.cat(y.split(4, 1)[::-1], 1)[:, 1:7])
+
+
 def optimizers():
+    half = [tensor(n, dtype=torch.bfloat16).detach().requires_grad_() for n in (1, 17, 1025)]
+    masters = torch.optim.MasterWeights(torch.optim.Adam(half, capturable=True))
+    sum(h.float().square().sum() for h in half).backward()
+    masters.step()
+    for kind in (torch.optim.NAdam, torch.optim.RAdam, torch.optim.Rprop, torch.optim.ASGD):
+        weights = [tensor(n).detach().requires_grad_() for n in (3, 1031)]
+        counted = kind(weights, capturable=True)
+        sum(w.square().sum() for w in weights).backward()
+        counted.step()
     for kind in (torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad):
         weights = [tensor(n, shift=n % 2) for n in (1, 17, 1025)]
         weights = [w.detach().clone().requires_grad_() for w in weights]
@@ -117,6 +141,10 @@ def products():
     for dtype in FLOATS:
         back(F.linear(tensor(7, 13, dtype=dtype), tensor(5, 13, dtype=dtype), tensor(5, dtype=dtype)))
         back(torch.bmm(tensor(2, 3, 9, dtype=dtype), tensor(2, 9, 5, dtype=dtype)))
+    usual = padding.SMALLEST, padding.NARROW, padding.CALL, padding.BANDWIDTH
+    padding.SMALLEST, padding.NARROW, padding.CALL, padding.BANDWIDTH = 1, 1, 0.0, float("inf")
+    back(F.linear(*(tensor(n, m, dtype=torch.bfloat16) for n, m in ((33, 24), (1037, 24)))))
+    padding.SMALLEST, padding.NARROW, padding.CALL, padding.BANDWIDTH = usual
 
 
 def attention():
@@ -165,8 +193,8 @@ def graphs():
     x.cpu().pin_memory().cuda(non_blocking=True)
 
 
-FAMILIES = (elementwise, reductions, rows, losses, random_numbers, indices, optimizers, products,
-            attention, convolution, channels, graphs)
+FAMILIES = (elementwise, copies, reductions, rows, losses, random_numbers, indices, optimizers,
+            products, attention, convolution, channels, graphs)
 
 
 def main(part: str = "") -> int:
