@@ -52,7 +52,7 @@ coverage-report: $(STAMP) ## print the share of torch names that disttorch has
 	$(VENV)/bin/python -m disttorch.utils.coverage benchmarks/torch_names.json $(ARGS)
 
 gpu-coverage: $(STAMP) ## print how much of the GPU's code the tests without a GPU run
-	$(VENV)/bin/python $(PIP_INSTALL) "coverage>=7.10"
+	$(VENV)/bin/python $(PIP_INSTALL) -e ".[coverage]"
 	$(VENV)/bin/python tests/gpu_coverage.py $(ARGS)
 
 clean: ## remove environments and caches, but no run folder
