@@ -511,7 +511,8 @@ def test_a_message_that_breaks_off_ends_its_receive(posted):
     if posted == "before":
         work = a.irecv(out, 1, 1)
     with b._engine._seat:  # keeps b's background thread from sending on
-        sent = b.isend(np.ones(8 << 20), 0, 1)
+        with a._engine._seat:  # and a's from taking all of it while b's call still writes
+            sent = b.isend(np.ones(8 << 20), 0, 1)
         a._engine.glance()
         if posted == "meanwhile":
             work = a.irecv(out, 1, 1)
