@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import nvrtc
 import pytest
 
@@ -11,12 +14,27 @@ needs_nvrtc = pytest.mark.skipif(
     nvrtc.library_path() is None, reason="NVRTC is missing: pip install nvidia-cuda-nvrtc")
 
 
+@pytest.fixture(scope="module")
+def compiled(request):
+    """What is asked for, by family and architecture, as many at once as there are processors."""
+    asked = [item.callspec.params for item in request.session.items
+             if getattr(item, "originalname", "") == "test_family_compiles"]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {(a["family"], a["architecture"]): pool.submit(compile_family, **a) for a in asked}
+        pool.shutdown(cancel_futures=True)
+
+
+def compile_family(family: str, architecture: str) -> dict:
+    """The machine code of all variants."""
+    return {values: nvrtc.compile_source(source.text(family), source.options(values), architecture)
+            for values in source.variants(family)}
+
+
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 @pytest.mark.parametrize("family", source.families())
-def test_family_compiles(family, architecture):
-    for values in source.variants(family):
-        code = nvrtc.compile_source(source.text(family), source.options(values), architecture)
+def test_family_compiles(family, architecture, compiled):
+    for values, code in compiled[family, architecture].result().items():
         assert code.startswith(b"\x7fELF"), (family, values)
 
 
