@@ -22,21 +22,6 @@
 #define N (KEYS / 8)
 #define SLACK 8.0f  // float16 holds 2^8, and small weights lose nothing
 
-// Scores outside of the matrix, or later than their query, become −∞.
-__device__ __forceinline__ void hide(float (&s)[M][N][4], int row, int column, int keys, bool causal) {
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int c = column + j * 8 + e % 2, r = row + i * 16 + e / 2 * 8;
-                if (c >= keys || (causal && c > r)) s[i][j][e] = MINUS_INFINITY;
-            }
-        }
-    }
-}
-
 // From scores to weights that are relative to `top`; `o` and `sum` follow where that grows. `unit`: what a
 // score is multiplied with to be an exponent of 2.
 //
@@ -173,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
         put_mask<false>(s, extras, own + g, column + 2 * t, L, S, (float)scale);
 #endif
         if (column + KEYS > S || (causal && column + KEYS - 1 > own))
-            hide(s, own + g, column + 2 * t, S, causal);
+            cover(s, own + g, column + 2 * t, S, causal, MINUS_INFINITY);
         weigh(s, top, sum, o, unit);
 #if DROPS
         drop(s, extras, own + g, column + 2 * t);

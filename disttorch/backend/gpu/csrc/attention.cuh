@@ -166,3 +166,21 @@ __device__ __forceinline__ Extras extras_of(const void* mask, i64 additive, i64 
     x.kept = dropped < 1.0 ? (float)(1.0 / (1.0 - dropped)) : 0.0f;
     return x;
 }
+
+// Elements of a tile (M×N fragments; rows are queries, columns keys, from `row` and `column` on) that lie
+// outside of the matrix, or whose key is later than their query, become `value`.
+template <int M, int N>
+__device__ __forceinline__ void cover(float (&tile)[M][N][4], int row, int column, int keys, bool causal,
+                                      float value) {
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int c = column + j * 8 + e % 2, r = row + i * 16 + e / 2 * 8;
+                if (c >= keys || (causal && c > r)) tile[i][j][e] = value;
+            }
+        }
+    }
+}

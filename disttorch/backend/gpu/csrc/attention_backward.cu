@@ -84,23 +84,6 @@ template <int M, int N> __device__ __forceinline__ void forget_later(float (&p)[
     }
 }
 
-// The same for a gradient of scores whose rows are queries and columns keys, from `row` and `column` on;
-// keys outside of the matrix, too.
-template <int M, int N>
-__device__ __forceinline__ void forget(float (&ds)[M][N][4], int row, int column, int keys, bool causal) {
-#pragma unroll
-    for (int i = 0; i < M; i++) {
-#pragma unroll
-        for (int j = 0; j < N; j++) {
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int c = column + j * 8 + e % 2, r = row + i * 16 + e / 2 * 8;
-                if (c >= keys || (causal && c > r)) ds[i][j][e] = 0.0f;
-            }
-        }
-    }
-}
-
 // dk (B×H/group×S×E) and dv (…×V). Grid: B·H/group·tiles of OWN_KEYS. `heads`: of the queries.
 // In the tiles rows are keys and columns are queries: their products are operands as they are.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_keys(
@@ -352,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_queries(
                 }
             }
             if (column + TAKE > S || (causal && column + TAKE - 1 > own))
-                forget(dp, own + g, column + 2 * t, S, causal);
+                cover(dp, own + g, column + 2 * t, S, causal, 0.0f);
             u32 part[QUERY_M][COLUMNS][2];
             rounded<T>(part, dp);
             add_product<T, ROW>(dq_sum, part, k_at);

@@ -55,14 +55,16 @@ extern "C" __global__ void __launch_bounds__(BLOCK) join64(Parts<64> parts) { jo
 
 // ---- rows by their numbers ----------------------------------------------------------------------------
 
-// out[o, i] = table[o, index[i]], each of `width` accesses; o counts blocks of `rows` rows in the table.
 struct Taken {
     Divisor width, picks;  // accesses of a row; how many numbers
     i64 rows, count;
 };
 
-template <class I> __device__ __forceinline__ void take(const void* table, const I* __restrict__ index, void* out,
-                                                        const Taken& t) {
+// EACH 0: out[o, i] = table[o, index[i]], each of `width` accesses; o counts blocks of `rows` rows in the
+// table. EACH 1: out[o, i, n] = table[o, index[o, i, n], n], where `width` is how many n there are, `picks` how
+// many i, `rows` how long the table's middle axis is.
+template <class I, bool EACH>
+__device__ __forceinline__ void take(const void* table, const I* __restrict__ index, void* out, const Taken& t) {
     const UNIT* __restrict__ from = (const UNIT*)table;
     UNIT* __restrict__ to = (UNIT*)out;
     u32 start = blockIdx.x * (BLOCK * STEPS) + threadIdx.x;
@@ -72,8 +74,8 @@ template <class I> __device__ __forceinline__ void take(const void* table, const
         u32 i = start + k * BLOCK;
         if (i < (u32)t.count) {
             u32 row = t.width.of(i), at = i - row * t.width.size;
-            u32 o = t.picks.of(row), pick = row - o * t.picks.size;
-            i64 n = index[pick];
+            u32 o = t.picks.of(row);
+            i64 n = index[EACH ? i : row - o * t.picks.size];
             if (n < 0) n += t.rows;
             if ((u64)n >= (u64)t.rows) n = (n % t.rows + t.rows) % t.rows;  // noted by the index check
             got[k] = from[((i64)o * t.rows + n) * t.width.size + at];
@@ -85,40 +87,10 @@ template <class I> __device__ __forceinline__ void take(const void* table, const
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) take_i64(const void* table, const i64* index, void* out,
-                                                             Taken t) { take<i64>(table, index, out, t); }
-extern "C" __global__ void __launch_bounds__(BLOCK) take_i32(const void* table, const i32* index, void* out,
-                                                             Taken t) { take<i32>(table, index, out, t); }
-
-// out[o, i, n] = table[o, index[o, i, n], n]: `width` is how many n there are, `picks` how many i, `rows` how
-// long the table's middle axis is.
-template <class I> __device__ __forceinline__ void pick(const void* table, const I* __restrict__ index, void* out,
-                                                        const Taken& t) {
-    const UNIT* __restrict__ from = (const UNIT*)table;
-    UNIT* __restrict__ to = (UNIT*)out;
-    u32 start = blockIdx.x * (BLOCK * STEPS) + threadIdx.x;
-    UNIT got[STEPS];
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-        u32 i = start + k * BLOCK;
-        if (i < (u32)t.count) {
-            u32 row = t.width.of(i), at = i - row * t.width.size;
-            i64 n = index[i];
-            if (n < 0) n += t.rows;
-            if ((u64)n >= (u64)t.rows) n = (n % t.rows + t.rows) % t.rows;  // noted by the index check
-            got[k] = from[((i64)t.picks.of(row) * t.rows + n) * t.width.size + at];
-        }
-    }
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-        if (start + k * BLOCK < (u32)t.count) to[start + k * BLOCK] = got[k];
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(BLOCK) pick_i64(const void* table, const i64* index, void* out,
-                                                             Taken t) { pick<i64>(table, index, out, t); }
-extern "C" __global__ void __launch_bounds__(BLOCK) pick_i32(const void* table, const i32* index, void* out,
-                                                             Taken t) { pick<i32>(table, index, out, t); }
+#define TAKE(name, I, EACH)                                                             \
+    extern "C" __global__ void __launch_bounds__(BLOCK) name(                           \
+        const void* table, const I* index, void* out, Taken t) { take<I, EACH>(table, index, out, t); }
+TAKE(take_i64, i64, false) TAKE(take_i32, i32, false) TAKE(pick_i64, i64, true) TAKE(pick_i32, i32, true)
 
 // ---- an array inside a frame --------------------------------------------------------------------------
 
