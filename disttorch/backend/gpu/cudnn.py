@@ -374,14 +374,5 @@ def _runner(xp, graph, uids, workspace: int):
     return run
 
 
-def execute(xp, plan: Plan, pointers: dict[int, int]) -> None:
-    """Run a plan in CuPy's current stream on the addresses of its tensors by uid.
-
-    Raises:
-        RuntimeError: if cuDNN refuses.
-    """
-    plan.run([pointers[uid] for uid in plan.uids])
-
-
 __all__ = ["Plan", "Unsupported", "allow_tf32", "available", "data_type", "deterministic",
-           "enabled", "execute", "plan", "switches", "version", "why_not"]
+           "enabled", "plan", "switches", "version", "why_not"]
