@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from gpu.optimized import SHAPES, give_gradients, host, pairs
 
 import disttorch as torch
 from disttorch.backend import namespace_for
@@ -15,7 +16,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or no CuPy"),
 ]
-SHAPES = ((3, 5), (1,), (), (0,), (67,), (2, 32768 + 5), (16,))  # one is longer than a chunk
 TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NEAR = list(zip(TYPES, (5e-6, 1e-13, 2e-3, 1.6e-2)))
 RULES = {
@@ -38,26 +38,6 @@ def emptied():
     """Many small arrays of many sizes, none of which the next test wants."""
     yield
     torch.cuda.empty_cache()
-
-
-def host(t):
-    t = t.detach().cpu()
-    return (t.float() if t.dtype is torch.bfloat16 else t).numpy()
-
-
-def pairs(dtype=torch.float32, shapes=SHAPES, seed=0):
-    """Equal parameters on the CPU and on the GPU."""
-    rng = np.random.default_rng(seed)
-    mine = [torch.tensor(rng.standard_normal(s)).to(dtype).requires_grad_() for s in shapes]
-    return mine, [p.detach().cuda().requires_grad_() for p in mine]
-
-
-def give_gradients(mine, theirs, seed, leave_out=()):
-    rng = np.random.default_rng(100 + seed)
-    for i, (p, q) in enumerate(zip(mine, theirs)):
-        drawn = torch.tensor(rng.standard_normal(tuple(p.shape))).to(p.dtype)
-        p.grad = None if i in leave_out else drawn
-        q.grad = None if p.grad is None else p.grad.cuda()
 
 
 def same(mine, theirs):

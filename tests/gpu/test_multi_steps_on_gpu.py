@@ -6,6 +6,8 @@ import copy
 
 import numpy as np
 import pytest
+from gpu import optimized
+from gpu.optimized import give_gradients, host, pairs
 
 import disttorch as torch
 
@@ -13,7 +15,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, or no CuPy"),
 ]
-SHAPES = ((3, 5), (1,), (), (0,), (67,), (2, 32768 + 5), (4100,))  # one is longer than a chunk
+SHAPES = (*optimized.SHAPES[:-1], (4100,))
 CAPTURABLE = [
     ("Adam", {"weight_decay": 0.1, "amsgrad": True}), ("AdamW", {}), ("Adamax", {"weight_decay": 0.1}),
     ("NAdam", {}), ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
@@ -22,25 +24,6 @@ CAPTURABLE = [
     ("Rprop", {}), ("ASGD", {"t0": 2, "lambd": 0.1}),
 ]  # fmt: skip
 NAMES = [f"{name}-{i}" for i, (name, _) in enumerate(CAPTURABLE)]
-
-
-def host(t):
-    t = t.detach().cpu()
-    return (t.float() if t.dtype is torch.bfloat16 else t).numpy()
-
-
-def pairs(dtype=torch.float32, shapes=SHAPES):
-    rng = np.random.default_rng(0)
-    mine = [torch.tensor(rng.standard_normal(s)).to(dtype).requires_grad_() for s in shapes]
-    return mine, [p.detach().cuda().requires_grad_() for p in mine]
-
-
-def give_gradients(mine, theirs, seed, leave_out=()):
-    rng = np.random.default_rng(100 + seed)
-    for i, (p, q) in enumerate(zip(mine, theirs)):
-        drawn = torch.tensor(rng.standard_normal(tuple(p.shape))).to(p.dtype)
-        p.grad = None if i in leave_out else drawn
-        q.grad = None if p.grad is None else p.grad.cuda()
 
 
 def close(mine, theirs, rtol=2e-6, atol=1e-7):
@@ -76,7 +59,7 @@ def test_replays_of_a_captured_step_are_eager_steps(name, options, dtype):
 
 @pytest.mark.parametrize("name, options", CAPTURABLE, ids=NAMES)
 def test_counts_go_from_the_device_to_the_host_and_back(name, options):
-    mine, theirs = pairs()
+    mine, theirs = pairs(shapes=SHAPES)
     a = getattr(torch.optim, name)(mine, lr=0.01, **options)
     b = getattr(torch.optim, name)(theirs, lr=0.01, capturable=True, **options)
     for step, captures in enumerate((True, True, False, True)):
@@ -92,7 +75,7 @@ def test_counts_go_from_the_device_to_the_host_and_back(name, options):
 @pytest.mark.parametrize("name", ["Rprop", "ASGD"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_rprop_and_averages(name, dtype):
-    mine, theirs = pairs(dtype)
+    mine, theirs = pairs(dtype, SHAPES)
     options = {"t0": 1, "weight_decay": 0.1} if name == "ASGD" else {}
     a, b = (getattr(torch.optim, name)(p, lr=0.01, maximize=True, **options) for p in (mine, theirs))
     for step in range(4):
@@ -112,7 +95,7 @@ def plans(optimizer) -> int:
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["host", "device"])
 def test_a_repeated_step_sees_what_has_changed(options):
-    mine, theirs = pairs()
+    mine, theirs = pairs(shapes=SHAPES)
     a, b = torch.optim.AdamW(mine, lr=0.01), torch.optim.AdamW(theirs, lr=0.01, **options)
 
     def both(seed, leave_out=()):
@@ -193,7 +176,7 @@ def test_repeated_steps_of_strided_gradients_and_parameters():
 
 def test_momentum_that_starts_with_dampening_and_steps_without_state():
     for options in ({"momentum": 0.9, "dampening": 0.5}, {}):
-        mine, theirs = pairs()
+        mine, theirs = pairs(shapes=SHAPES)
         a, b = (torch.optim.SGD(p, lr=0.1, **options) for p in (mine, theirs))
         for step in range(3):
             give_gradients(mine, theirs, step)
